@@ -1,0 +1,33 @@
+# make demo: train on handwritten digits, draw some, score held-out ones.   make test: all tests and ruff.
+# Both make their own environment in .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+RUN := $(BIN)/python run/main.py --config vpsde
+
+.PHONY: demo test
+.DELETE_ON_ERROR:
+
+demo: .venv/installed
+	$(RUN) --mode train
+	$(RUN) --mode sample --sampler pc
+	$(RUN) --mode likelihood
+	@echo
+	@echo "Digits drawn by the model: runs/vpsde/samples/pc.png"
+	@echo "Held-out digits, bits/dim: runs/vpsde/likelihood.png"
+	@echo "Loss while training:       runs/vpsde/loss_curve.png"
+
+test: .venv/installed-dev
+	$(BIN)/python -m pytest
+	$(BIN)/ruff check .
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install --constraint constraints.txt --editable .[dev]
+	@touch $@
