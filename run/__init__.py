@@ -1,0 +1,1 @@
+"""Everything with a file, a flag or a process in it: configurations, data, training, sampling, scoring."""

@@ -1,0 +1,1 @@
+"""One file per experiment, each a `get_config()` over base.py."""

@@ -1,0 +1,85 @@
+"""What every experiment starts from: digits, a small U-Net, and the settings of all modes.
+
+An experiment file adds its `sde` section and sets what differs from here.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """All sections but `sde`."""
+    config = ConfigDict()
+    config.seed = 0  # of the initial weights, the order of the data and the noise in training
+
+    config.data = ConfigDict(
+        dict(
+            name="digits",  # digits | swiss_roll | moons | checkerboard | 8gaussians
+            path="",  # instead, a .npy or .npz of your own: uint8 (N, H, W[, C]) images, float (N, D) points
+            num_points=20000,  # points drawn for training, and again for the held-out set; 2-D toys only
+            seed=0,  # of the toys' points and of the held-out split of your own data
+        )
+    )
+    config.model = ConfigDict(  # beside name and prediction: the arguments of models.UNet or models.MLP
+        dict(
+            name="unet",
+            prediction="noise",  # noise | x0 | v | score
+            channels=32,
+            multipliers=(1, 2),
+            blocks_per_level=2,
+            attention_levels=(1,),
+            heads=4,
+            dropout=0.0,
+            embedding="sinusoidal",
+        )
+    )
+    config.training = ConfigDict(
+        dict(
+            steps=4000,
+            batch_size=64,
+            learning_rate=1e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
+            warmup_steps=200,
+            ema_decay=0.999,  # reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
+            weighting="plain",  # plain | likelihood
+            grad_clip=1.0,  # largest norm of the gradient; 0 for none
+            max_minutes=0.0,  # stop after so many minutes of training; 0 for no limit
+            log_every=50,  # steps between two points of the loss curve
+            sample_every=1000,  # steps between two sample pictures
+            checkpoint_every=1000,
+            keep=3,  # newest checkpoints to keep
+        )
+    )
+    config.sampling = ConfigDict(
+        dict(
+            sampler="pc",  # pc | ode | ald
+            num_samples=64,
+            batch_size=256,
+            seed=0,
+            denoise=True,  # end with the denoised samples
+            steps=500,  # of pc and of ode's fixed-step methods
+            grid="uniform",  # where these steps lie: uniform | log_snr
+            predictor="reverse_diffusion",  # euler_maruyama | reverse_diffusion | ancestral | none
+            corrector="langevin",  # langevin | ald | none
+            snr=0.16,  # signal-to-noise ratio of a corrector's step
+            n_corrector_steps=1,
+            ode_method="dopri5",
+            rtol=1e-5,  # of ode's adaptive methods
+            atol=1e-5,
+            ald_levels=200,  # geometric noise levels of annealed Langevin dynamics
+            ald_steps_each=5,
+            ald_step_size=0.1,  # relative to the variance of the noise at each level
+        )
+    )
+    config.likelihood = ConfigDict(
+        dict(
+            num_images=256,  # held-out images (or points), from the first on; all of them if there are fewer
+            batch_size=256,
+            seed=0,  # of the dequantization noise and the probes
+            divergence="hutchinson",  # hutchinson | exact
+            n_probes=1,
+            rtol=1e-5,
+            atol=1e-5,
+        )
+    )
+    return config

@@ -1,0 +1,65 @@
+"""`--dry_run`: what a command would work with, measured without writing anything."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from run.build import build_model, build_sampler, build_sde
+from run.config import config_text
+from run.report import print_result
+from sde_lib import ScoreModel, denoising_score_matching
+
+
+def dry_run(config: ConfigDict, shape: Sequence[int]) -> int:
+    """Prints the configuration, the parameter count and the memory of training; returns the exit code."""
+    sde = build_sde(config.sde)
+    build_sampler(config.sampling, sde)  # for its checks
+    model = build_model(config.model, sde, shape)
+    batch_size = config.training.batch_size
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    activations = batch_size * activation_bytes(model, shape)
+    print(config_text(config))
+    print_result(
+        "Dry run: nothing was written",
+        [
+            ("data", f"samples of shape {tuple(shape)}"),
+            ("parameters", f"{sum(p.numel() for p in model.parameters()):,}"),
+            ("weights", _mebibytes(weights)),
+            ("gradients", _mebibytes(weights)),
+            ("Adam", _mebibytes(2 * weights)),
+            ("moving average", _mebibytes(weights)),
+            ("activations", f"{_mebibytes(activations)} for a batch of {batch_size}"),
+            (
+                "memory, estimated",
+                f"{_mebibytes(5 * weights + activations)} in training, without libraries and data",
+            ),
+        ],
+    )
+    return 0
+
+
+def activation_bytes(model: ScoreModel, shape: Sequence[int]) -> int:
+    """Bytes that autograd keeps for the backward pass of one sample."""
+    seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    total = 0
+
+    def pack(tensor: Tensor) -> Tensor:
+        nonlocal total
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            total += storage.nbytes()
+        return tensor
+
+    x, t = torch.zeros(1, *shape), torch.full((1,), model.sde.T)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        denoising_score_matching(model.sde, model, x, t, torch.zeros_like(x))
+    return total
+
+
+def _mebibytes(count: int) -> str:
+    return f"{count / 2**20:,.1f} MiB"

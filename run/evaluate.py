@@ -1,0 +1,92 @@
+"""Distances between samples and held-out data, beside those of real training data."""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from run import metrics
+from run.build import build_sampler, build_sde
+from run.data import load_dataset, to_raw
+from run.errors import UserError
+from run.files import unused_stem, write_json
+from run.report import print_result
+from run.rundir import load_trained
+from run.sample import SAMPLES, draw_and_save
+
+
+@dataclass(frozen=True)
+class SampleFile:
+    """A sample file of `--mode sample`."""
+
+    path: Path
+    samples: np.ndarray
+    """Raw pixels in [-1, 1], (n, C, H, W), or points (n, D)."""
+    training_steps: int
+
+
+def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
+    """Measures the newest samples of the configured sampler; returns the exit code.
+
+    Where there are none, or fewer than `sampling.num_samples`, samples are drawn first.
+    """
+    section = config.sampling
+    sampler = build_sampler(section, build_sde(config.sde))
+    dataset = load_dataset(config.data)
+    file = _newest_file(workdir, section.sampler)
+    if file is None or len(file.samples) < section.num_samples:
+        drawn = draw_and_save(load_trained(workdir, config, device), sampler, section, workdir)
+        file = _read_file(drawn.array)
+    if file.samples.shape[1:] != dataset.shape:
+        raise UserError(
+            f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
+        )
+    train, held_out = (to_raw(part, dataset.levels).numpy() for part in (dataset.train, dataset.test))
+    of_samples, of_train = _distances(file.samples, held_out), _distances(train, held_out)
+    # New data are as far from the training data as held-out data are: samples that are nearer are copies.
+    of_samples["nearest_training_sample"] = _median_distance(file.samples, train)
+    of_train["nearest_training_sample"] = _median_distance(held_out, train)
+    result = unused_stem(workdir, "evaluation", ".json").with_suffix(".json")
+    record = {"file": file.path.name, "num_samples": len(file.samples), "training_steps": file.training_steps}
+    write_json(result, {**record, "samples": of_samples, "real": of_train})
+    rows = [
+        ("", f"{'samples':>10}  {'real':>10}"),
+        *(
+            (name.replace("_", " "), f"{of_samples[name]:10.4f}  {of_train[name]:10.4f}")
+            for name in of_samples
+        ),
+        ("samples", f"{len(file.samples):,} of {file.path}, after {file.training_steps:,} training steps"),
+        ("real", f"{len(train):,} training samples in their place; nearest: {len(held_out):,} held-out ones"),
+        ("result", result),
+    ]
+    print_result("Distances to held-out data", rows)
+    return 0
+
+
+def _distances(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
+    return {
+        "frechet_distance": metrics.frechet_distance(a, b),
+        "sliced_wasserstein": metrics.sliced_wasserstein(a, b),
+    }
+
+
+def _median_distance(samples: np.ndarray, reference: np.ndarray) -> float:
+    return float(np.median(metrics.nearest_neighbour_distances(samples, reference)))
+
+
+def _newest_file(workdir: Path, sampler: str) -> SampleFile | None:
+    paths = list((workdir / SAMPLES).glob(f"{sampler}*.npz"))
+    return _read_file(max(paths, key=lambda path: path.stat().st_mtime_ns)) if paths else None
+
+
+def _read_file(path: Path) -> SampleFile:
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return SampleFile(path, arrays["samples"], int(arrays["training_steps"]))
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UserError(f"sample file {path} is damaged: remove it and run --mode sample again") from error

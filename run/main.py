@@ -1,0 +1,141 @@
+"""Train a score model, draw samples with it, score held-out data, measure the samples.
+
+    python run/main.py --mode train --config vpsde
+    python run/main.py --mode sample --config vpsde --sampler pc
+    python run/main.py --mode likelihood --config vpsde
+    python run/main.py --mode evaluate --config vpsde
+
+Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
+directory and take keys of the sections sampling and likelihood alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":  # run as a script: import the packages beside this folder, not this folder's files
+    here = Path(__file__).resolve().parent
+    sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
+
+from absl import flags
+
+from run.errors import UserError
+
+if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
+    import torch
+    from ml_collections import ConfigDict
+
+MODES = ("train", "sample", "likelihood", "evaluate")
+DEVICES = ("auto", "cpu", "cuda")
+
+
+def define_flags() -> flags.FlagValues:
+    """The flags of the command; --config.section.key is taken out before they are parsed."""
+    values = flags.FlagValues()
+    flags.DEFINE_enum("mode", None, MODES, "What to do.", flag_values=values)
+    flags.DEFINE_string(
+        "config", "vpsde", "Experiment: a name or the path of a .py file.", flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "Run directory; by default runs/NAME.", flag_values=values)
+    flags.DEFINE_string(
+        "sampler", None, "pc, ode or ald: short for --config.sampling.sampler.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.", flag_values=values
+    )
+    flags.DEFINE_boolean(
+        "dry_run", False, "Print configuration, size and memory, and stop.", flag_values=values
+    )
+    flags.DEFINE_boolean("help", False, "Show this text.", flag_values=values)
+    return values
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; returns its exit code, 2 after a sentence on stderr for an error of the user's."""
+    try:
+        return _run(sys.argv[1:] if argv is None else argv)
+    except OSError as error:
+        message = f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    except (flags.Error, ValueError) as error:
+        message = str(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    print("error:", " ".join(message.split()), file=sys.stderr)
+    return 2
+
+
+def _run(argv: list[str]) -> int:
+    from run.config import split_overrides  # here, so that --help and mistyped flags are answered at once
+
+    values = define_flags()
+    arguments, overrides = split_overrides(argv)
+    _, *unknown = values(["main.py", *arguments])
+    if values.help:
+        print(f"{__doc__}\n{values.get_help()}")
+        return 0
+    if unknown:
+        raise UserError(f"unknown argument {unknown[0]!r}; every option has the form --name=value")
+    if values.mode is None:
+        raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
+    if values.sampler is not None:
+        overrides.append(("sampling.sampler", values.sampler))
+    workdir = Path(values.workdir or f"runs/{Path(values.config).stem}")
+    config = _resolve(values.mode, values.config, workdir, overrides)
+    if values.dry_run:
+        return _dry_run(values.mode, config, workdir)
+    return _dispatch(values.mode, config, workdir, _device(values.device))
+
+
+def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str]]) -> ConfigDict:
+    """The configuration to work with: the experiment's for training, else that of the run directory."""
+    from run.config import apply_overrides, load_config, read_config
+
+    if mode == "train":
+        return apply_overrides(load_config(name), overrides)
+    if not workdir.exists():
+        load_config(name)  # a mistyped name deserves its own message
+    config = read_config(workdir)
+    for key, _ in overrides:
+        if not key.startswith(("sampling.", "likelihood.")):
+            raise UserError(
+                f"--config.{key} cannot change after training: {mode} takes keys of sampling and likelihood"
+            )
+    return apply_overrides(config, overrides)
+
+
+def _device(name: str) -> torch.device:
+    import torch
+
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
+    from run.data import load_dataset
+    from run.dry_run import dry_run
+    from run.rundir import read_data_info
+
+    return dry_run(
+        config, load_dataset(config.data).shape if mode == "train" else read_data_info(workdir).shape
+    )
+
+
+def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:
+    """Each mode imports what it needs: TensorBoard is slow to import and only training writes it."""
+    if mode == "train":
+        from run.train import train as command
+    elif mode == "sample":
+        from run.sample import sample as command
+    elif mode == "likelihood":
+        from run.likelihood import likelihood as command
+    else:
+        from run.evaluate import evaluate as command
+    return command(config, workdir, device)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

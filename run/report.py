@@ -1,0 +1,28 @@
+"""What the commands say on the terminal: progress bars and the aligned block that ends every mode."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def progress_bar(total: int | None, title: str, unit: str, initial: int = 0) -> tqdm:
+    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second."""
+    interval = 0.1 if sys.stderr.isatty() else 10.0
+    return tqdm(total=total, desc=title, unit=unit, initial=initial, mininterval=interval, dynamic_ncols=True)
+
+
+def format_duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m {seconds:02d}s" if hours else f"{minutes}m {seconds:02d}s"
+
+
+def print_result(title: str, rows: list[tuple[str, object]]) -> None:
+    """Print rows (name, value) under a title, the values aligned; the last thing every mode does."""
+    width = max(len(name) for name, _ in rows)
+    print(f"\n{title}")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+    sys.stdout.flush()

@@ -1,0 +1,90 @@
+"""A run directory, from which `sample`, `likelihood` and `evaluate` take all they need.
+
+It holds
+
+    config.json                                the resolved configuration
+    data.json                                  shape and grey levels of the data
+    checkpoints/                               see checkpoint.py
+    log.jsonl, tensorboard/, loss_curve.png    the course of training
+    samples/                                   pictures and sample files
+    likelihood*, evaluation*                   results as JSON, a histogram as PNG
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from run import checkpoint
+from run.build import build_model, build_sde
+from run.data import Dataset
+from run.errors import UserError
+from run.files import write_json
+from sde_lib import SDE, ScoreModel
+
+DATA_FILE = "data.json"
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What must be known of the data to sample without them, and to tell whether they are still the same."""
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None
+    num_train: int
+    num_test: int
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataInfo:
+        return cls(dataset.name, dataset.shape, dataset.levels, len(dataset.train), len(dataset.test))
+
+    def __str__(self) -> str:
+        kind = f"{self.levels} grey levels" if self.levels else "points"
+        return f"{self.num_train} and {self.num_test} held-out samples of shape {self.shape}, {kind}"
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained score model with what belongs to it."""
+
+    score: ScoreModel
+    """The averaged weights, in evaluation mode, on the device asked for."""
+    sde: SDE
+    data: DataInfo
+    step: int
+    """Training steps behind the weights."""
+
+
+def write_data_info(workdir: Path, info: DataInfo) -> None:
+    write_json(workdir / DATA_FILE, asdict(info))
+
+
+def read_data_info(workdir: Path) -> DataInfo:
+    """The data of a run directory.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    path = workdir / DATA_FILE
+    try:
+        fields = json.loads(path.read_text())
+        return DataInfo(**{**fields, "shape": tuple(fields["shape"])})
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
+
+
+def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+    """The averaged model of the newest intact checkpoint."""
+    info = read_data_info(workdir)
+    sde = build_sde(config.sde)
+    model = build_model(config.model, sde, info.shape)
+    newest = checkpoint.latest(workdir)
+    checkpoint.load_weights(model, newest.ema, workdir)
+    return TrainedModel(model.to(device).eval(), sde, info, newest.step)

@@ -1,0 +1,94 @@
+"""Drawing samples with a trained model."""
+
+from __future__ import annotations
+
+import io
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+
+from run import plots
+from run.build import build_sampler, build_sde
+from run.data import samples_to_raw
+from run.files import unused_stem, write_atomic
+from run.report import format_duration, print_result, progress_bar
+from run.rundir import TrainedModel, load_trained
+from samplers import Sampler
+
+SAMPLES = "samples"
+PICTURED = 400  # images in the grid at most
+
+
+@dataclass(frozen=True)
+class SampleFiles:
+    """What `draw_and_save` wrote."""
+
+    samples: np.ndarray
+    """Raw pixels in [-1, 1], float32 (n, C, H, W), or points (n, D)."""
+    nfe: int
+    picture: Path
+    array: Path
+
+
+def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
+    """Draws samples from the newest checkpoint of a run directory; returns the exit code."""
+    section = config.sampling
+    sampler = build_sampler(section, build_sde(config.sde))
+    trained = load_trained(workdir, config, device)
+    start = time.perf_counter()
+    files = draw_and_save(trained, sampler, section, workdir)
+    rows = [
+        ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
+        ("model", f"averaged weights after {trained.step:,} training steps"),
+        ("nfe", f"{files.nfe:,} network evaluations per sample"),
+        ("time", format_duration(time.perf_counter() - start)),
+        ("picture", files.picture),
+        ("array", files.array),
+    ]
+    print_result(f"Samples by {section.sampler}", rows)
+    return 0
+
+
+def draw_and_save(trained: TrainedModel, sampler: Sampler, section: ConfigDict, workdir: Path) -> SampleFiles:
+    """Draws `num_samples` samples and writes them as picture and .npz, under names that are not yet taken."""
+    samples, nfe = draw(trained, sampler, section)
+    stem = unused_stem(workdir / SAMPLES, section.sampler, ".npz", ".png")
+    picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
+    plots.save_samples(picture, samples[:PICTURED] if samples.ndim == 4 else samples)
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        samples=samples,
+        seed=section.seed,
+        sampler=section.sampler,
+        nfe=nfe,
+        training_steps=trained.step,
+    )
+    write_atomic(array, buffer.getvalue())
+    return SampleFiles(samples, nfe, picture, array)
+
+
+def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[np.ndarray, int]:
+    """Samples in raw pixels, and the network evaluations per sample (of the batch that took most).
+
+    Sample k depends on (seed, k) alone: the batch size decides memory and speed, not the samples. Adaptive
+    ODE solvers share their steps within a batch and keep this up to their tolerance.
+    """
+    starts = range(0, section.num_samples, section.batch_size)
+    samples, nfe = [], 0
+    with progress_bar(None, "sampling", "step") as bar:
+
+        def on_step(i: int, n: int) -> None:
+            bar.total = n * len(starts)
+            bar.update()
+
+        for first in starts:
+            shape = (min(section.batch_size, section.num_samples - first), *trained.data.shape)
+            result = sampler(trained.score, shape, section.seed, first=first, on_step=on_step)
+            samples.append(samples_to_raw(result.samples, trained.data.levels).cpu().numpy())
+            nfe = max(nfe, result.nfe)
+    return np.concatenate(samples), nfe

@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from run import build, main
+from samplers import CORRECTORS, PREDICTORS
+
+ROOT = Path(main.__file__).parent.parent
+
+
+def script(cwd: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "run" / "main.py"), *arguments]
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+
+
+def load(path: Path) -> dict[str, np.ndarray]:
+    with np.load(path) as arrays:
+        return dict(arrays)
+
+
+@pytest.mark.parametrize("sampler", list(build.SAMPLERS))
+def test_sampling_writes_picture_and_array(sampler: str, cli: Callable, trained: Path, capsys):
+    assert cli("sample", trained, "--sampler", sampler) == 0
+    output = capsys.readouterr().out
+    arrays = load(trained / f"samples/{sampler}.npz")
+    samples = arrays["samples"]
+    assert samples.shape == (5, 1, 8, 8) and samples.dtype == np.float32
+    levels = (samples + 1) * 8
+    np.testing.assert_allclose(levels, levels.round().clip(0, 16), atol=1e-5)
+    assert str(arrays["sampler"]) == sampler and arrays["seed"] == 0 and arrays["training_steps"] == 8
+    assert {"pc": arrays["nfe"] == 9, "ald": arrays["nfe"] == 5, "ode": arrays["nfe"] > 6}[sampler]
+    for name in (f"{sampler}.png", f"{sampler}.npz"):
+        assert (trained / "samples" / name).exists() and name in output
+
+
+def test_samples_do_not_depend_on_the_batch_size_and_files_are_never_overwritten(
+    snapshot: Callable, cli: Callable, trained: Path, capsys
+):
+    assert cli("sample", trained) == 0
+    before = snapshot(trained / "samples")
+    assert cli("sample", trained, "--config.sampling.batch_size=5") == 0
+    assert cli("sample", trained, "--config.sampling.seed", "1") == 0
+    after = snapshot(trained / "samples")
+    assert {name: after[name] for name in before} == before
+    assert set(after) - set(before) == {"pc-2.npz", "pc-2.png", "pc-3.npz", "pc-3.png"}
+    first, second, third = (
+        load(trained / f"samples/pc{suffix}.npz")["samples"] for suffix in ("", "-2", "-3")
+    )
+    np.testing.assert_allclose(first, second, atol=1 / 8 + 1e-6)  # rounding may tip over one level
+    assert np.mean(first != second) < 0.01 < np.mean(first != third)
+
+
+@pytest.mark.parametrize("predictor", list(PREDICTORS))
+@pytest.mark.parametrize("corrector", list(CORRECTORS))
+def test_every_predictor_and_corrector(
+    predictor: str, corrector: str, cli: Callable, trained: Path, refused: Callable
+):
+    keys = (f"--config.sampling.predictor={predictor}", f"--config.sampling.corrector={corrector}")
+    code = cli("sample", trained, *keys, "--config.sampling.num_samples=1")
+    if predictor == corrector == "none":
+        assert "none" in refused(code)
+    else:
+        assert code == 0
+
+
+def test_likelihood(cli: Callable, trained: Path, capsys):
+    assert cli("likelihood", trained) == 0
+    assert "bits/dim" in capsys.readouterr().out
+    result = json.loads((trained / "likelihood.json").read_text())
+    assert 0 < result["bits_per_dim"] < 20 and 0 < result["standard_error"] < 5
+    assert result["num_images"] == 4 and result["nfe"] > 6 and result["seconds"] > 0
+    assert (trained / "likelihood.png").exists()
+    assert (
+        cli("likelihood", trained, "--config.likelihood.batch_size=4", "--config.likelihood.num_images=1")
+        == 0
+    )
+    assert json.loads((trained / "likelihood-2.json").read_text())["standard_error"] is None
+
+
+def test_likelihood_does_not_depend_on_the_batch_size(cli: Callable, trained: Path, capsys):
+    tight = (
+        "--config.likelihood.rtol=1e-6",
+        "--config.likelihood.atol=1e-6",
+        "--config.likelihood.num_images=3",
+    )
+    for batch_size in (1, 3):
+        assert cli("likelihood", trained, *tight, f"--config.likelihood.batch_size={batch_size}") == 0
+    one, three = (
+        json.loads((trained / name).read_text()) for name in ("likelihood.json", "likelihood-2.json")
+    )
+    assert one["bits_per_dim"] == pytest.approx(three["bits_per_dim"], abs=1e-3)
+
+
+def test_evaluate_measures_the_newest_samples_and_draws_them_where_there_are_too_few(
+    snapshot: Callable, cli: Callable, trained: Path, capsys
+):
+    assert cli("evaluate", trained) == 0
+    assert {"pc.npz", "pc.png"} <= set(snapshot(trained / "samples"))
+    assert cli("evaluate", trained) == 0
+    assert not (trained / "samples/pc-2.npz").exists()
+    assert cli("evaluate", trained, "--config.sampling.num_samples=6") == 0
+    results = [json.loads((trained / f"evaluation{n}.json").read_text()) for n in ("", "-2", "-3")]
+    assert [result["file"] for result in results] == ["pc.npz", "pc.npz", "pc-2.npz"]
+    assert results[0]["samples"] == results[1]["samples"]
+    assert results[0]["real"]["frechet_distance"] == pytest.approx(0.293, abs=0.001)
+    assert results[0]["samples"].keys() == results[0]["real"].keys()
+
+
+def test_points_are_trained_sampled_and_scored(tmp_path: Path, capsys):
+    common = ["--config", "toy2d", "--workdir", str(tmp_path / "toy")]
+    size = [
+        "--config.sampling.num_samples=50",
+        "--config.sampling.steps=5",
+        "--config.likelihood.num_images=20",
+    ]
+    train = ["--config.training.steps=5", "--config.data.name=moons", "--config.data.num_points=100"]
+    assert main.main(["--mode", "train", *common, *train]) == 0
+    for mode in ("sample", "evaluate", "likelihood"):
+        assert main.main(["--mode", mode, *common, *size]) == 0
+    assert load(tmp_path / "toy/samples/pc.npz")["samples"].shape == (50, 2)
+    result = json.loads((tmp_path / "toy/likelihood.json").read_text())
+    assert "nats" in capsys.readouterr().out and result["negative_log_likelihood"] > 0
+
+
+@pytest.mark.parametrize(
+    ("array", "arguments"),
+    [
+        (np.random.default_rng(0).integers(256, size=(20, 12, 8, 3), dtype=np.uint8), []),
+        (np.random.default_rng(0).normal(size=(20, 3)), ["--config", "toy2d"]),
+    ],
+)
+def test_the_users_own_data(
+    tiny: str, array: np.ndarray, arguments: list[str], tmp_path: Path, monkeypatch, capsys
+):
+    np.save(tmp_path / "mine.npy", array)
+    monkeypatch.chdir(tmp_path)
+    arguments = [*(arguments or ["--config", tiny]), "--workdir", "run"]
+    training = [
+        "--config.data.path",
+        "mine.npy",
+        "--config.training.steps=2",
+        "--config.training.batch_size=4",
+    ]
+    assert main.main(["--mode", "train", *arguments, *training]) == 0
+    sizes = ["--config.sampling.num_samples=3", "--config.sampling.steps=3"]
+    monkeypatch.chdir("/")
+    assert main.main(["--mode", "likelihood", "--workdir", str(tmp_path / "run")]) == 0
+    (tmp_path / "mine.npy").unlink()  # sampling needs the run directory alone
+    assert main.main(["--mode", "sample", "--workdir", str(tmp_path / "run"), *sizes]) == 0
+
+
+@pytest.mark.parametrize("mode", main.MODES)
+def test_a_dry_run_writes_nothing(
+    snapshot: Callable, mode: str, cli: Callable, trained: Path, tmp_path: Path, capsys
+):
+    workdir = tmp_path / "new" if mode == "train" else trained
+    before = snapshot(tmp_path)
+    assert cli(mode, workdir, "--dry_run") == 0
+    assert snapshot(tmp_path) == before and not (tmp_path / "new").exists()
+    output = capsys.readouterr().out
+    assert "training.steps = 8" in output and "parameters" in output and "memory" in output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--mode", "trian"], "train|sample|likelihood|evaluate"),
+        ([], "--mode is required"),
+        (["--mode", "train", "--stepz", "3"], "stepz"),
+        (["--mode", "train", "3"], "unknown argument '3'"),
+        (["--mode", "train", "--config", "vpsed"], "did you mean 'vpsde'"),
+        (["--mode", "sample", "--config", "vpsed"], "did you mean 'vpsde'"),
+        (["--mode", "sample"], "train one first"),
+        (["--mode", "train", "--config.training.stepz=3"], "did you mean 'training.steps'"),
+        (["--mode", "train", "--config.training.steps=many"], "type int"),
+        (["--mode", "train", "--config.training.steps"], "needs a value"),
+        (["--mode", "train", "--config.sde.name=vpsd"], "vpsde, subvpsde, vesde"),
+        (["--mode", "train", "--config.sde.name=vesde"], "it takes sigma_min, sigma_max, N"),
+        (["--mode", "train", "--config.sde.N=0"], "N must be"),
+        (["--mode", "train", "--config.model.name=resnet"], "unet, mlp"),
+        (["--mode", "train", "--config.model.prediction=x1"], "noise, x0, v, score"),
+        (["--mode", "train", "--config.model.channels=7"], "7"),
+        (["--mode", "train", "--config.model.multipliers=1,1,1,1,1"], "divisible by 16"),
+        (["--mode", "train", "--config.training.weighting=heavy"], "plain, likelihood"),
+        (["--mode", "train", "--config.data.name=cats"], "digits, swiss_roll"),
+        (["--mode", "train", "--config.data.name=moons"], "does not take data of shape (2,); choose mlp"),
+        (["--mode", "train", "--config.data.path=none.npz"], "does not exist"),
+        (["--mode", "train", "--sampler", "magic", "--dry_run"], "pc, ode, ald"),
+        (["--mode", "train", "--workdir", "file"], "file"),
+        (["--mode", "train", "--workdir", "file/below"], "file"),
+    ],
+)
+def test_bad_input_ends_in_one_sentence(
+    snapshot: Callable, arguments: list[str], message: str, tmp_path: Path, monkeypatch, refused: Callable
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("mine")
+    assert message in refused(main.main(arguments))
+    assert snapshot(tmp_path) == {"file": b"mine"} and list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "arguments", "message"),
+    [
+        ("sample", ["--sampler", "magic"], "pc, ode, ald"),
+        ("sample", ["--config.sampling.predictor=magic"], "euler_maruyama"),
+        ("sample", ["--config.sampling.grid=magic"], "uniform, log_snr"),
+        ("sample", ["--config.sampling.ode_method=magic", "--sampler=ode"], "dopri5"),
+        ("sample", ["--config.sampling.steps=0"], "steps"),
+        ("sample", ["--config.sampling.snr=-1"], "snr"),
+        ("sample", ["--config.training.steps=3"], "cannot change after training"),
+        ("sample", ["--config.sampling.num=3"], "did you mean"),
+        ("likelihood", ["--config.likelihood.divergence=magic"], "hutchinson, exact"),
+        ("likelihood", ["--config.likelihood.rtol=0"], "above 0"),
+    ],
+)
+def test_bad_input_after_training(
+    snapshot: Callable,
+    mode: str,
+    arguments: list[str],
+    message: str,
+    cli: Callable,
+    trained: Path,
+    refused: Callable,
+):
+    before = snapshot(trained)
+    assert message in refused(cli(mode, trained, *arguments))
+    assert snapshot(trained) == before
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("config.json", "config.json"),
+        ("data.json", "data.json"),
+        ("checkpoints/*/ema.safetensors", "no checkpoint of"),
+        ("samples/pc.npz", "pc.npz is damaged"),
+    ],
+)
+def test_damaged_run_directories(
+    snapshot: Callable, file: str, message: str, cli: Callable, trained: Path, refused: Callable, capsys
+):
+    assert cli("sample", trained) == 0
+    for path in trained.glob(file):
+        path.write_bytes(path.read_bytes()[:30])
+    before = snapshot(trained)
+    assert message in refused(
+        cli("evaluate", trained, "--config.sampling.num_samples", "3" if "pc" in file else "9")
+    )
+    assert snapshot(trained) == before
+
+
+def test_an_edited_configuration_does_not_fit_the_weights(cli: Callable, trained: Path, refused: Callable):
+    config = trained / "config.json"
+    config.write_text(config.read_text().replace('"channels": 8', '"channels": 16'))
+    assert "does not fit the model" in refused(cli("sample", trained))
+
+
+def test_a_full_disk_is_one_sentence(
+    snapshot: Callable, cli: Callable, trained: Path, refused: Callable, monkeypatch
+):
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device", "somewhere")
+
+    before = snapshot(trained)
+    monkeypatch.setattr(os, "replace", full)
+    assert "No space left on device: somewhere" in refused(cli("sample", trained))
+    assert snapshot(trained) == before
+
+
+def test_the_script_runs_from_any_folder_without_installation(tiny: str, tmp_path: Path):
+    done = script(tmp_path, "--mode", "train", "--config", tiny, "--config.training.steps=1")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs/tiny/checkpoints/00000001").is_dir()
+    assert done.stdout.rstrip().splitlines()[-1].split() == ["log", "runs/tiny/log.jsonl"]
+    failed = script(tmp_path, "--mode", "sample", "--workdir", "nowhere")
+    assert failed.returncode == 2 and failed.stdout == "" and failed.stderr.count("\n") == 1
+
+
+def test_help_does_not_wait_for_torch():
+    code = "import sys; from run.main import main; main(['--help']); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and "--sampler" in done.stdout, done.stderr

@@ -1,0 +1,42 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from run import plots
+
+
+def pixels(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_small_images_are_enlarged_pixel_by_pixel(tmp_path: Path):
+    images = np.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
+    plots.save_image_grid(tmp_path / "grid.png", images)
+    grid = pixels(tmp_path / "grid.png")
+    assert grid.shape == (2 * (48 + 2) + 2, 3 * (48 + 2) + 2, 3)  # 5 images in 2 rows of 3
+    fourth = grid[52:100, 2:50, 0]
+    assert (fourth[:6, :6] == fourth[0, 0]).all()
+    np.testing.assert_array_equal(fourth[::6, ::6], ((images[3, 0] + 1) * 127.5).round())
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_any_number_of_channels_and_values_out_of_range(channels: int, tmp_path: Path):
+    plots.save_samples(tmp_path / "grid.png", np.full((1, channels, 60, 50), 7.0))
+    assert (pixels(tmp_path / "grid.png")[2:-2, 2:-2] == 255).all()
+
+
+@pytest.mark.parametrize("dimension", [1, 2, 5])
+def test_points_of_any_dimension(dimension: int, tmp_path: Path):
+    plots.save_samples(tmp_path / "points.png", np.random.default_rng(0).normal(size=(50, dimension)))
+    assert pixels(tmp_path / "points.png").std() > 0
+
+
+def test_curves(tmp_path: Path):
+    plots.save_loss_curve(tmp_path / "loss.png", [1, 10, 100], [1.0, 0.5, 0.1])
+    plots.save_histogram(tmp_path / "histogram.png", np.arange(30.0), "bits/dim")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "loss.png"]
