@@ -1,0 +1,122 @@
+"""What is the U-Net's own: sizes, skip connections, parameter count, argument errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from models import MLP, UNet
+
+Randomize = Callable[[nn.Module], nn.Module]
+
+
+@pytest.mark.parametrize(
+    ("shape", "arguments"),
+    [
+        ((1, 8, 8), {}),
+        ((1, 16, 12), {}),
+        ((1, 28, 28), {"multipliers": (1, 2, 2), "attention_levels": (1, 2)}),
+        ((3, 32, 32), {"multipliers": [2, 1, 3], "attention_levels": [2], "blocks_per_level": 1}),
+        ((2, 9, 11), {"multipliers": (1,), "attention_levels": ()}),
+        ((1, 8, 16), {"multipliers": (1, 1, 1, 1), "attention_levels": ()}),
+    ],
+)
+def test_sizes(shape: tuple[int, ...], arguments: dict[str, Any], randomize: Randomize) -> None:
+    net = randomize(UNet(shape[0], channels=8, **arguments))
+    x = torch.randn(2, *shape)
+    out = net(x, torch.zeros(2))
+    assert out.shape == x.shape
+    assert out.isfinite().all()
+    assert out.abs().max() > 0
+
+
+def test_parameter_count_closed_form() -> None:
+    c, images = 8, 3
+    e = 4 * c
+
+    def conv(i: int, o: int, k: int) -> int:
+        return i * o * k * k + o
+
+    def linear(i: int, o: int) -> int:
+        return i * o + o
+
+    def residual(i: int, o: int) -> int:
+        return 2 * i + conv(i, o, 3) + linear(e, 2 * o) + conv(o, o, 3) + (0 if i == o else conv(i, o, 1))
+
+    def attention(w: int) -> int:
+        return 2 * w + linear(w, 3 * w) + linear(w, w)
+
+    expected = linear(c, e) + linear(e, e) + conv(images, c, 3)
+    expected += residual(c, c) + conv(c, c, 3) + residual(c, 2 * c) + attention(2 * c)  # encoder
+    expected += 2 * residual(2 * c, 2 * c) + attention(2 * c)  # middle
+    expected += residual(2 * c + 2 * c, 2 * c) + residual(2 * c + c, 2 * c) + 2 * attention(2 * c)  # decoder
+    expected += conv(2 * c, 2 * c, 3) + residual(2 * c + c, c) + residual(c + c, c)
+    expected += 2 * c + conv(c, images, 3)
+    net = UNet(images, channels=c, multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,))
+    assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_whole_image_is_seen_and_detail_survives(randomize: Randomize) -> None:
+    net = randomize(UNet(1, channels=16)).double()
+    x = torch.randn(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
+    net(x, torch.zeros(1, dtype=torch.float64))[0, 0, 0, 0].backward()
+    influence = x.grad[0, 0].abs()
+    assert (influence > 0).all()  # attention reaches the far corner
+    assert influence[:3, :3].max() > 3 * influence[3:, 3:].max()  # skip connections keep neighbours in focus
+
+
+def test_skip_connections_carry_full_resolution(randomize: Randomize) -> None:
+    """With a silent middle, the output still depends on x through the encoder's features."""
+    net = randomize(UNet(1, channels=16, attention_levels=()))
+    x, noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    for up in net.upsample:
+        torch.nn.init.zeros_(up.conv.weight)
+    out = net(x, noise)
+    assert (out - net(x + 0.1 * torch.randn_like(x), noise)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"in_channels": 0}, "must be at least 1, got in_channels=0"),
+        ({"channels": 0}, "must be at least 1, got in_channels=1, channels=0"),
+        ({"blocks_per_level": 0}, "blocks_per_level=0"),
+        ({"channels": 17}, "must be even and at least 4, got 17"),
+        ({"multipliers": (), "attention_levels": ()}, r"multipliers must be one or more .* got \(\)"),
+        ({"multipliers": (1, 0)}, r"multipliers must be one or more .* got \(1, 0\)"),
+        ({"attention_levels": (2,)}, r"attention_levels must lie in 0\.\.1, .* got \(2,\)"),
+        ({"attention_levels": (-1,)}, r"attention_levels must lie in 0\.\.1, .* got \(-1,\)"),
+        ({"heads": 3}, "heads must divide the 32 channels"),
+        ({"heads": 0}, "heads must divide the 32 channels"),
+        ({"embedding": "none"}, "embedding must be one of sinusoidal, fourier, got 'none'"),
+        ({"dropout": 1.5}, "dropout probability"),
+    ],
+)
+def test_argument_errors(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        UNet(**{"in_channels": 1, "channels": 16} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 0}, "must be at least 1, got dim=0 and depth=4"),
+        ({"depth": 0}, "must be at least 1, got dim=2 and depth=0"),
+        ({"width": 15}, "must be even and at least 2, got 15"),
+        ({"embedding": "none"}, "embedding must be one of sinusoidal, fourier, got 'none'"),
+    ],
+)
+def test_mlp_argument_errors(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        MLP(**{"dim": 2} | arguments)
+
+
+@pytest.mark.parametrize("size", [(4, 8), (8, 7), (8, 10), (30, 28)])
+def test_resolution_errors(size: tuple[int, int]) -> None:
+    net = UNet(1, channels=8, multipliers=(1, 1, 1), attention_levels=())
+    with pytest.raises(ValueError, match=f"divisible by 4 for 3 levels, got {size[0]} x {size[1]}"):
+        net(torch.randn(2, 1, *size), torch.zeros(2))
