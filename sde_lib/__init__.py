@@ -1,0 +1,90 @@
+"""The mathematics: SDEs, score functions, losses, likelihoods and exact laws. Imports torch and torchdiffeq
+alone.
+"""
+
+from sde_lib.ddpm import DDPM, VARIANCES, chain_times, check_variance, reverse_transition, score_and_fraction
+from sde_lib.exact import Gaussian, GaussianMixture
+from sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
+from sde_lib.losses import denoising_score_matching, sample_times
+from sde_lib.ncsn_levels import (
+    geometric_levels,
+    langevin_epsilon,
+    largest_distance,
+    level_ratio,
+    level_times,
+    ncsnv2_levels,
+    number_of_levels,
+    relative_step_size,
+    variance_ratio,
+)
+from sde_lib.noise import SampleNoise, generator_for
+from sde_lib.noise_levels import BETA_TABLES, cosine_betas, linear_betas, quadratic_betas, sigmoid_betas
+from sde_lib.score import ScoreModel, tweedie
+from sde_lib.score_matching import (
+    draw_probes,
+    implicit_score_matching,
+    perturbed_score_matching,
+    sliced_score_matching,
+)
+from sde_lib.sde import SDE, VESDE, VPSDE, ReverseSDE, ScoreFunction, SubVPSDE, expand, subVPSDE
+from sde_lib.vlb import (
+    ImportanceSampledSteps,
+    VariationalBound,
+    decoder_log_prob,
+    hybrid_loss,
+    variational_bound,
+    vlb_terms,
+)
+
+__all__ = [
+    "BETA_TABLES",
+    "DDPM",
+    "SDE",
+    "VARIANCES",
+    "VESDE",
+    "VPSDE",
+    "Gaussian",
+    "GaussianMixture",
+    "ImportanceSampledSteps",
+    "Likelihood",
+    "ReverseSDE",
+    "SampleNoise",
+    "ScoreFunction",
+    "ScoreModel",
+    "SubVPSDE",
+    "VariationalBound",
+    "chain_times",
+    "check_variance",
+    "cosine_betas",
+    "decoder_log_prob",
+    "denoising_score_matching",
+    "dequantize",
+    "draw_probes",
+    "expand",
+    "generator_for",
+    "geometric_levels",
+    "hybrid_loss",
+    "implicit_score_matching",
+    "langevin_epsilon",
+    "largest_distance",
+    "level_ratio",
+    "level_times",
+    "linear_betas",
+    "log_likelihood",
+    "ncsnv2_levels",
+    "number_of_levels",
+    "perturbed_score_matching",
+    "quadratic_betas",
+    "quantize",
+    "relative_step_size",
+    "reverse_transition",
+    "sample_times",
+    "score_and_fraction",
+    "sigmoid_betas",
+    "sliced_score_matching",
+    "subVPSDE",
+    "tweedie",
+    "variance_ratio",
+    "variational_bound",
+    "vlb_terms",
+]

@@ -1,0 +1,161 @@
+"""DDPM as an SDE: the chain x_k = √(1 - β_k) x_{k-1} + √β_k z, k = 0..N-1, as points of a path x_t.
+
+The path passes through the chain at the times t_k = (k + 1)/N, with the data at t = 0, and interpolates log ᾱ
+linearly in between:
+
+    log α(t_k) = ½ log ᾱ_k = ½ Σ_{j<=k} log(1 - β_j),      β(t) = -N log(1 - β_k)  for t in (t_{k-1}, t_k].
+
+Its transition from t_{k-1} to t_k is then exactly N(√(1 - β_k) x, β_k I), and from t_j to t_k it has
+β = 1 - ᾱ_k/ᾱ_j, Improved DDPM's respaced chain: a subsequence of the times respaces the chain. Samplers,
+likelihoods and exact laws take it as any other SDE.
+
+A reverse step goes through the estimate x̂_0 = (x_t + σ_t² score)/α_t (Ho et al., 2020, eqs. 6-7 and 15):
+
+    p(x_s | x_t) = N(mean of q(x_s | x_t, x̂_0), Σ)
+    Σ = β̃ = σ²_{t|s} σ_s²/σ_t²               "small": exact for data that are a point
+    Σ = β = σ²_{t|s}                           "large": exact for data from N(0, I)
+    Σ = exp(v log β + (1 - v) log β̃)          "learned": v by the network (Nichol & Dhariwal, 2021, eq. 15)
+
+References:
+    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239.
+    Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021),
+        https://arxiv.org/abs/2102.09672.
+    Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
+        https://arxiv.org/abs/2011.13456: Appendix B, the limit N → ∞.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from sde_lib.score import tweedie
+from sde_lib.sde import SDE, ScoreFunction, VariancePreserving, expand
+
+VARIANCES = ("small", "large", "learned")
+
+
+class DDPM(VariancePreserving):
+    """The SDE through the chain of a β table; `sde_lib.noise_levels` has the tables of the papers.
+
+    Args:
+        betas: β_k, shape (N,), each in (0, 1); kept in float64.
+
+    Raises:
+        ValueError: If betas is not a table of numbers in (0, 1).
+    """
+
+    def __init__(self, betas: Tensor | Sequence[float]) -> None:
+        betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
+        if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
+            raise ValueError(
+                "betas must be a table of shape (N,) with numbers in (0, 1), got shape "
+                f"{tuple(betas.shape)}"
+                + (f" with numbers in [{betas.min():.3g}, {betas.max():.3g}]" if betas.numel() else "")
+            )
+        super().__init__(len(betas))
+        self.sampling_eps = self.T / self.N  # a network that trains on the chain sees no earlier time
+        log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])  # (N + 1,), from t = 0
+        self._tables = {torch.device("cpu"): (betas, log_alpha_bar)}
+
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """(β_k, log ᾱ), copied to a device once."""
+        if device not in self._tables:
+            self._tables[device] = tuple(table.to(device) for table in self._tables[torch.device("cpu")])
+        return self._tables[device]
+
+    def discrete_times(self) -> Tensor:
+        """t_k = (k + 1)/N: ascending, shape (N,), float64, on the CPU."""
+        return torch.arange(1, self.N + 1, dtype=torch.float64) / self.N
+
+    def step_index(self, t: Tensor) -> Tensor:
+        """Index k of the step with t in (t_{k-1}, t_k], forgiving the float32 rounding of grid times."""
+        return ((t.double() - 2e-7) * self.N).ceil().long().sub(1).clamp(0, self.N - 1)
+
+    def _discrete_beta(self, k: Tensor) -> Tensor:
+        return self._tables_on(k.device)[0][k]
+
+    def beta(self, t: Tensor) -> Tensor:
+        """β(t) = -N log(1 - β_k), constant within a step."""
+        return (-self.N * torch.log1p(-self._discrete_beta(self.step_index(t)))).to(t.dtype)
+
+    def log_alpha(self, t: Tensor) -> Tensor:
+        u = t.double() * self.N
+        k = u.floor().long().clamp(0, self.N - 1)
+        log_alpha_bar = self._tables_on(t.device)[1]
+        return (0.5 * torch.lerp(log_alpha_bar[k], log_alpha_bar[k + 1], u - k)).to(t.dtype)
+
+    def __repr__(self) -> str:
+        betas = self._discrete_beta(torch.arange(self.N))
+        return f"DDPM(N={self.N}, betas={betas[0]:.3g}..{betas[-1]:.3g})"
+
+
+def chain_times(sde: SDE) -> Tensor:
+    """All times of an SDE's chain and t = 0, decreasing: the grid of its steps, float64, on the CPU."""
+    times = sde.discrete_times()
+    return torch.cat([times.new_zeros(1), times]).unique().flip(0)
+
+
+def check_variance(variance: str) -> None:
+    """Raises a ValueError unless the name is one of `VARIANCES`."""
+    if variance not in VARIANCES:
+        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+
+
+def score_and_fraction(score: ScoreFunction, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    """The score and the fraction v of a learned variance, from one evaluation.
+
+    Raises:
+        ValueError: If the score has no learned variance.
+    """
+    if not hasattr(score, "score_and_fraction"):
+        raise ValueError(
+            "variance='learned' needs a score with the method score_and_fraction(x, t), which "
+            f"{type(score).__name__} lacks: use a ScoreModel(..., learned_variance=True), or another variance"
+        )
+    return score.score_and_fraction(x, t)
+
+
+def reverse_transition(
+    sde: SDE,
+    score: ScoreFunction,
+    x_t: Tensor,
+    s: Tensor,
+    t: Tensor,
+    variance: str = "small",
+    clip: tuple[float, float] | None = None,
+    last_variance: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The reverse step p(x_s | x_t) = N(mean, Σ), one evaluation of the score.
+
+    Args:
+        sde: The SDE.
+        score: The score function; for a learned variance one with `score_and_fraction`.
+        x_t: States at t, shape (B, *shape).
+        s: Times to reach, shape (B,).
+        t: Later times, shape (B,).
+        variance: "small", "large" or "learned".
+        clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
+        last_variance: Shape (B,), what stands for β̃ where σ_s = 0 makes it 0, as a decoder p(x_0 | x_1)
+            needs; None for 0.
+
+    Returns:
+        Mean, shape (B, *shape), and variance, shape (B, 1, ..., 1) or, if learned, (B, *shape); dtype of x_t.
+    """
+    if variance == "learned":
+        value, fraction = score_and_fraction(score, x_t, t)
+    else:
+        value, fraction = score(x_t, t), None
+    x_0 = tweedie(sde, lambda *_: value, x_t, t)
+    if clip is not None:
+        x_0 = x_0.clamp(*clip)
+    mean, small = sde.posterior(x_t, x_0, s, t)
+    large = sde.transition(s, t)[1]
+    if last_variance is not None:
+        small = torch.where(sde.sigma(s) == 0, last_variance, small)
+    if fraction is None:
+        return mean, expand(large if variance == "large" else small, x_t)
+    log_small, log_large = (expand(v.clamp_min(1e-30).log(), x_t) for v in (small, large))
+    return mean, (fraction * log_large + (1 - fraction) * log_small).exp()

@@ -1,0 +1,194 @@
+"""Data laws whose score is known in closed form at every noise level: the oracle of the tests and of the
+benchmarks.
+
+A mixture Σ_k w_k N(m_k, Σ_k) pushed along x_t = α x_0 + σ ε stays a mixture, with means α m_k and covariances
+C_k = α² Σ_k + σ² I. With Σ_k = U_k Λ_k U_kᵀ its inverse at every t is U_k (α² Λ_k + σ²)⁻¹ U_kᵀ, and
+
+    r_k(x)          = softmax_k(log w_k + log N(x; α m_k, C_k))           responsibilities, in log-space
+    ∇ log p_t(x)    = -Σ_k r_k C_k⁻¹ (x - α m_k)
+    E[x_0 | x_t=x]  =  Σ_k r_k (m_k + α Σ_k C_k⁻¹ (x - α m_k))
+
+Everything is computed in float64 and returned in the dtype of x.
+
+Reference:
+    Pattern Recognition and Machine Learning (Bishop, 2006), Section 2.3: conditional and marginal Gaussians,
+    mixtures.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from sde_lib.noise import generator_for
+from sde_lib.sde import SDE, ScoreFunction
+
+
+class GaussianMixture:
+    """A mixture of K Gaussians over tensors of any shape.
+
+    Args:
+        means: Means m_k, shape (K, *shape).
+        covariances: Shape (K,) for isotropic variances, (K, *shape) for variances per element, or (K, D, D)
+            for full covariances over the D flattened elements. Zero variances are allowed (point masses)
+            wherever σ(t) > 0. Where shape is (D, D) itself, a tensor of shape (K, D, D) is read as variances
+            per element.
+        weights: Positive weights w_k, shape (K,), normalized here; None for equal ones.
+
+    Raises:
+        ValueError: If shapes disagree, a weight is not positive, or a covariance is not symmetric positive
+            semi-definite.
+    """
+
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor | None = None) -> None:
+        means = torch.as_tensor(means).double()
+        covariances = torch.as_tensor(covariances).double()
+        if means.ndim < 2:
+            raise ValueError(f"means must have shape (K, *shape), got {tuple(means.shape)}")
+        K, self.shape = len(means), means.shape[1:]
+        weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
+        if weights.shape != (K,) or not (weights > 0).all():
+            raise ValueError(f"weights must be {K} positive numbers, one per mean, got {weights.tolist()}")
+        self._log_weights = (weights.double() / weights.double().sum()).log()  # (K,)
+        self._means = means.flatten(1)  # (K, D)
+        self._variances, self._bases = self._decompose(
+            covariances
+        )  # Λ: (K, D); U: (K, D, D), or None for the identity
+        if not (self._variances >= 0).all():
+            raise ValueError(
+                f"covariances must be positive semi-definite, got a variance of {self._variances.min():.3g}"
+            )
+
+    def _decompose(self, covariances: Tensor) -> tuple[Tensor, Tensor | None]:
+        K, D = self._means.shape
+        if covariances.shape == (K,):
+            return covariances[:, None].expand(K, D), None
+        if covariances.shape == (K, *self.shape):
+            return covariances.flatten(1), None
+        if covariances.shape != (K, D, D):
+            raise ValueError(
+                f"covariances must have shape ({K},), {(K, *self.shape)} or {(K, D, D)} for means of shape "
+                f"{(K, *self.shape)}, got {tuple(covariances.shape)}"
+            )
+        if not torch.allclose(covariances, covariances.mT):
+            raise ValueError("covariances must be symmetric, got a matrix that differs from its transpose")
+        variances, bases = torch.linalg.eigh(covariances)
+        rounding = 1e-12 * variances.amax(
+            -1, keepdim=True
+        )  # eigh returns tiny negative values for singular matrices
+        return torch.where(variances.abs() <= rounding, 0.0, variances), bases
+
+    # Coordinates in which every component is diagonal: (B, D) -> (B, K, D) and back.
+
+    def _to_bases(self, deviations: Tensor) -> Tensor:
+        return (
+            deviations
+            if self._bases is None
+            else torch.einsum("kij,bki->bkj", self._bases.to(deviations.device), deviations)
+        )
+
+    def _from_bases(self, coordinates: Tensor) -> Tensor:
+        return (
+            coordinates
+            if self._bases is None
+            else torch.einsum("kij,bkj->bki", self._bases.to(coordinates.device), coordinates)
+        )
+
+    def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log joint density (B, K), and deviations y (B, K, D) and variances (B, K, D) in the components'
+        bases.
+        """
+        if x.shape[1:] != self.shape:
+            raise ValueError(
+                f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
+            )
+        alpha, sigma = (c.to(x.device, torch.float64)[:, None, None] for c in (alpha, sigma))  # (B, 1, 1)
+        flat = x.double().flatten(1)[:, None]  # (B, 1, D)
+        y = self._to_bases(flat - alpha * self._means.to(x.device))  # (B, K, D)
+        variances = alpha.square() * self._variances.to(x.device) + sigma.square()  # (B, K, D)
+        log_density = -0.5 * (y.square() / variances + variances.log() + math.log(2 * math.pi)).sum(-1)
+        return self._log_weights.to(x.device) + log_density, y, variances
+
+    def _at(self, sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        if t.shape != x.shape[:1]:
+            raise ValueError(f"t must have shape (B,) = ({len(x)},), got {tuple(t.shape)}")
+        return sde.alpha(t.double()), sde.sigma(t.double())
+
+    # The law itself.
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n independent samples, shape (n, *shape), float64."""
+        generator = generator_for(seed, "GaussianMixture")
+        k = torch.multinomial(self._log_weights.exp(), n, replacement=True, generator=generator)  # (n,)
+        z = (
+            torch.randn(n, self._means.shape[1], dtype=torch.float64, generator=generator)
+            * self._variances[k].sqrt()
+        )
+        if self._bases is not None:
+            z = torch.einsum("nij,nj->ni", self._bases[k], z)
+        return (self._means[k] + z).reshape(n, *self.shape)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p_0(x) in nats, shape (B,), for x of shape (B, *shape)."""
+        one = x.new_ones(len(x))
+        return self._components(x, one, 0 * one)[0].logsumexp(1).to(x.dtype)
+
+    def marginal(self, sde: SDE, t: float) -> GaussianMixture:
+        """The law p_t of x_t, a mixture again."""
+        time = torch.tensor(t, dtype=torch.float64)
+        alpha, sigma = sde.alpha(time), sde.sigma(time)
+        law = object.__new__(GaussianMixture)
+        law.shape, law._log_weights, law._bases = self.shape, self._log_weights, self._bases
+        law._means = alpha * self._means
+        law._variances = alpha.square() * self._variances + sigma.square()
+        return law
+
+    # Functions of (x, t), t of shape (B,), a time of its own for every sample.
+
+    def log_prob_t(self, sde: SDE) -> ScoreFunction:
+        """log p_t(x) in nats as a function of x (B, *shape) and t (B,), shape (B,)."""
+
+        def log_prob(x: Tensor, t: Tensor) -> Tensor:
+            return self._components(x, *self._at(sde, x, t))[0].logsumexp(1).to(x.dtype)
+
+        return log_prob
+
+    def score(self, sde: SDE) -> ScoreFunction:
+        """The score ∇ log p_t(x) as a function of x (B, *shape) and t (B,)."""
+
+        def score(x: Tensor, t: Tensor) -> Tensor:
+            log_joint, y, variances = self._components(x, *self._at(sde, x, t))
+            r = log_joint.softmax(1)[..., None]  # (B, K, 1)
+            return -(r * self._from_bases(y / variances)).sum(1).reshape(x.shape).to(x.dtype)
+
+        return score
+
+    def denoiser(self, sde: SDE) -> ScoreFunction:
+        """The posterior mean E[x_0 | x_t = x] as a function of x (B, *shape) and t (B,)."""
+
+        def denoiser(x: Tensor, t: Tensor) -> Tensor:
+            alpha, sigma = self._at(sde, x, t)
+            log_joint, y, variances = self._components(x, alpha, sigma)
+            r = log_joint.softmax(1)[..., None]  # (B, K, 1)
+            gain = alpha.to(x.device)[:, None, None] * self._variances.to(x.device) / variances  # (B, K, D)
+            means = self._means.to(x.device) + self._from_bases(gain * y)
+            return (r * means).sum(1).reshape(x.shape).to(x.dtype)
+
+        return denoiser
+
+
+class Gaussian(GaussianMixture):
+    """One Gaussian N(mean, covariance): the mixture with a single component.
+
+    Args:
+        mean: Shape (*shape).
+        covariance: A variance (), variances (*shape), or a full covariance (D, D).
+
+    Raises:
+        ValueError: As for GaussianMixture.
+    """
+
+    def __init__(self, mean: Tensor, covariance: Tensor) -> None:
+        super().__init__(torch.as_tensor(mean)[None], torch.as_tensor(covariance)[None])
