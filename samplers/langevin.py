@@ -1,0 +1,150 @@
+"""Annealed Langevin dynamics (Song & Ermon, 2019, Algorithm 1), Langevin steps at each of a decreasing
+sequence of noise levels, and consistent annealed sampling (Jolicoeur-Martineau et al., 2021), one step from
+each to the next.
+
+The algorithms live where the signal has scale 1, x̃ = x/α with noise of standard deviation σ̃ = σ/α, and so
+they serve every SDE: the score there is α ∇log p_t(α x̃). At level i annealed Langevin dynamics takes n
+times, with step size a_i = ε (σ̃_i/σ̃_L)²,
+
+    x̃ ← x̃ + a_i/2 score(x̃, σ̃_i) + √a_i z.
+
+Here the ratio r = ε/σ̃_L² is the parameter, a_i = r σ̃_i²: it has no units, and the signal-to-noise ratio
+of a step, √r/2 per dimension, does not change when data or levels are rescaled. NCSN's ε = 2e-5 at σ̃_L =
+0.01 is r = 0.2. NCSNv2 writes a step without the half, x̃ + a_i score + √(2 a_i) z: its ε is half of
+NCSN's, r = 2ε/σ̃_L², and `sde_lib.relative_step_size` chooses it.
+
+Langevin steps do not keep the noise at the level that the score is told. On a single data point, where
+σ̃_i² score = x_0 - x̃, a step with η = r/2 shrinks noise of deviation σ̃_i to (1 - η) σ̃_i; consistent
+annealed sampling then adds just so much as makes it σ̃_{i+1}:
+
+    x̃ ← x̃ + η σ̃_i² score(x̃, σ̃_i) + β_i σ̃_{i+1} z,    β_i² = 1 - ((1 - η) σ̃_i/σ̃_{i+1})².
+
+η lies between 1 - γ, without any noise, and 1 + γ, γ = σ̃_{i+1}/σ̃_i; at η = 1 each step denoises fully and
+starts anew.
+
+References:
+    Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
+        https://arxiv.org/abs/1907.05600.
+    Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),
+        https://arxiv.org/abs/2006.09011: the final denoising step.
+    Adversarial Score Matching and Improved Sampling for Image Generation (Jolicoeur-Martineau et al., 2021),
+        https://arxiv.org/abs/2009.05475: Algorithm 2, consistent annealed sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from torch import Tensor
+
+from samplers.base import StepSampler
+from samplers.grids import log_snr_grid
+from sde_lib import SDE, SampleNoise, ScoreFunction, expand
+
+
+class _AnnealedSampler(StepSampler):
+    """The step along the score that both algorithms take at a noise level."""
+
+    def __init__(self, sde: SDE, times: Tensor | None, step_size: float, denoise: bool) -> None:
+        super().__init__(sde, log_snr_grid(sde, 200) if times is None else times, denoise)
+        if not 0 < step_size < 4:
+            raise ValueError(f"step_size must lie in (0, 4), or the dynamics diverge, got {step_size}")
+        self.step_size = step_size
+
+    def _ascend(self, score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
+        # In the coordinates of x = α x̃ a step size a_i = r σ̃² becomes α² a_i = r σ².
+        return x + expand(self.step_size / 2 * self.sde.sigma(t).square(), x) * score(x, t)
+
+
+class AnnealedLangevinSampler(_AnnealedSampler):
+    """Annealed Langevin dynamics over the noise levels of a time grid (Song & Ermon, 2019, Algorithm 1).
+
+    Args:
+        sde: The SDE.
+        times: The levels, as times; None for `log_snr_grid(sde, 200)`, geometric noise levels.
+        n_steps_each: Langevin steps at each level.
+        step_size: r = ε/σ̃_L²; a step at level i has a_i = r σ̃_i². At or above 4 the dynamics diverge; the
+            bias grows with r.
+        denoise: Whether to end with Tweedie's formula, one more evaluation.
+
+    Raises:
+        ValueError: If n_steps_each is below 1 or the step size does not lie in (0, 4).
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        times: Tensor | None = None,
+        n_steps_each: int = 5,
+        step_size: float = 0.1,
+        denoise: bool = True,
+    ) -> None:
+        super().__init__(sde, times, step_size, denoise)
+        if n_steps_each < 1:
+            raise ValueError(f"n_steps_each must be at least 1, got {n_steps_each}")
+        self.n_steps_each = n_steps_each
+
+    def _at_level(self, score: ScoreFunction, x: Tensor, t: Tensor, noise: SampleNoise) -> Tensor:
+        std = expand(math.sqrt(self.step_size) * self.sde.sigma(t), x)
+        for _ in range(self.n_steps_each):
+            x = self._ascend(score, x, t) + std * noise.normal()
+        return x
+
+    def integrate(
+        self,
+        score: ScoreFunction,
+        x: Tensor,
+        noise: SampleNoise,
+        record: Callable[[Tensor], None] | None,
+        on_step: Callable[[int, int], None],
+    ) -> Tensor:
+        first_level = self.times[:1].to(x.device).expand(len(x))
+        return super().integrate(score, self._at_level(score, x, first_level, noise), noise, record, on_step)
+
+    def step(
+        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
+    ) -> tuple[Tensor, None]:
+        """x̃ is carried over from level t as it is; then come the Langevin steps at level s."""
+        x = expand(self.sde.alpha(s) / self.sde.alpha(t), x) * x
+        return self._at_level(score, x, s, noise), None
+
+
+class ConsistentAnnealedSampler(_AnnealedSampler):
+    """Consistent annealed sampling over the levels of a time grid (Jolicoeur-Martineau et al., 2021).
+
+    One evaluation per level: more steps are more levels. At the last level comes Tweedie's formula alone.
+
+    Args:
+        sde: The SDE.
+        times: The levels, as times; None for `log_snr_grid(sde, 200)`, geometric noise levels.
+        step_size: r = 2η, as in AnnealedLangevinSampler: 2ε/σ̃_L² for the ε of the paper. It lies in
+            [2 (1 - γ), 2 (1 + γ)] for the smallest ratio γ of a level to the one before.
+        denoise: Whether to end with Tweedie's formula, one more evaluation.
+
+    Raises:
+        ValueError: If the step size does not lie between these bounds, or a level's noise is zero.
+    """
+
+    def __init__(
+        self, sde: SDE, times: Tensor | None = None, step_size: float = 0.5, denoise: bool = True
+    ) -> None:
+        super().__init__(sde, times, step_size, denoise)
+        gamma = sde.noise_level(self.times).diff().exp().min().item()
+        low, high = 2 * (1 - gamma), 2 * (1 + gamma)
+        if gamma == 0:
+            raise ValueError("times must end where there is noise: denoise=True takes the step to none")
+        if not low * (1 - 1e-9) <= step_size <= high * (1 + 1e-9):
+            raise ValueError(
+                f"step_size must lie in [{low:.6g}, {high:.6g}] where a noise level is down to {gamma:.6g} "
+                f"times the one before, got {step_size}; change it, or take more levels"
+            )
+
+    def step(
+        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
+    ) -> tuple[Tensor, None]:
+        """A step along the score at level t, then the noise that makes x̃ one of level s."""
+        kept = (1 - self.step_size / 2) * (self.sde.noise_level(t) - self.sde.noise_level(s)).exp()
+        beta = (1 - kept.square()).clamp_min(0.0).sqrt()
+        x = expand(self.sde.alpha(s) / self.sde.alpha(t), x) * self._ascend(score, x, t)
+        return x + expand(beta * self.sde.sigma(s), x) * noise.normal(), None

@@ -1,0 +1,180 @@
+"""The contract that all samplers share: one call, seeds per sample, counted evaluations, recorded times."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from samplers import AnnealedLangevinSampler, EulerMaruyama, ODESampler, PCSampler, log_snr_grid, uniform_grid
+from sde_lib import VPSDE, SampleNoise, ScoreModel, SubVPSDE, tweedie
+from tests.problems import SDES, images, ring
+
+SDE = VPSDE()
+GRID = uniform_grid(SDE, 8)
+SAMPLERS = {
+    "pc": PCSampler(SDE, times=GRID),
+    "pc-ancestral-ald": PCSampler(SDE, "ancestral", "ald", times=GRID, n_corrector_steps=2),
+    "em": PCSampler(SDE, EulerMaruyama(0.5), "none", times=GRID),
+    "corrector-only": PCSampler(SDE, "none", "langevin", times=GRID),
+    "rk4": ODESampler(SDE, "rk4", times=GRID),
+    "ald": AnnealedLangevinSampler(SDE, times=log_snr_grid(SDE, 8), n_steps_each=2),
+}
+every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
+
+
+@every_sampler
+@pytest.mark.parametrize(("law", "shape"), [(ring(), (2,)), (images(), (1, 8, 8))], ids=["points", "images"])
+def test_samples_depend_on_seed_and_index_alone(sampler, law, shape):
+    """Bitwise the same samples at any batch size; other samples for other seeds and other indices."""
+    score = law.score(SDE)
+    whole = sampler(score, (7, *shape), seed=5).samples
+    parts = [sampler(score, (n, *shape), seed=5, first=k).samples for k, n in ((0, 1), (1, 4), (5, 2))]
+    assert torch.equal(whole, torch.cat(parts))
+    assert not torch.isclose(whole, sampler(score, (7, *shape), seed=6).samples).all(0).any()
+    assert len(whole.flatten(1).unique(dim=0)) == 7
+
+
+def test_adaptive_ode_depends_on_neighbours_within_tolerance():
+    sampler = ODESampler(SDE, rtol=1e-7, atol=1e-7)
+    score = ring().score(SDE)
+    whole = sampler(score, (6, 2), seed=1).samples
+    torch.testing.assert_close(whole[4:], sampler(score, (2, 2), seed=1, first=4).samples, rtol=0, atol=1e-4)
+
+
+@every_sampler
+def test_nfe_is_counted_at_the_score(sampler):
+    calls = 0
+
+    def score(x, t):
+        nonlocal calls
+        calls += 1
+        assert t.shape == (3,)
+        return ring().score(SDE)(x, t)
+
+    assert sampler(score, (3, 2)).nfe == calls
+
+
+@pytest.mark.parametrize(
+    ("sampler", "nfe"),
+    [
+        (PCSampler(SDE, corrector="none", times=GRID, denoise=False), 8),
+        (PCSampler(SDE, times=GRID, denoise=True), 17),
+        (PCSampler(SDE, "none", "ald", times=GRID, denoise=False, n_corrector_steps=3), 24),
+        (ODESampler(SDE, "euler", times=GRID), 8),
+        (ODESampler(SDE, "rk4", times=GRID), 32),
+        (AnnealedLangevinSampler(SDE, times=log_snr_grid(SDE, 9), n_steps_each=5, denoise=False), 50),
+    ],
+)
+def test_nfe_of_known_schemes(sampler, nfe):
+    """The ancestor charges for correctors that it does not run; here the number is what the scheme costs."""
+    assert sampler(ring().score(SDE), (2, 2)).nfe == nfe
+
+
+@every_sampler
+def test_trajectory_and_times(sampler):
+    score = ring().score(SDE)
+    result = sampler(score, (3, 2), seed=2, trajectory=True)
+    assert result.trajectory.shape == (9, 3, 2) and torch.equal(result.times, sampler.times)
+    last = result.trajectory[-1]
+    if sampler.denoise:
+        last = tweedie(SDE, score, last, sampler.times[-1:].expand(3))
+    torch.testing.assert_close(result.samples, last)
+    assert sampler(score, (3, 2), seed=2).trajectory is None
+    again = sampler(score, (3, 2), seed=2, x_T=result.trajectory[0])
+    assert torch.equal(
+        again.trajectory[0] if again.trajectory is not None else result.trajectory[0], result.trajectory[0]
+    )
+
+
+def test_trajectory_of_the_adaptive_ode():
+    result = ODESampler(SDE, times=GRID)(ring().score(SDE), (3, 2), trajectory=True)
+    assert result.trajectory.shape == (9, 3, 2)
+    torch.testing.assert_close(result.trajectory[-1], result.samples)
+
+
+def test_x_T_and_progress():
+    x_T = torch.randn(4, 2, dtype=torch.float64)
+    seen = []
+    sampler = ODESampler(SDE, "heun2", times=GRID)
+    result = sampler(
+        ring().score(SDE), (4, 2), x_T=x_T, on_step=lambda i, n: seen.append((i, n)), trajectory=True
+    )
+    assert torch.equal(result.trajectory[0], x_T) and result.samples.dtype == torch.float64
+    assert seen == [(i, 8) for i in range(1, 9)]
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+def test_prior_has_the_sdes_scale(sde):
+    start = ODESampler(sde, "euler", times=uniform_grid(sde, 1))(
+        lambda x, t: 0 * x, (4000, 1), trajectory=True
+    ).trajectory[0]
+    assert start.std().item() == pytest.approx(sde.prior_std, rel=0.05)
+
+
+def test_noise_streams_are_normal_and_independent():
+    from scipy import stats
+
+    streams = SampleNoise(0, 0, (400, 3))
+    draws = torch.stack([streams.normal() for _ in range(20)])  # (20, 400, 3)
+    assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-3
+    correlation = torch.corrcoef(draws.permute(1, 0, 2).reshape(400, -1)[:40])
+    assert (correlation - torch.eye(40)).abs().max() < 0.6
+    signs = SampleNoise(0, 0, (400, 3)).rademacher()
+    assert set(signs.unique().tolist()) == {-1.0, 1.0} and abs(signs.mean().item()) < 0.1
+
+
+def test_device_comes_from_the_score():
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(()))
+
+        def forward(self, x, noise, cond=None):
+            return self.weight * x
+
+    model = ScoreModel(Net(), SDE)
+    assert model.device == torch.device("cpu")
+    assert not PCSampler(SDE, times=GRID)(model, (2, 2)).samples.requires_grad
+
+
+def test_grids():
+    for sde in SDES.values():
+        for grid in (uniform_grid, log_snr_grid):
+            times = grid(sde, 10)
+            assert (
+                times[0] == sde.T
+                and times[-1] == sde.sampling_eps
+                and (times.diff() < 0).all()
+                and len(times) == 11
+            )
+        steps = sde.log_snr(log_snr_grid(sde, 10)).diff()
+        torch.testing.assert_close(steps, steps[:1].expand(10), rtol=1e-6, atol=0)
+        torch.testing.assert_close(
+            uniform_grid(sde, 4).diff(), torch.full((4,), -(1 - sde.sampling_eps) / 4).double()
+        )
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda s: PCSampler(SDE, "heun"), "predictor must be one of euler_maruyama"),
+        (lambda s: PCSampler(SDE, corrector="mala"), "corrector must be one of langevin"),
+        (lambda s: PCSampler(SDE, "none", "none"), "nothing would move"),
+        (lambda s: PCSampler(SDE, snr=0), "snr > 0"),
+        (lambda s: PCSampler(SDE, times=torch.tensor([0.1, 0.5])), "strictly decreasing"),
+        (lambda s: PCSampler(SDE, times=torch.tensor([1.5, 0.5])), r"in \[0, T\]"),
+        (lambda s: ODESampler(SDE, "rk45"), "method must be one of dopri5"),
+        (lambda s: AnnealedLangevinSampler(SDE, step_size=5), "step_size"),
+        (lambda s: uniform_grid(SDE, 0), "steps must be a positive integer"),
+        (lambda s: log_snr_grid(SDE, 5, eps=0), "log SNR must be finite"),
+        (lambda s: s(lambda x, t: x, (2,)), r"shape must be \(B, \*shape\)"),
+        (lambda s: s(lambda x, t: x, (2, 2), x_T=torch.zeros(3, 2)), "x_T must be"),
+        (lambda s: s(lambda x, t: x[:1], (2, 2)), "must have the shape of x"),
+        (lambda s: s(lambda x, t: x / 0, (2, 2)), "not finite"),
+        (lambda s: ODESampler(SDE)(lambda x, t: x * torch.nan, (2, 2)), "found no step"),
+    ],
+)
+def test_errors(act, message):
+    with pytest.raises(ValueError, match=message):
+        act(PCSampler(SubVPSDE(), times=GRID))

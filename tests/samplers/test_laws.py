@@ -1,0 +1,198 @@
+"""The laws that samplers draw from: exactly, for Gaussian data, and by distance to true samples, for
+mixtures.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from samplers import (
+    Ancestral,
+    AnnealedLangevin,
+    AnnealedLangevinSampler,
+    EulerMaruyama,
+    Langevin,
+    ODESampler,
+    PCSampler,
+    ReverseDiffusion,
+    log_snr_grid,
+    uniform_grid,
+)
+from sde_lib import VESDE, VPSDE, GaussianMixture, SampleNoise
+from tests.problems import SDES, affine_map, gaussian, images, ring, sampling_floor, sliced_wasserstein
+
+every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+
+
+class FixedNoise:
+    """Stands in for the samples' noise: the same tensor at every draw."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def normal(self):
+        return self.value
+
+
+def law_after(sde, law, predictor, times):
+    """Mean and covariance after the predictor's steps from the exact p_T, for affine scores: no Monte-Carlo
+    noise.
+    """
+    start = law.marginal(sde, sde.T)
+    mean, basis = start._means[0], start._bases[0]
+    cov = basis @ start._variances[0].diag() @ basis.mT
+    score = law.score(sde)
+    D = len(mean)
+    for t, s in zip(times[:-1], times[1:], strict=True):
+
+        def step(x, noise, t=t, s=s):
+            return predictor.step(sde, score, x, t.expand(len(x)), s.expand(len(x)), FixedNoise(noise))
+
+        A, b = affine_map(lambda x, step=step: step(x, torch.zeros_like(x)), D)
+        gain, _ = affine_map(lambda z, step=step: step(torch.zeros_like(z), z), D)
+        mean, cov = A @ mean + b, A @ cov @ A.mT + gain @ gain.mT
+    return mean, cov
+
+
+@every_sde
+@pytest.mark.parametrize(
+    "predictor", [EulerMaruyama(), EulerMaruyama(0.0), ReverseDiffusion(), ReverseDiffusion(0.5), Ancestral()]
+)
+def test_predictors_converge_in_law(sde, predictor):
+    """Mean and covariance of the samples of Gaussian data converge to the data's at weak order one or better:
+    twice the steps, half the
+    error. (Euler-Maruyama on VE with geometric levels loses its leading error term.)"""
+    law = gaussian(2)
+    target = law.marginal(sde, 0.05)
+    cov = target._bases[0] @ target._variances[0].diag() @ target._bases[0].mT
+    errors = []
+    for steps in (200, 400):
+        mean, covariance = law_after(sde, law, predictor, log_snr_grid(sde, steps, eps=0.05))
+        errors.append(
+            ((mean - target._means[0]).square().sum() + (covariance - cov).square().sum()).sqrt().item()
+        )
+    assert errors[1] < 0.05 and errors[0] / errors[1] > 1.85
+
+
+def test_predictors_are_the_papers_on_the_discrete_chains():
+    """On adjacent times of NCSN's chain the steps are the formulas of Song et al. (2021), Algorithms 2 and
+    eq. 47.
+    """
+    sde = VESDE()
+    sigma = sde.discrete_sigmas.double()
+    k = 600
+    t, s = (torch.full((2,), i / 999, dtype=torch.float64) for i in (k, k - 1))
+    x, z, g = (torch.randn(2, 3, dtype=torch.float64) for _ in range(3))
+    difference = sigma[k] ** 2 - sigma[k - 1] ** 2
+    reverse_diffusion = x + difference * g + difference.sqrt() * z
+    ancestral = x + difference * g + (sigma[k - 1] ** 2 * difference / sigma[k] ** 2).sqrt() * z
+    for predictor, expected in ((ReverseDiffusion(), reverse_diffusion), (Ancestral(), ancestral)):
+        out = predictor.step(sde, lambda x, t: g, x, t, s, FixedNoise(z))
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_ancestral_step_is_ddpms_posterior():
+    """Its mean and variance are Bayes' rule, p(x_s | x_t, x_0) ∝ p(x_t | x_s) p(x_s | x_0), at the estimated
+    x_0.
+    """
+    sde, t, s = VPSDE(), torch.tensor([0.6]), torch.tensor([0.5])
+    law = gaussian(1)
+    x = torch.tensor([[0.7]], dtype=torch.float64)
+    x_0 = law.denoiser(sde)(x, t)
+    a_ts, v_ts = sde.transition(s, t)
+    a_s, v_s = sde.alpha(s.double()), sde.sigma(s.double()) ** 2
+    precision = a_ts**2 / v_ts + 1 / v_s
+    mean = (a_ts * x / v_ts + a_s * x_0 / v_s) / precision
+    for z in (0.0, 1.0):
+        out = Ancestral().step(sde, law.score(sde), x, t, s, FixedNoise(torch.full_like(x, z)))
+        torch.testing.assert_close(out, mean + z / precision.sqrt(), rtol=1e-5, atol=1e-6)
+
+
+@every_sde
+@pytest.mark.parametrize(
+    "corrector", [Langevin(0.1, 1000), AnnealedLangevin(0.1, 1000)], ids=["langevin", "ald"]
+)
+def test_correctors_leave_the_marginal_invariant(sde, corrector):
+    """A thousand Langevin steps at a fixed time keep the law p_t, up to the bias 1/(1 - snr²) in variance of
+    their step size.
+    """
+    law, n = gaussian(2), 1000
+    time = torch.full((n,), 0.3, dtype=torch.float64)
+    marginal = law.marginal(sde, 0.3)
+    noise = SampleNoise(0, 0, (n, 2), dtype=torch.float64)
+    x, _ = corrector.step(
+        sde, law.score(sde), marginal.sample(n, seed=5), time, noise, torch.ones(n, dtype=torch.float64)
+    )
+    assert sliced_wasserstein(x, marginal.sample(n)) < 1.5 * sampling_floor(marginal, n)
+
+
+def test_langevin_does_not_freeze_outliers_or_explode_on_zero_scores():
+    """A far outlier has a large score and must still come back; a score of zero must not make an infinite
+    step.
+    """
+    sde, law = VESDE(), gaussian(2)
+    time = torch.full((1,), 0.9, dtype=torch.float64)
+    start = torch.tensor([[500.0, -500.0]], dtype=torch.float64)
+    x, _ = Langevin(0.16, 200).step(
+        sde,
+        law.score(sde),
+        start,
+        time,
+        SampleNoise(0, 0, (1, 2), dtype=torch.float64),
+        torch.ones(1).double(),
+    )
+    assert x.abs().max() < 5 * sde.sigma(time).item()
+    x, _ = Langevin(0.16, 50).step(
+        sde,
+        lambda x, t: 0 * x,
+        start,
+        time,
+        SampleNoise(0, 0, (1, 2), dtype=torch.float64),
+        torch.ones(1).double(),
+    )
+    assert x.isfinite().all()
+
+
+@every_sde
+@pytest.mark.parametrize("law", [ring(), images()], ids=["ring", "images"])
+@pytest.mark.parametrize("kind", ["pc", "ode", "ald"])
+def test_mixtures_are_sampled_at_the_floor(sde, law, kind):
+    """1,000 steps (PC), dopri5 (ODE), 200 levels of 5 steps (ALD): within twice the distance between true
+    sample sets.
+    """
+    n = 400 if law.shape == (2,) else 100
+    sampler = {"pc": PCSampler(sde), "ode": ODESampler(sde), "ald": AnnealedLangevinSampler(sde)}[kind]
+    samples = sampler(law.score(sde), (n, *law.shape), seed=1).samples
+    assert sliced_wasserstein(samples, law.sample(n, seed=77)) < 2 * sampling_floor(law, n)
+
+
+@pytest.mark.parametrize(
+    ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)]
+)
+@every_sde
+def test_ode_order(sde, method, order):
+    """The error against the exact flow of a Gaussian falls at the method's order."""
+    law, eps = gaussian(1), 0.1
+    m, v = law._means.item(), law._variances.item()
+    ends = torch.tensor([sde.T, eps], dtype=torch.float64)
+    alpha, std = sde.alpha(ends), (sde.alpha(ends) ** 2 * v + sde.sigma(ends) ** 2).sqrt()
+    x_T = sde.prior_std * torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    exact = alpha[1] * m + std[1] / std[0] * (x_T - alpha[0] * m)
+    errors = []
+    for steps in (64, 128):
+        sampler = ODESampler(sde, method, times=uniform_grid(sde, steps, eps))
+        errors.append((sampler(law.score(sde), x_T.shape, x_T=x_T).samples - exact).abs().max().item())
+    assert torch.tensor(errors[0] / errors[1]).log2().item() == pytest.approx(order, abs=0.25)
+
+
+def test_denoising_removes_the_last_noise():
+    """Corrector-only sampling honours `denoise`, which the ancestor ignores: point masses are met exactly."""
+    points = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    law, sde = GaussianMixture(points, torch.zeros(2)), VPSDE()
+    distances = {}
+    for denoise in (True, False):
+        sampler = PCSampler(sde, "none", "ald", times=log_snr_grid(sde, 300), denoise=denoise)
+        samples = sampler(law.score(sde), (50, 2), seed=3).samples
+        distances[denoise] = torch.cdist(samples, points).amin(1).median().item()
+    assert distances[True] < 1e-4 < 1e-3 < distances[False]
