@@ -1,0 +1,146 @@
+"""DDPM is the discretized VP SDE: how fast its chain and its ancestral sampling converge as N grows.
+
+    python -m benchmarks.ddpm_is_vpsde
+
+DDPM(N) has the betas of VPSDE(N=N).discrete_betas. Columns of the table:
+
+    tables      max_k |ᾱ_k - α(t_k)²|, DDPM's cumulative products against the SDE's
+    paths       root-mean-square distance at t = 1/8 between DDPM's ancestral samples and the reverse SDE of
+                VPSDE, both with the exact score of a mixture, from one x_T and one Brownian path; the reverse
+                SDE is solved in 16 Euler-Maruyama steps to each of DDPM's finest
+    law β̃, β    2-Wasserstein distance between Gaussian data and the ancestral samples, computed exactly, for
+                the small and the large variance, from x_T ~ p_T down to t = 0
+
+Behind each stands the order: log₂ of the ratio to the row above. The small variance nears order 1 from
+below: it leaves out a share 1/k of the k-th step's noise, log N/N in all.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from samplers import AncestralSampler, EulerMaruyama, chain_grid
+from sde_lib import DDPM, SDE, VPSDE, Gaussian, GaussianMixture, generator_for
+
+STEPS = (32, 64, 128, 256, 512, 1024)
+STOP = 1 / 8  # of the paths: at t = 0 ancestral sampling leaves out its last noise, a difference of order ½
+
+
+class GivenNoise:
+    """Stands in for the samples' noise: hands out given tensors."""
+
+    def __init__(self, *values: Tensor) -> None:
+        self.values = iter(values)
+
+    def normal(self) -> Tensor:
+        return next(self.values)
+
+
+def matching_ddpm(N: int) -> DDPM:
+    """DDPM with the betas of VPSDE's own chain of N steps."""
+    return DDPM(VPSDE(N=N).discrete_betas)
+
+
+def table_error(N: int) -> float:
+    """max_k |ᾱ_k - α(t_k)²|."""
+    ddpm, t = matching_ddpm(N), matching_ddpm(N).discrete_times()
+    return (ddpm.alpha(t).square() - VPSDE().alpha(t).square()).abs().max().item()
+
+
+@dataclass
+class BrownianPath:
+    """Increments of w̄ over steps of [STOP, 1], from t = 1 down, (fine, B, D), and starts x_T (B, D)."""
+
+    increments: Tensor
+    x_T: Tensor
+
+    @classmethod
+    def draw(cls, fine: int, batch: int, dimensions: int) -> BrownianPath:
+        generator = generator_for(0, "BrownianPath")
+        z = torch.randn(fine + 1, batch, dimensions, dtype=torch.float64, generator=generator)
+        return cls(z[1:] * math.sqrt((1 - STOP) / fine), z[0])
+
+    def coarse(self, steps: int) -> Tensor:
+        """Standard normal increments over `steps` equal steps, shape (steps, B, D)."""
+        sums = self.increments.unflatten(0, (steps, -1)).sum(1)
+        return sums / math.sqrt((1 - STOP) / steps)
+
+
+def mixture() -> GaussianMixture:
+    """Three unequal modes in the plane."""
+    means = torch.tensor([[1.0, 0.0], [-0.6, 0.8], [-0.5, -1.0]])
+    return GaussianMixture(means, torch.tensor([0.05, 0.1, 0.02]), torch.tensor([0.5, 0.3, 0.2]))
+
+
+def reverse_sde_paths(path: BrownianPath) -> Tensor:
+    """x at STOP of the reverse SDE of VPSDE, by Euler-Maruyama steps as fine as the path."""
+    return _follow(EulerMaruyama(), VPSDE(), path.x_T, path.coarse(len(path.increments)))
+
+
+def ancestral_paths(path: BrownianPath, N: int) -> Tensor:
+    """x at STOP of DDPM's ancestral sampling with N steps in [0, 1]."""
+    sde = matching_ddpm(N)
+    sampler = AncestralSampler(sde)
+    return _follow(sampler, sde, path.x_T, path.coarse(round(N * (1 - STOP))))
+
+
+def _follow(method: AncestralSampler | EulerMaruyama, sde: SDE, x: Tensor, z: Tensor) -> Tensor:
+    score = mixture().score(sde)
+    times = torch.linspace(1, STOP, len(z) + 1, dtype=torch.float64)[:, None].expand(-1, len(x))
+    for i in range(len(z)):
+        if isinstance(method, AncestralSampler):
+            x, _ = method.step(score, x, times[i], times[i + 1], GivenNoise(z[i]), None)
+        else:
+            x = method.step(sde, score, x, times[i], times[i + 1], GivenNoise(z[i]))
+    return x
+
+
+def path_errors(Ns: tuple[int, ...], refinement: int = 16, batch: int = 64) -> list[float]:
+    """Root-mean-square distances between ancestral sampling and the reverse SDE at STOP, for each N."""
+    path = BrownianPath.draw(round(max(Ns) * (1 - STOP)) * refinement, batch, 2)
+    reference = reverse_sde_paths(path)
+    return [(ancestral_paths(path, N) - reference).square().sum(1).mean().sqrt().item() for N in Ns]
+
+
+def law_error(N: int, variance: str, mean: float = 0.4, std: float = 0.5) -> float:
+    """2-Wasserstein distance between N(mean, std²) and the ancestral samples, by the steps' affine maps."""
+    sde = matching_ddpm(N)
+    law = Gaussian(torch.tensor([mean]), torch.tensor(std**2))
+    score, sampler, times = law.score(sde), AncestralSampler(sde, variance=variance), chain_grid(sde)
+    probes, z = torch.tensor([[0.0], [1.0], [0.0]]).double(), torch.tensor([[0.0], [0.0], [1.0]]).double()
+    m, v = (
+        sde.alpha(times[0]).item() * mean,
+        (sde.alpha(times[0]) ** 2 * std**2 + sde.sigma(times[0]) ** 2).item(),
+    )
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        out, _ = sampler.step(score, probes, t.expand(3), s.expand(3), GivenNoise(z), None)
+        b, A, C = out[0].item(), (out[1] - out[0]).item(), (out[2] - out[0]).item()
+        m, v = A * m + b, A**2 * v + C**2
+    return math.hypot(m - mean, math.sqrt(v) - std)
+
+
+def orders(errors: list[float]) -> list[float]:
+    """log₂ of the ratio of each error to the next: the order of convergence where N doubles."""
+    return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
+
+
+def main() -> None:
+    columns = {
+        "tables": [table_error(N) for N in STEPS],
+        "paths": path_errors(STEPS),
+        "law β̃": [law_error(N, "small") for N in STEPS],
+        "law β": [law_error(N, "large") for N in STEPS],
+    }
+    print("| N | " + " | ".join(f"{name} | order" for name in columns) + " |")
+    print("|---" * (1 + 2 * len(columns)) + "|")
+    for i, N in enumerate(STEPS):
+        cells = (f"{e[i]:.2e} | {orders(e)[i - 1]:.2f}" if i else f"{e[i]:.2e} | " for e in columns.values())
+        print(f"| {N} | " + " | ".join(cells) + " |")
+
+
+if __name__ == "__main__":
+    main()
