@@ -11,16 +11,36 @@ from collections.abc import Callable, Sequence
 
 import torch
 from ml_collections import ConfigDict
-from torch import nn
+from torch import Tensor, nn
 
-from models import MLP, UNet
+from models import MLP, NCSN, NCSNv2, UNet
+from run.config import AUTO
 from run.errors import UserError
-from samplers import GRIDS, AnnealedLangevinSampler, ODESampler, PCSampler, Sampler, log_snr_grid
-from sde_lib import SDE, VESDE, VPSDE, ScoreModel, SubVPSDE
+from samplers import (
+    GRIDS,
+    AncestralSampler,
+    AnnealedLangevinSampler,
+    ConsistentAnnealedSampler,
+    DDIMSampler,
+    ODESampler,
+    PCSampler,
+    Sampler,
+    chain_grid,
+    log_snr_grid,
+)
+from sde_lib import BETA_TABLES, DDPM, SDE, VESDE, VPSDE, ScoreModel, SubVPSDE, relative_step_size
 
-SDES = {"vpsde": VPSDE, "subvpsde": SubVPSDE, "vesde": VESDE}
-MODELS = {"unet": UNet, "mlp": MLP}
-MODEL_RANKS = {"unet": 3, "mlp": 1}  # data dimensions that the network takes: (C, H, W) images or (D,) points
+
+def ddpm(betas: str = "linear", N: int = 1000) -> DDPM:
+    """The SDE of DDPM's chain with a table of betas that is named."""
+    return DDPM(choose(BETA_TABLES, betas, "table of betas")(N))
+
+
+SDES = {"vpsde": VPSDE, "subvpsde": SubVPSDE, "vesde": VESDE, "ddpm": ddpm}
+MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2}
+# Data dimensions that the network takes: (C, H, W) images or (D,) points.
+MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3}
+SCORE_OPTIONS = ("learned_variance", "scale_input")  # ScoreModel's, in the section model where they are set
 
 
 def choose(table: dict, name: str, kind: str) -> object:
@@ -56,17 +76,39 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     """
     options = section.to_dict()
     name, prediction = options.pop("name"), options.pop("prediction")
+    of_score = {key: options.pop(key) for key in SCORE_OPTIONS if key in options}
     network = choose(MODELS, name, "model")
     if len(shape) != MODEL_RANKS[name]:
         fitting = [other for other, rank in MODEL_RANKS.items() if rank == len(shape)]
         raise UserError(
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )
+    options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
     net: nn.Module = _construct(network, "model", shape[0], **options)
-    model = ScoreModel(net, sde, prediction)
+    model = ScoreModel(net, sde, prediction, **of_score)
     with torch.no_grad():  # a size that the network refuses is refused here, before anything is written
         model(torch.zeros(1, *shape), torch.full((1,), sde.T))
     return model
+
+
+def _derived_arguments(
+    name: str, sde: SDE, shape: Sequence[int], learned_variance: bool
+) -> dict[str, object]:
+    """Arguments of a network that follow from the SDE and the data."""
+    accepted, derived = inspect.signature(MODELS[name]).parameters, {}
+    if "log_levels" in accepted:
+        derived["log_levels"] = sde.noise_level(noisy_times(sde))
+    if learned_variance:
+        if "out_channels" not in accepted:
+            raise UserError(f"model {name!r} has no outputs for model.learned_variance=True: choose unet")
+        derived["out_channels"] = 2 * shape[0]
+    return derived
+
+
+def noisy_times(sde: SDE) -> Tensor:
+    """The times of the SDE's chain at which there is noise, ascending, float64, on the CPU."""
+    times = sde.discrete_times()
+    return times[sde.sigma(times) > 0]
 
 
 def build_sampler(section: ConfigDict, sde: SDE) -> Sampler:
@@ -97,14 +139,66 @@ def _ode(section: ConfigDict, sde: SDE) -> ODESampler:
     )
 
 
+LEVEL_GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
+    "log_snr": log_snr_grid,
+    "chain": lambda sde, _: noisy_times(sde).flip(0),
+}
+
+
 def _ald(section: ConfigDict, sde: SDE) -> AnnealedLangevinSampler:
+    times = choose(LEVEL_GRIDS, section.ald_grid, "grid of ald")(sde, section.ald_levels)
+    step_size = section.ald_step_size
     return AnnealedLangevinSampler(
         sde,
-        times=log_snr_grid(sde, section.ald_levels),
+        times=times,
         n_steps_each=section.ald_steps_each,
-        step_size=section.ald_step_size,
+        step_size=_technique_4(sde, times, section.ald_steps_each) if step_size == AUTO else step_size,
         denoise=section.denoise,
     )
 
 
-SAMPLERS: dict[str, Callable[[ConfigDict, SDE], Sampler]] = {"pc": _pc, "ode": _ode, "ald": _ald}
+def _technique_4(sde: SDE, times: Tensor, n_steps_each: int) -> float:
+    """NCSNv2's step size for levels that are geometric or nearly so."""
+    log_levels = sde.noise_level(times)
+    gamma = ((log_levels[0] - log_levels[-1]) / max(len(times) - 1, 1)).exp()
+    return relative_step_size(gamma.item(), n_steps_each)
+
+
+def _cas(section: ConfigDict, sde: SDE) -> ConsistentAnnealedSampler:
+    return ConsistentAnnealedSampler(
+        sde,
+        times=log_snr_grid(sde, section.cas_levels),
+        step_size=section.cas_step_size,
+        denoise=section.denoise,
+    )
+
+
+def clip_bounds(clip: float) -> tuple[float, float] | None:
+    """The bounds that a `clip` key stands for: ±clip, or none for 0."""
+    return (-clip, clip) if clip else None
+
+
+def _ddpm(section: ConfigDict, sde: SDE) -> AncestralSampler:
+    return AncestralSampler(
+        sde,
+        times=chain_grid(sde, section.steps),
+        variance=section.variance,
+        clip=clip_bounds(section.clip),
+        denoise=section.denoise,
+    )
+
+
+def _ddim(section: ConfigDict, sde: SDE) -> DDIMSampler:
+    return DDIMSampler(
+        sde, times=chain_grid(sde, section.steps), eta=section.eta, clip=clip_bounds(section.clip)
+    )
+
+
+SAMPLERS: dict[str, Callable[[ConfigDict, SDE], Sampler]] = {
+    "pc": _pc,
+    "ode": _ode,
+    "ald": _ald,
+    "cas": _cas,
+    "ddpm": _ddpm,
+    "ddim": _ddim,
+}

@@ -2,7 +2,8 @@
 
     checkpoints/00004000/model.safetensors     weights
                          ema.safetensors       their exponential moving average, used for samples and scores
-                         training.pt           optimizer state, step, seconds trained, averaged updates
+                         training.pt           optimizer state, step, seconds trained, averaged updates,
+                                               losses behind times drawn by importance
 
 The directory is written under a temporary name, flushed to the disk and renamed. The batch and the noise of a
 step are functions of the seed and the step, so that nothing else is needed to resume exactly.
@@ -15,7 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -40,6 +41,8 @@ class Checkpoint:
     seconds: float
     """Wall-clock time of training so far."""
     ema_updates: int
+    times: dict[str, Tensor] = field(default_factory=dict)
+    """State of the choice of times; empty for choices that have none."""
 
 
 def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
@@ -57,6 +60,7 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
             "optimizer": checkpoint.optimizer,
             "seconds": checkpoint.seconds,
             "ema_updates": checkpoint.ema_updates,
+            "times": checkpoint.times,
         }
         buffer = io.BytesIO()
         torch.save(training, buffer)
@@ -126,7 +130,8 @@ def read(directory: Path) -> Checkpoint:
 
 def _load_training(data: bytes) -> dict:
     training = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    return {key: training[key] for key in ("step", "optimizer", "seconds", "ema_updates")}
+    fields = {key: training[key] for key in ("step", "optimizer", "seconds", "ema_updates")}
+    return fields | {"times": training.get("times", {})}  # older checkpoints have none
 
 
 def _read_file(path: Path, parse: Callable[[bytes], dict]) -> dict:

@@ -23,6 +23,12 @@ from run.files import write_atomic
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
+AUTO = "auto"
+AUTO_KEYS = {  # keys that may be "auto", NCSNv2's rule (auto.py and build.py), and their types otherwise
+    "sde.sigma_max": float,
+    "sde.N": int,
+    "sampling.ald_step_size": float,
+}
 
 AT_LEAST_ONE = (
     "data.num_points",
@@ -36,6 +42,7 @@ AT_LEAST_ONE = (
     "sampling.batch_size",
     "likelihood.num_images",
     "likelihood.batch_size",
+    "likelihood.bound_draws",
 )
 POSITIVE = (
     "training.learning_rate",
@@ -49,6 +56,10 @@ NOT_NEGATIVE = (
     "training.ema_decay",
     "training.grad_clip",
     "training.max_minutes",
+    "training.vlb_weight",
+    "sampling.clip",
+    "likelihood.clip",
+    "likelihood.bound_terms",
 )
 
 
@@ -160,7 +171,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
         value = parse_value(key, text, flat[key])
         if key == "data.path" and value:
             value = str(Path(value).resolve())  # the run directory is used from other folders too
-        with config.unlocked():
+        with config.unlocked(), config.ignore_type():  # a number may take the place of "auto"
             section, _, name = key.rpartition(".")
             (config[section] if section else config)[name] = value
     check_numbers(config)
@@ -181,12 +192,13 @@ def parse_value(key: str, text: str, default: object) -> object:
     Raises:
         UserError: If the text does not spell such a value.
     """
+    if key in AUTO_KEYS and text == AUTO:
+        return AUTO
     try:
-        return _parse(text, default)
+        return AUTO_KEYS[key](text) if key in AUTO_KEYS else _parse(text, default)
     except (ValueError, SyntaxError) as error:
-        wanted = (
-            "a tuple such as 1,2,2" if isinstance(default, tuple) else f"of type {type(default).__name__}"
-        )
+        kind = AUTO_KEYS.get(key, type(default))
+        wanted = "a tuple such as 1,2,2" if kind is tuple else f"of type {kind.__name__}"
         raise UserError(
             f"configuration key {key!r} must be {wanted} like its default {default!r}, got {text!r}"
         ) from error

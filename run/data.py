@@ -105,16 +105,17 @@ def _numpy_generator(seed: int, *keys: str) -> np.random.Generator:
 
 
 def _swiss_roll(rng: np.random.Generator, n: int) -> np.ndarray:
-    angle = 1.5 * math.pi * (1 + 2 * rng.random(n))
-    roll = angle[:, None] * np.stack([np.cos(angle), np.sin(angle)], 1)
-    return (roll + 0.4 * rng.standard_normal((n, 2)) - [2.0, 0.0]) / 6.8
+    from sklearn.datasets import make_swiss_roll
+
+    points, _ = make_swiss_roll(n, noise=0.4, random_state=int(rng.integers(2**32)))
+    return (points[:, [0, 2]] - [2.0, 0.0]) / 6.8
 
 
 def _moons(rng: np.random.Generator, n: int) -> np.ndarray:
-    angle, upper = math.pi * rng.random(n), rng.random(n) < 0.5
-    arc = np.stack([np.cos(angle), np.sin(angle)], 1)
-    moons = np.where(upper[:, None], arc, [1.0, 0.5] - arc)
-    return (moons + 0.05 * rng.standard_normal((n, 2)) - [0.5, 0.25]) / [0.87, 0.5]
+    from sklearn.datasets import make_moons
+
+    points, _ = make_moons(n, noise=0.05, random_state=int(rng.integers(2**32)))
+    return (points - [0.5, 0.25]) / [0.87, 0.5]
 
 
 def _checkerboard(rng: np.random.Generator, n: int) -> np.ndarray:

@@ -40,7 +40,10 @@ def define_flags() -> flags.FlagValues:
     )
     flags.DEFINE_string("workdir", None, "Run directory; by default runs/NAME.", flag_values=values)
     flags.DEFINE_string(
-        "sampler", None, "pc, ode or ald: short for --config.sampling.sampler.", flag_values=values
+        "sampler",
+        None,
+        "pc, ode, ald, cas, ddpm or ddim: short for --config.sampling.sampler.",
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.", flag_values=values
@@ -115,13 +118,15 @@ def _device(name: str) -> torch.device:
 
 
 def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
+    from run.auto import resolve_levels
     from run.data import load_dataset
     from run.dry_run import dry_run
     from run.rundir import read_data_info
 
-    return dry_run(
-        config, load_dataset(config.data).shape if mode == "train" else read_data_info(workdir).shape
-    )
+    if mode != "train":
+        return dry_run(config, read_data_info(workdir).shape)
+    dataset = load_dataset(config.data)
+    return dry_run(resolve_levels(config, dataset), dataset.shape)
 
 
 def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:

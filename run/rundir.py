@@ -24,6 +24,7 @@ from run.build import build_model, build_sde
 from run.data import Dataset
 from run.errors import UserError
 from run.files import write_json
+from run.objectives import build_times
 from sde_lib import SDE, ScoreModel
 
 DATA_FILE = "data.json"
@@ -58,6 +59,8 @@ class TrainedModel:
     data: DataInfo
     step: int
     """Training steps behind the weights."""
+    first_time: float
+    """The earliest time at which the model was trained."""
 
 
 def write_data_info(workdir: Path, info: DataInfo) -> None:
@@ -87,4 +90,5 @@ def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> Tra
     model = build_model(config.model, sde, info.shape)
     newest = checkpoint.latest(workdir)
     checkpoint.load_weights(model, newest.ema, workdir)
-    return TrainedModel(model.to(device).eval(), sde, info, newest.step)
+    first_time = build_times(config.training, sde).first
+    return TrainedModel(model.to(device).eval(), sde, info, newest.step, first_time)

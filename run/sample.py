@@ -41,10 +41,12 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     trained = load_trained(workdir, config, device)
     start = time.perf_counter()
     files = draw_and_save(trained, sampler, section, workdir)
+    step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
         ("model", f"averaged weights after {trained.step:,} training steps"),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
+        *([] if step_size is None else [("step size", f"{step_size:.4g}")]),
         ("time", format_duration(time.perf_counter() - start)),
         ("picture", files.picture),
         ("array", files.array),

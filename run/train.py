@@ -1,7 +1,8 @@
-"""Training by denoising score matching.
+"""Training.
 
-Everything random in step k is a function of (seed, k), and its batch one of (seed, epoch, position): a run
-that was stopped and resumed is bit for bit the run that was not. Loss and gradient norm are summed on the
+Everything random in step k is a function of (seed, k), and its batch one of (seed, epoch, position); times
+drawn by importance depend on the losses before, too, which are part of a checkpoint. A run that was stopped
+and resumed is bit for bit the run that was not. Loss and gradient norm are summed on the
 device and read only when they are logged, so that no step waits for the one before it.
 """
 
@@ -20,17 +21,18 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from run import checkpoint, plots
+from run.auto import resolve_levels, take_levels
 from run.build import build_model, build_sde
 from run.checkpoint import Checkpoint
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
-from run.data import Dataset, load_dataset, samples_to_raw, to_continuous
+from run.data import Dataset, load_dataset, samples_to_raw, to_continuous, to_raw
 from run.errors import UserError
+from run.objectives import build_objective, build_times
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
 from samplers import ODESampler, log_snr_grid
-from sde_lib import denoising_score_matching, generator_for, sample_times
-from sde_lib.losses import WEIGHTINGS
+from sde_lib import generator_for
 
 # Keys that may change when a run goes on: they do not enter the steps already done.
 FREE_KEYS = ("steps", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep")
@@ -90,14 +92,14 @@ class Trainer:
     """Model, average and optimizer, and how one step changes them."""
 
     def __init__(self, config: ConfigDict, dataset: Dataset, device: torch.device) -> None:
-        if config.training.weighting not in WEIGHTINGS:
-            raise UserError(
-                f"unknown weighting {config.training.weighting!r}; choose one of {', '.join(WEIGHTINGS)}"
-            )
         torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
         self.config, self.device, self.levels = config, device, dataset.levels
         self.sde = build_sde(config.sde)
         self.model = build_model(config.model, self.sde, dataset.shape).to(device)
+        self.times = build_times(config.training, self.sde).to(device)
+        self.raw = not (config.data.dequantize and dataset.levels)
+        levels = dataset.levels if self.raw else None
+        self.objective = build_objective(config.training, self.model, self.times, levels)
         self.ema = EMA(self.model, config.training.ema_decay)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.learning_rate, fused=True
@@ -115,12 +117,12 @@ class Trainer:
         generator = generator_for(self.config.seed, "step", step, device=self.device)
         batch = self.data[self.batches(step)]
         u = torch.rand(batch.shape, generator=generator, device=self.device)
-        x_0 = to_continuous(batch, self.levels, u)
-        t = sample_times(self.sde, len(x_0), generator)
+        x_0 = to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, u)
+        drawn = self.times.draw(len(x_0), generator)
         noise = torch.randn(x_0.shape, generator=generator, device=self.device)
-        return denoising_score_matching(
-            self.sde, self.model, x_0, t, noise, self.config.training.weighting
-        ).mean()
+        losses = self.objective(x_0, drawn, noise)
+        self.times.update(drawn, losses.detach())
+        return (drawn.weights.to(losses) * losses).mean()
 
     def advance(self) -> None:
         """One optimizer step."""
@@ -162,11 +164,13 @@ class Trainer:
             optimizer=self.optimizer.state_dict(),
             seconds=seconds,
             ema_updates=int(self.ema.n_averaged),
+            times=self.times.state_dict(),
         )
 
     def restore(self, saved: Checkpoint, workdir: Path) -> None:
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.ema.module, saved.ema, workdir)
+        checkpoint.load_weights(self.times, saved.times, workdir)
         self.optimizer.load_state_dict(saved.optimizer)
         self.ema.n_averaged.fill_(saved.ema_updates)
         self.step = saved.step
@@ -214,9 +218,12 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     Raises:
         UserError: If the directory holds another run, the data cannot be used, or training diverges.
     """
+    if checkpoint.exists(workdir) and (workdir / CONFIG_FILE).exists():
+        config = take_levels(config, read_config(workdir))
     _check_same_run(config, workdir)
     dataset = load_dataset(config.data)
     _check_same_data(dataset, workdir)
+    config = resolve_levels(config, dataset)
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
     if checkpoint.exists(workdir):

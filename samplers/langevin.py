@@ -77,7 +77,7 @@ class AnnealedLangevinSampler(_AnnealedSampler):
         sde: SDE,
         times: Tensor | None = None,
         n_steps_each: int = 5,
-        step_size: float = 0.1,
+        step_size: float = 0.5,
         denoise: bool = True,
     ) -> None:
         super().__init__(sde, times, step_size, denoise)

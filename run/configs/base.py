@@ -19,29 +19,35 @@ def get_config() -> ConfigDict:
             path="",  # instead, a .npy or .npz of your own: uint8 (N, H, W[, C]) images, float (N, D) points
             num_points=20000,  # points drawn for training, and again for the held-out set; 2-D toys only
             seed=0,  # of the toys' points and of the held-out split of your own data
+            dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )
     )
-    config.model = ConfigDict(  # beside name and prediction: the arguments of models.UNet or models.MLP
+    config.model = ConfigDict(  # after the first four, ScoreModel's: the arguments of models.UNet
         dict(
             name="unet",
-            prediction="noise",  # noise | x0 | v | score
+            prediction="v",  # noise | x0 | v | score
+            learned_variance=False,  # of the reverse step in ddpm and the bound; objective hybrid trains it
+            scale_input=True,  # whether the network sees x_t at unit variance, or x_t itself
             channels=32,
             multipliers=(1, 2),
             blocks_per_level=2,
             attention_levels=(1,),
             heads=4,
-            dropout=0.0,
-            embedding="sinusoidal",
+            dropout=0.1,
+            embedding="fourier",
         )
     )
     config.training = ConfigDict(
         dict(
-            steps=4000,
+            steps=2400,  # under five minutes on two CPU cores
             batch_size=64,
-            learning_rate=1e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
+            learning_rate=2e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
             warmup_steps=200,
             ema_decay=0.999,  # reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
             weighting="plain",  # plain | likelihood
+            times="continuous",  # continuous | discrete (those of the SDE's chain) | importance (of these)
+            objective="dsm",  # dsm (denoising score matching) | hybrid (with the bound, for learned_variance)
+            vlb_weight=1e-3,  # of the bound in hybrid
             grad_clip=1.0,  # largest norm of the gradient; 0 for none
             max_minutes=0.0,  # stop after so many minutes of training; 0 for no limit
             log_every=50,  # steps between two points of the loss curve
@@ -52,13 +58,13 @@ def get_config() -> ConfigDict:
     )
     config.sampling = ConfigDict(
         dict(
-            sampler="pc",  # pc | ode | ald
+            sampler="pc",  # pc | ode | ald | cas | ddpm | ddim
             num_samples=64,
             batch_size=256,
             seed=0,
             denoise=True,  # end with the denoised samples
-            steps=500,  # of pc and of ode's fixed-step methods
-            grid="uniform",  # where these steps lie: uniform | log_snr
+            steps=500,  # of pc and of ode's fixed-step methods; of ddpm and ddim, evenly along the chain
+            grid="uniform",  # where the steps of pc and ode lie: uniform | log_snr
             predictor="reverse_diffusion",  # euler_maruyama | reverse_diffusion | ancestral | none
             corrector="langevin",  # langevin | ald | none
             snr=0.16,  # signal-to-noise ratio of a corrector's step
@@ -66,20 +72,32 @@ def get_config() -> ConfigDict:
             ode_method="dopri5",
             rtol=1e-5,  # of ode's adaptive methods
             atol=1e-5,
-            ald_levels=200,  # geometric noise levels of annealed Langevin dynamics
+            ald_grid="log_snr",  # levels of annealed Langevin dynamics: log_snr | chain (the SDE's own)
+            ald_levels=200,  # of log_snr, geometric noise levels
             ald_steps_each=5,
-            ald_step_size=0.1,  # relative to the variance of the noise at each level
+            ald_step_size=0.5,  # relative to the variance of the noise at each level; auto: NCSNv2's rule
+            cas_levels=200,  # geometric noise levels of consistent annealed sampling
+            cas_step_size=0.2,  # as ald's
+            variance="small",  # of ddpm: small | large | learned
+            eta=0.0,  # of ddim: 0 (deterministic) to 1 (ddpm with the small variance)
+            clip=0.0,  # bound on the denoised samples of ddpm and ddim, 1 for pixel values; 0 for none
         )
     )
     config.likelihood = ConfigDict(
         dict(
             num_images=256,  # held-out images (or points), from the first on; all of them if there are fewer
             batch_size=256,
-            seed=0,  # of the dequantization noise and the probes
+            seed=0,  # of the dequantization noise, the probes and the noise of the bound
+            method="ode",  # ode (probability flow) | bound (DDPM's variational one) | both
             divergence="hutchinson",  # hutchinson | exact
             n_probes=1,
             rtol=1e-5,
             atol=1e-5,
+            dequantization="uniform",  # of images for the ODE: uniform | gaussian (the path's own noise)
+            variance="small",  # of the reverse steps in the bound: small | large | learned
+            clip=0.0,  # of the bound: as in sampling
+            bound_terms=0,  # terms drawn for each image; 0 for all of them, one evaluation each
+            bound_draws=1,  # times that the bound is repeated, with noise of its own
         )
     )
     return config

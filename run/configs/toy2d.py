@@ -14,7 +14,9 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict(
         dict(name="mlp", prediction="noise", width=128, depth=3, embedding="fourier", dropout=0.0)
     )
+    config.training.steps = 4000
     config.training.batch_size = 512
+    config.training.learning_rate = 1e-3
     config.sampling.num_samples = 2000
     config.sampling.batch_size = 2000
     config.likelihood.num_images = 1000

@@ -38,7 +38,8 @@ def test_sampling_writes_picture_and_array(sampler: str, cli: Callable, trained:
     levels = (samples + 1) * 8
     np.testing.assert_allclose(levels, levels.round().clip(0, 16), atol=1e-5)
     assert str(arrays["sampler"]) == sampler and arrays["seed"] == 0 and arrays["training_steps"] == 8
-    assert {"pc": arrays["nfe"] == 9, "ald": arrays["nfe"] == 5, "ode": arrays["nfe"] > 6}[sampler]
+    exact = {"pc": 9, "ald": 5, "cas": 4, "ddpm": 4, "ddim": 4}
+    assert arrays["nfe"] == exact[sampler] if sampler in exact else arrays["nfe"] > 6
     for name in (f"{sampler}.png", f"{sampler}.npz"):
         assert (trained / "samples" / name).exists() and name in output
 
@@ -195,7 +196,20 @@ def test_a_dry_run_writes_nothing(
         (["--mode", "train", "--config.data.name=cats"], "digits, swiss_roll"),
         (["--mode", "train", "--config.data.name=moons"], "does not take data of shape (2,); choose mlp"),
         (["--mode", "train", "--config.data.path=none.npz"], "does not exist"),
-        (["--mode", "train", "--sampler", "magic", "--dry_run"], "pc, ode, ald"),
+        (["--mode", "train", "--sampler", "magic", "--dry_run"], "pc, ode, ald, cas, ddpm, ddim"),
+        (["--mode", "train", "--config.training.times=odd"], "continuous, discrete, importance"),
+        (["--mode", "train", "--config.training.objective=odd"], "dsm, hybrid"),
+        (["--mode", "train", "--config.training.objective=hybrid"], "model.learned_variance=True"),
+        (["--mode", "train", "--config.model.learned_variance=true"], "training.objective=hybrid"),
+        (["--mode", "train", "--config", "ddpm", "--config.sde.betas=odd"], "linear, quadratic, cosine"),
+        (["--mode", "train", "--config", "ddpm", "--config.sde.N=20"], "use N > 20"),
+        (["--mode", "train", "--config", "improved_ddpm", "--config.training.times=continuous"], "discrete"),
+        (["--mode", "train", "--config", "improved_ddpm", "--config.training.weighting=likelihood"], "plain"),
+        (["--mode", "train", "--config", "ncsn", "--config.model.dilations=1"], "dilations"),
+        (["--mode", "train", "--config", "ncsn", "--config.sde.N=many"], "type int"),
+        (["--mode", "train", "--config.sde.N=auto"], "'vpsde' has not"),
+        (["--mode", "train", "--config", "toy2d", "--config.sde.N=auto"], "'vpsde' has not"),
+        (["--mode", "train", "--config.sampling.clip=-1"], "must not be negative"),
         (["--mode", "train", "--workdir", "file"], "file"),
         (["--mode", "train", "--workdir", "file/below"], "file"),
     ],
@@ -217,6 +231,16 @@ def test_bad_input_ends_in_one_sentence(
         ("sample", ["--config.sampling.grid=magic"], "uniform, log_snr"),
         ("sample", ["--config.sampling.ode_method=magic", "--sampler=ode"], "dopri5"),
         ("sample", ["--config.sampling.steps=0"], "steps"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.steps=1000"], "1..999"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.variance=magic"], "small, large, learned"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.variance=learned"], "learned_variance=True"),
+        ("sample", ["--sampler=ddim", "--config.sampling.eta=2"], "eta"),
+        ("sample", ["--sampler=ald", "--config.sampling.ald_grid=magic"], "log_snr, chain"),
+        ("sample", ["--sampler=ald", "--config.sampling.ald_step_size=x"], "type float"),
+        ("sample", ["--sampler=cas", "--config.sampling.cas_step_size=0.5"], "step_size must lie in"),
+        ("likelihood", ["--config.likelihood.method=magic"], "ode, bound, both"),
+        ("likelihood", ["--config.likelihood.dequantization=magic"], "uniform, gaussian"),
+        ("likelihood", ["--config.likelihood.bound_draws=0"], "at least 1"),
         ("sample", ["--config.sampling.snr=-1"], "snr"),
         ("sample", ["--config.training.steps=3"], "cannot change after training"),
         ("sample", ["--config.sampling.num=3"], "did you mean"),

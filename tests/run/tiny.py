@@ -18,5 +18,6 @@ def get_config() -> ConfigDict:
     config.sampling.update(
         num_samples=5, batch_size=3, steps=4, ald_levels=3, ald_steps_each=1, rtol=1e-2, atol=1e-2
     )
+    config.sampling.update(cas_levels=3, cas_step_size=2.0)  # levels so far apart leave no other choice
     config.likelihood.update(num_images=4, batch_size=3, rtol=1e-2, atol=1e-2)
     return config

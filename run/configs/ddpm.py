@@ -1,0 +1,18 @@
+"""DDPM (Ho et al., 2020) on digits: the linear betas, L_simple on bare pixel values."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from run.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.data.dequantize = False
+    config.sde = ConfigDict(dict(name="ddpm", betas="linear", N=1000))
+    config.model.prediction = "noise"
+    config.training.times = "discrete"
+    config.sampling.update(sampler="ddpm", steps=1000, clip=1.0)
+    config.likelihood.update(method="bound", clip=1.0, dequantization="gaussian")
+    return config

@@ -1,0 +1,177 @@
+"""What a training step draws and what it minimizes: a class for each choice of times and of objective.
+
+The times of a step's samples come from the whole interval or from the noisy times of the SDE's chain,
+
+    t_1 < ... < t_N,    p(t_k) = 1/N or, "importance", ∝ √E[L_k²] (Nichol & Dhariwal, 2021, Section 3.3),
+
+and a loss at t_k is weighted with 1/(N p(t_k)), so that its mean is that over uniform times.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from run.build import choose, noisy_times
+from run.errors import UserError
+from sde_lib import (
+    SDE,
+    ImportanceSampledSteps,
+    ScoreModel,
+    chain_times,
+    denoising_score_matching,
+    hybrid_loss,
+    sample_times,
+)
+from sde_lib.losses import WEIGHTINGS
+
+
+@dataclass(frozen=True)
+class DrawnTimes:
+    """The times of a batch."""
+
+    t: Tensor
+    """Times, shape (B,)."""
+    weights: Tensor
+    """Weights of the losses there, shape (B,), with mean 1."""
+    k: Tensor | None = None
+    """Indices of the times in the chain's, shape (B,); None where they are of no chain."""
+
+
+class ContinuousTimes(nn.Module):
+    """Stratified times of the whole interval."""
+
+    first = 1e-5  # at t = 0 the score of VP and sub-VP is not defined
+    in_chain = False
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__()
+        self.sde = sde
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
+        """The times of a batch, on the generator's device."""
+        t = sample_times(self.sde, batch_size, generator, eps=self.first)
+        return DrawnTimes(t, torch.ones_like(t))
+
+    def update(self, drawn: DrawnTimes, losses: Tensor) -> None:
+        """Takes note of the losses (B,) at drawn times."""
+
+
+class DiscreteTimes(ContinuousTimes):
+    """Stratified times of the chain, all equally likely."""
+
+    in_chain = True
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__(sde)
+        self.register_buffer("times", noisy_times(sde), persistent=False)
+        self.first = float(self.times[0])
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
+        offset = torch.rand(1, generator=generator, device=generator.device, dtype=torch.float64)
+        u = (torch.arange(batch_size, device=generator.device) + offset) / batch_size
+        k = (u * len(self.times)).long().clamp_max(len(self.times) - 1)
+        return DrawnTimes(self.times[k], torch.ones_like(u), k)
+
+
+class ImportanceTimes(DiscreteTimes):
+    """Times of the chain, likely where losses have been large. What they were is part of a checkpoint."""
+
+    def __init__(self, sde: SDE) -> None:
+        super().__init__(sde)
+        self.steps = ImportanceSampledSteps(len(self.times))
+
+    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
+        k, weights = self.steps.draw(batch_size, generator)
+        return DrawnTimes(self.times[k], weights, k)
+
+    def update(self, drawn: DrawnTimes, losses: Tensor) -> None:
+        self.steps.update(drawn.k, losses)
+
+
+TIMES = {"continuous": ContinuousTimes, "discrete": DiscreteTimes, "importance": ImportanceTimes}
+
+
+def build_times(section: ConfigDict, sde: SDE) -> ContinuousTimes:
+    """The times of a `training` section."""
+    return choose(TIMES, section.times, "choice of training.times")(sde)
+
+
+class DenoisingScoreMatching:
+    """Denoising score matching with the section's weighting.
+
+    Args:
+        section: The section `training`.
+        model: The model to train.
+        times: Where its times come from.
+        levels: Number of grey levels of bare pixel values; None for other data.
+
+    Raises:
+        UserError: If the weighting is unknown, or the model has a variance that nothing would train.
+    """
+
+    def __init__(
+        self, section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+    ) -> None:
+        choose(dict.fromkeys(WEIGHTINGS), section.weighting, "weighting")
+        if model.learned_variance:
+            raise UserError(
+                "objective 'dsm' trains no variance: set training.objective=hybrid or "
+                "model.learned_variance=False"
+            )
+        self.model, self.weighting = model, section.weighting
+
+    def __call__(self, x_0: Tensor, drawn: DrawnTimes, noise: Tensor) -> Tensor:
+        """The loss of each sample, shape (B,)."""
+        return denoising_score_matching(self.model.sde, self.model, x_0, drawn.t, noise, self.weighting)
+
+
+class Hybrid:
+    """Improved DDPM's L_simple + λ L_vlb, which trains a learned variance.
+
+    Args:
+        section: The section `training`.
+        model: The model to train.
+        times: Where its times come from.
+        levels: Number of grey levels of bare pixel values; None for other data.
+
+    Raises:
+        UserError: If the model has no learned variance, the times are not the chain's, the chain does not end
+            at the data, or the weighting is not plain.
+    """
+
+    def __init__(
+        self, section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+    ) -> None:
+        if not model.learned_variance:
+            raise UserError("objective 'hybrid' trains a variance: set model.learned_variance=True")
+        if not times.in_chain:
+            raise UserError("objective 'hybrid' needs training.times=discrete or importance")
+        if section.weighting != "plain":
+            raise UserError(f"objective 'hybrid' needs training.weighting=plain, got {section.weighting!r}")
+        self.times = chain_times(model.sde)
+        if model.sde.sigma(self.times[-1]) > 0:
+            raise UserError(
+                f"objective 'hybrid' needs an SDE without noise at t = 0, which {model.sde} has there: "
+                "choose ddpm or vpsde"
+            )
+        self.model, self.levels, self.vlb_weight = model, levels, section.vlb_weight
+
+    def __call__(self, x_0: Tensor, drawn: DrawnTimes, noise: Tensor) -> Tensor:
+        """The loss of each sample, shape (B,)."""
+        return hybrid_loss(
+            self.model.sde, self.model, x_0, self.times, drawn.k, noise, self.levels, self.vlb_weight
+        )
+
+
+OBJECTIVES = {"dsm": DenoisingScoreMatching, "hybrid": Hybrid}
+
+
+def build_objective(
+    section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+) -> DenoisingScoreMatching | Hybrid:
+    """The objective of a `training` section."""
+    return choose(OBJECTIVES, section.objective, "objective")(section, model, times, levels)
