@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
             dilations=(2, 4),
         )
     )
-    config.training.steps = 2000
+    config.training.steps = 1600
     config.training.times = "discrete"
     config.training.ema_decay = 0.0  # the average is NCSNv2's Technique 5
     config.sampling.update(

@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
             dilations=(2, 4),
         )
     )
-    config.training.steps = 2000
+    config.training.steps = 1600
     config.training.times = "discrete"
     config.training.ema_decay = 0.999
     config.sampling.update(sampler="ald", ald_grid="chain", ald_steps_each=20, denoise=True)
