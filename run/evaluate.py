@@ -17,7 +17,7 @@ from run.errors import UserError
 from run.files import unused_stem, write_json
 from run.report import print_result
 from run.rundir import load_trained
-from run.sample import SAMPLES, draw_and_save
+from run.sample import SAMPLES, draw_and_save, settings
 
 
 @dataclass(frozen=True)
@@ -28,20 +28,22 @@ class SampleFile:
     samples: np.ndarray
     """Raw pixels in [-1, 1], (n, C, H, W), or points (n, D)."""
     training_steps: int
+    settings: str
+    """What `sample.settings` made of the section it was drawn with."""
 
 
 def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
-    """Measures the newest samples of the configured sampler; returns the exit code.
+    """Measures samples of the newest checkpoint; returns the exit code.
 
-    Where there are none, or fewer than `sampling.num_samples`, samples are drawn first.
+    They are drawn first, unless a sample file of this checkpoint and these settings is there.
     """
     section = config.sampling
     sampler = build_sampler(section, build_sde(config.sde))
     dataset = load_dataset(config.data)
-    file = _newest_file(workdir, section.sampler)
-    if file is None or len(file.samples) < section.num_samples:
-        drawn = draw_and_save(load_trained(workdir, config, device), sampler, section, workdir)
-        file = _read_file(drawn.array)
+    trained = load_trained(workdir, config, device)
+    file = _matching_file(workdir, section, trained.step)
+    if file is None:
+        file = _read_file(draw_and_save(trained, sampler, section, workdir).array)
     if file.samples.shape[1:] != dataset.shape:
         raise UserError(
             f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
@@ -79,14 +81,20 @@ def _median_distance(samples: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(metrics.nearest_neighbour_distances(samples, reference)))
 
 
-def _newest_file(workdir: Path, sampler: str) -> SampleFile | None:
-    paths = list((workdir / SAMPLES).glob(f"{sampler}*.npz"))
-    return _read_file(max(paths, key=lambda path: path.stat().st_mtime_ns)) if paths else None
+def _matching_file(workdir: Path, section: ConfigDict, training_steps: int) -> SampleFile | None:
+    """The sample file that the settings would write again, if there is one."""
+    for path in sorted((workdir / SAMPLES).glob(f"{section.sampler}*.npz")):
+        file = _read_file(path)
+        if (file.settings, file.training_steps) == (settings(section), training_steps):
+            return file
+    return None
 
 
 def _read_file(path: Path) -> SampleFile:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return SampleFile(path, arrays["samples"], int(arrays["training_steps"]))
+            return SampleFile(
+                path, arrays["samples"], int(arrays["training_steps"]), str(arrays["settings"])
+            )
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"sample file {path} is damaged: remove it and run --mode sample again") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,15 @@ def draw_and_save(trained: TrainedModel, sampler: Sampler, section: ConfigDict, 
         sampler=section.sampler,
         nfe=nfe,
         training_steps=trained.step,
+        settings=settings(section),
     )
     write_atomic(array, buffer.getvalue())
     return SampleFiles(samples, nfe, picture, array)
+
+
+def settings(section: ConfigDict) -> str:
+    """What decides a sample file beside the model: the `sampling` section, without what decides speed alone."""
+    return json.dumps({k: v for k, v in section.to_dict().items() if k != "batch_size"}, sort_keys=True)
 
 
 def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[np.ndarray, int]:

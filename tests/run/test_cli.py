@@ -102,7 +102,7 @@ def test_likelihood_does_not_depend_on_the_batch_size(cli: Callable, trained: Pa
     assert one["bits_per_dim"] == pytest.approx(three["bits_per_dim"], abs=1e-3)
 
 
-def test_evaluate_measures_the_newest_samples_and_draws_them_where_there_are_too_few(
+def test_evaluate_draws_samples_unless_a_file_of_these_settings_is_there(
     snapshot: Callable, cli: Callable, trained: Path, capsys
 ):
     assert cli("evaluate", trained) == 0
@@ -110,8 +110,9 @@ def test_evaluate_measures_the_newest_samples_and_draws_them_where_there_are_too
     assert cli("evaluate", trained) == 0
     assert not (trained / "samples/pc-2.npz").exists()
     assert cli("evaluate", trained, "--config.sampling.num_samples=6") == 0
-    results = [json.loads((trained / f"evaluation{n}.json").read_text()) for n in ("", "-2", "-3")]
-    assert [result["file"] for result in results] == ["pc.npz", "pc.npz", "pc-2.npz"]
+    assert cli("evaluate", trained, "--config.sampling.seed=1") == 0
+    results = [json.loads((trained / f"evaluation{n}.json").read_text()) for n in ("", "-2", "-3", "-4")]
+    assert [result["file"] for result in results] == ["pc.npz", "pc.npz", "pc-2.npz", "pc-3.npz"]
     assert results[0]["samples"] == results[1]["samples"]
     assert results[0]["real"]["frechet_distance"] == pytest.approx(0.293, abs=0.001)
     assert results[0]["samples"].keys() == results[0]["real"].keys()
