@@ -3,8 +3,9 @@
     python -m benchmarks.exact_mixtures
 
 For every SDE: sliced 2-Wasserstein distance (500 directions) of 1,000 samples to 1,000 true ones, over the
-mean distance between two sets of true ones; and the largest error of the probability-flow log-likelihood (exact
-trace, 8 samples) against log p_eps, in nats per dimension, with the SDE's prior and with the law's own p_T.
+mean distance between two sets of true ones; and the largest error of the probability-flow log-likelihood
+(exact trace, 8 samples) against log p_eps, in nats per dimension, with the SDE's prior and with the law's own
+p_T.
 """
 
 from __future__ import annotations

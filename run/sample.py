@@ -77,7 +77,7 @@ def draw_and_save(trained: TrainedModel, sampler: Sampler, section: ConfigDict, 
 
 
 def settings(section: ConfigDict) -> str:
-    """What decides a sample file beside the model: the `sampling` section, without what decides speed alone."""
+    """What decides a sample file beside the model: the `sampling` section less what decides speed alone."""
     return json.dumps({k: v for k, v in section.to_dict().items() if k != "batch_size"}, sort_keys=True)
 
 
