@@ -9,7 +9,7 @@ RUN := $(BIN)/python run/main.py --config vpsde
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
-	$(RUN) --mode train --config.training.max_minutes=4.8
+	$(RUN) --mode train --config.training.max_minutes=4.9
 	$(RUN) --mode sample --sampler pc
 	$(RUN) --mode likelihood
 	@echo
