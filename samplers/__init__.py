@@ -8,18 +8,9 @@ from samplers.base import Sampler, SampleResult, StepSampler
 from samplers.grids import GRIDS, chain_grid, log_snr_grid, uniform_grid
 from samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
 from samplers.ode import ODE_METHODS, ODESampler
-from samplers.predictor_corrector import (
-    CORRECTORS,
-    PREDICTORS,
-    Ancestral,
-    AnnealedLangevin,
-    Corrector,
-    EulerMaruyama,
-    Langevin,
-    PCSampler,
-    Predictor,
-    ReverseDiffusion,
-)
+from samplers.predictor_corrector import CORRECTORS, AnnealedLangevin, Corrector, Langevin, PCSampler
+from samplers.predictors import PREDICTORS, Ancestral, EulerMaruyama, Predictor, ReverseDiffusion
+from samplers.program import LinearSampler, Stage
 
 __all__ = [
     "CORRECTORS",
@@ -35,12 +26,14 @@ __all__ = [
     "DDIMSampler",
     "EulerMaruyama",
     "Langevin",
+    "LinearSampler",
     "ODESampler",
     "PCSampler",
     "Predictor",
     "ReverseDiffusion",
     "SampleResult",
     "Sampler",
+    "Stage",
     "StepSampler",
     "chain_grid",
     "log_snr_grid",

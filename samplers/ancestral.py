@@ -21,15 +21,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from samplers.base import StepSampler
+from samplers.base import CountedScore, StepSampler
 from samplers.grids import chain_grid
-from sde_lib import SDE, SampleNoise, ScoreFunction, check_variance, expand, reverse_transition, tweedie
-
-
-def _checked_clip(clip: tuple[float, float] | None) -> tuple[float, float] | None:
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip must be None or two increasing bounds of x_0, such as (-1, 1), got {clip}")
-    return clip
+from samplers.predictors import ddim_stages
+from samplers.program import LinearSampler, checked_clip
+from sde_lib import SDE, SampleNoise, ScoreFunction, check_variance, expand, reverse_transition
 
 
 class AncestralSampler(StepSampler):
@@ -57,18 +53,20 @@ class AncestralSampler(StepSampler):
     ) -> None:
         super().__init__(sde, chain_grid(sde) if times is None else times, denoise)
         check_variance(variance)
-        self.variance, self.clip = variance, _checked_clip(clip)
+        self.variance, self.clip = variance, checked_clip(clip)
 
     def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
+        self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
         """A draw from p(x_s | x_t), or its mean where σ_s = 0."""
+        t, s = self.times[k].item(), self.times[k + 1].item()
+        t, s = (torch.full((len(x),), v, dtype=torch.float64, device=x.device) for v in (t, s))
         mean, var = reverse_transition(self.sde, score, x, s, t, self.variance, self.clip)
         std = torch.where(expand(self.sde.sigma(s), x) > 0, var.sqrt(), 0.0)
         return mean + std * noise.normal(), None
 
 
-class DDIMSampler(StepSampler):
+class DDIMSampler(LinearSampler):
     """DDIM (Song et al., 2021, eqs. 12 and 16), with x̂_0 bounded before ε̂ is read off.
 
     Args:
@@ -76,32 +74,25 @@ class DDIMSampler(StepSampler):
         times: Time grid; None for `chain_grid(sde)`, all steps of the chain.
         eta: η in [0, 1]: 0 is deterministic, 1 is ancestral sampling with the small variance.
         clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
+        denoise: Whether to end with Tweedie's formula where the grid ends above σ = 0, one more evaluation.
 
     Raises:
         ValueError: If eta does not lie in [0, 1], or clip is not two increasing numbers.
     """
 
     def __init__(
-        self, sde: SDE, times: Tensor | None = None, eta: float = 0.0, clip: tuple[float, float] | None = None
+        self,
+        sde: SDE,
+        times: Tensor | None = None,
+        eta: float = 0.0,
+        clip: tuple[float, float] | None = None,
+        denoise: bool = False,
     ) -> None:
-        super().__init__(sde, chain_grid(sde) if times is None else times, denoise=False)
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1] (0: deterministic, 1: ancestral sampling), got {eta}")
-        self.eta, self.clip = float(eta), _checked_clip(clip)
-
-    def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
-    ) -> tuple[Tensor, None]:
-        """x_s from x_t."""
-        sde = self.sde
-        x_0 = tweedie(sde, score, x, t)
-        if self.clip is not None:
-            x_0 = x_0.clamp(*self.clip)
-        epsilon = (x - expand(sde.alpha(t), x) * x_0) / expand(sde.sigma(t), x)
-        var_s = sde.sigma(s).square()
-        var = self.eta**2 * sde.transition(s, t)[1] * var_s / sde.sigma(t).square()  # eq. 16
-        x = expand(sde.alpha(s), x) * x_0 + expand((var_s - var).clamp_min(0.0).sqrt(), x) * epsilon
-        return x + expand(var.sqrt(), x) * noise.normal() if self.eta else x, None
+        times = chain_grid(sde) if times is None else torch.as_tensor(times, dtype=torch.float64)
+        super().__init__(sde, times, ddim_stages(sde, times, eta), denoise, clip)
+        self.eta = float(eta)
 
     @torch.no_grad()
     def encode(self, score: ScoreFunction, x: Tensor) -> Tensor:

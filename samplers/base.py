@@ -2,8 +2,9 @@
 
     result = sampler(score, shape, seed=0)
 
-`score` is any score function, exact or learned. A sampler's own part is `StepSampler.step`, a pure function
-from (x_t, t, s) to x_s; one that hands the whole interval to a solver is a `Sampler` with `integrate`.
+`score` is any score function, exact or learned. Most samplers are tables of coefficients, see `program.py`;
+one whose coefficients depend on the states has a `StepSampler.step` of its own, a pure function of the states
+and its index in the grid; one that chooses its own steps is a `Sampler` with `integrate`.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ class SampleResult:
     samples: Tensor
     """The samples, shape (B, *shape)."""
     nfe: int
-    """Evaluations of the score function per sample, counted where it is called."""
+    """Evaluations of the score function per sample, counted where it is called; where samples choose their
+    own steps, those of the sample with the most.
+    """
     times: Tensor
     """The time grid, shape (steps + 1,), float64, from T down."""
     trajectory: Tensor | None
@@ -39,27 +42,50 @@ class SampleResult:
 
 
 class CountedScore:
-    """A score function that counts its calls and checks the shape of what comes back."""
+    """A score function that counts its calls, takes one time for all samples or one for each, and remembers
+    where its values stop being finite.
+    """
 
     def __init__(self, score: ScoreFunction) -> None:
         self._score = score
-        self.calls = 0
+        self._sums: list[Tensor] = []  # one number a call, left on the device: reading it would wait for it
+        self._times: list[float | Tensor] = []
 
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        return self._checked(x, self._score(x, t))
+    @property
+    def calls(self) -> int:
+        """Number of evaluations so far."""
+        return len(self._sums)
 
-    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
+        """The score of x, shape (B, *shape), at time t, a number or of shape (B,)."""
+        return self._checked(x, t, self._score(x, self._each(x, t)))
+
+    def score_and_fraction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
-        score, fraction = score_and_fraction(self._score, x, t)
-        return self._checked(x, score), fraction
+        score, fraction = score_and_fraction(self._score, x, self._each(x, t))
+        return self._checked(x, t, score), fraction
 
-    def _checked(self, x: Tensor, score: Tensor) -> Tensor:
-        self.calls += 1
+    @staticmethod
+    def _each(x: Tensor, t: float | Tensor) -> Tensor:
+        if isinstance(t, Tensor):
+            return t
+        return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
+
+    def _checked(self, x: Tensor, t: float | Tensor, score: Tensor) -> Tensor:
         if score.shape != x.shape:
             raise ValueError(
                 f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(score.shape)}"
             )
+        self._sums.append(score.sum())
+        self._times.append(t)
         return score
+
+    def first_failure(self) -> tuple[int, float] | None:
+        """Index and time of the first evaluation with values that are not finite; waits for the device."""
+        for k, (total, t) in enumerate(zip(self._sums, self._times, strict=True)):
+            if not total.isfinite():
+                return k, float(torch.as_tensor(t).max())
+        return None
 
 
 class Sampler(ABC):
@@ -97,7 +123,7 @@ class Sampler(ABC):
     @abstractmethod
     def integrate(
         self,
-        score: ScoreFunction,
+        score: CountedScore,
         x: Tensor,
         noise: SampleNoise,
         record: Callable[[Tensor], None] | None,
@@ -106,7 +132,7 @@ class Sampler(ABC):
         """Carries x from the first time to the last.
 
         Args:
-            score: The score function.
+            score: The score function; it takes one time for all samples, or one for each.
             x: States at the first time, shape (B, *shape).
             noise: The samples' streams of randomness.
             record: Takes the states at each of the times after the first; None where nobody asked for them.
@@ -177,11 +203,21 @@ class Sampler(ABC):
         if self.denoise:
             x = tweedie(self.sde, counted, x, self.times[-1:].to(x.device).expand(len(x)))
         if not x.isfinite().all():
-            raise ValueError(
-                f"{type(self).__name__} met values that are not finite: check the score function, "
-                "or take smaller steps (more of them, a lower snr)"
-            )
+            raise ValueError(self._failure(counted))
         return SampleResult(x, counted.calls, self.times, torch.stack(states) if trajectory else None)
+
+    def _failure(self, score: CountedScore) -> str:
+        failure = score.first_failure()
+        if failure is None:
+            return (
+                f"{type(self).__name__} left the finite numbers after finite scores: take smaller steps (more "
+                "of them, a lower snr)"
+            )
+        return (
+            f"{type(self).__name__} met a score that is not finite at evaluation {failure[0] + 1} of "
+            f"{score.calls}, t = {failure[1]:.6g}: check the score function there, or take smaller steps (more "
+            "of them, a lower snr)"
+        )
 
 
 class StepSampler(Sampler):
@@ -193,35 +229,36 @@ class StepSampler(Sampler):
 
     @abstractmethod
     def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: State
+        self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: State
     ) -> tuple[Tensor, State]:
-        """One step from time t to the earlier time s.
+        """The step from the k-th time of the grid to the next.
+
+        Coefficients are numbers that depend on k alone: computed in float64 when the sampler is made, they
+        cost nothing here.
 
         Args:
-            score: The score function.
-            x: States at t, shape (B, *shape).
-            t: Time of x, shape (B,), float64.
-            s: Time to reach, shape (B,), float64.
+            score: The score function; it takes one time for all samples, or one for each.
+            x: States at times[k], shape (B, *shape).
+            k: Index of the step, from 0.
             noise: The samples' streams of randomness.
             state: What the last step returned, first `initial_state(x)`.
 
         Returns:
-            States at s, shape (B, *shape), and the state for the next step.
+            States at times[k + 1], shape (B, *shape), and the state for the next step.
         """
 
     def integrate(
         self,
-        score: ScoreFunction,
+        score: CountedScore,
         x: Tensor,
         noise: SampleNoise,
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        state = self.initial_state(x)
-        times = self.times.to(x.device)[:, None].expand(-1, len(x))  # (steps + 1, B)
-        for i in range(len(times) - 1):
-            x, state = self.step(score, x, times[i], times[i + 1], noise, state)
+        state, steps = self.initial_state(x), len(self.times) - 1
+        for k in range(steps):
+            x, state = self.step(score, x, k, noise, state)
             if record is not None:
                 record(x)
-            on_step(i + 1, len(times) - 1)
+            on_step(k + 1, steps)
         return x

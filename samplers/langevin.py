@@ -36,11 +36,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from samplers.base import StepSampler
+from samplers.base import CountedScore, StepSampler
 from samplers.grids import log_snr_grid
-from sde_lib import SDE, SampleNoise, ScoreFunction, expand
+from samplers.program import Path
+from sde_lib import SDE, SampleNoise
 
 
 class _AnnealedSampler(StepSampler):
@@ -52,9 +54,12 @@ class _AnnealedSampler(StepSampler):
             raise ValueError(f"step_size must lie in (0, 4), or the dynamics diverge, got {step_size}")
         self.step_size = step_size
 
-    def _ascend(self, score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
+        path = Path(sde, self.times)
+        self._t, self._alpha, self._sigma = (v.tolist() for v in (path.t, path.alpha, path.sigma))
+
+    def _ascend(self, score: CountedScore, x: Tensor, k: int) -> Tensor:
         # In the coordinates of x = α x̃ a step size a_i = r σ̃² becomes α² a_i = r σ².
-        return x + expand(self.step_size / 2 * self.sde.sigma(t).square(), x) * score(x, t)
+        return torch.add(x, score(x, self._t[k]), alpha=self.step_size / 2 * self._sigma[k] ** 2)
 
 
 class AnnealedLangevinSampler(_AnnealedSampler):
@@ -85,29 +90,27 @@ class AnnealedLangevinSampler(_AnnealedSampler):
             raise ValueError(f"n_steps_each must be at least 1, got {n_steps_each}")
         self.n_steps_each = n_steps_each
 
-    def _at_level(self, score: ScoreFunction, x: Tensor, t: Tensor, noise: SampleNoise) -> Tensor:
-        std = expand(math.sqrt(self.step_size) * self.sde.sigma(t), x)
+    def _at_level(self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise) -> Tensor:
+        std = math.sqrt(self.step_size) * self._sigma[k]
         for _ in range(self.n_steps_each):
-            x = self._ascend(score, x, t) + std * noise.normal()
+            x = self._ascend(score, x, k).add_(noise.normal(), alpha=std)
         return x
 
     def integrate(
         self,
-        score: ScoreFunction,
+        score: CountedScore,
         x: Tensor,
         noise: SampleNoise,
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        first_level = self.times[:1].to(x.device).expand(len(x))
-        return super().integrate(score, self._at_level(score, x, first_level, noise), noise, record, on_step)
+        return super().integrate(score, self._at_level(score, x, 0, noise), noise, record, on_step)
 
     def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
+        self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
-        """x̃ is carried over from level t as it is; then come the Langevin steps at level s."""
-        x = expand(self.sde.alpha(s) / self.sde.alpha(t), x) * x
-        return self._at_level(score, x, s, noise), None
+        """x̃ is carried over from the k-th level as it is; then come the Langevin steps at the next."""
+        return self._at_level(score, x * (self._alpha[k + 1] / self._alpha[k]), k + 1, noise), None
 
 
 class ConsistentAnnealedSampler(_AnnealedSampler):
@@ -141,10 +144,10 @@ class ConsistentAnnealedSampler(_AnnealedSampler):
             )
 
     def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: None
+        self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
-        """A step along the score at level t, then the noise that makes x̃ one of level s."""
-        kept = (1 - self.step_size / 2) * (self.sde.noise_level(t) - self.sde.noise_level(s)).exp()
-        beta = (1 - kept.square()).clamp_min(0.0).sqrt()
-        x = expand(self.sde.alpha(s) / self.sde.alpha(t), x) * self._ascend(score, x, t)
-        return x + expand(beta * self.sde.sigma(s), x) * noise.normal(), None
+        """A step along the score at the k-th level, then the noise that makes x̃ one of the next level."""
+        alpha_ts = self._alpha[k] / self._alpha[k + 1]
+        kept = (1 - self.step_size / 2) * self._sigma[k] / (alpha_ts * self._sigma[k + 1])
+        std = math.sqrt(max(0.0, 1 - kept**2)) * self._sigma[k + 1]
+        return (self._ascend(score, x, k) / alpha_ts).add_(noise.normal(), alpha=std), None

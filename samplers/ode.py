@@ -18,9 +18,9 @@ from collections.abc import Callable
 from torch import Tensor
 from torchdiffeq import odeint
 
-from samplers.base import Sampler
+from samplers.base import CountedScore, Sampler
 from samplers.grids import uniform_grid
-from sde_lib import SDE, SampleNoise, ScoreFunction
+from sde_lib import SDE, SampleNoise
 from sde_lib.ode import ADAPTIVE_METHODS, FIXED_METHODS, Dynamics, solve_adaptively
 
 ODE_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS)
@@ -58,7 +58,7 @@ class ODESampler(Sampler):
 
     def integrate(
         self,
-        score: ScoreFunction,
+        score: CountedScore,
         x: Tensor,
         noise: SampleNoise,
         record: Callable[[Tensor], None] | None,

@@ -1,17 +1,7 @@
 """Predictor-corrector sampling (Song et al., 2021, Algorithm 1): a solver's step in time, then MCMC steps at
 the time reached.
 
-Predictors, from x_t to x_s with α_{t|s}, σ²_{t|s} of the exact transition p(x_t | x_s), so that they hold for
-every SDE and every grid:
-
-    euler_maruyama      x_s = x_t - [f x_t - (1 + η²)/2 g² score] (t - s) + η g √(t - s) z
-    reverse_diffusion   x_s = (2 - α_{t|s}) x_t + (1 + η²)/2 σ²_{t|s} score + η σ_{t|s} z  (eq. 46)
-    ancestral           x_s ~ q(x_s | x_t, x_0 = Tweedie's estimate), DDPM's posterior   (Ho et al., eqs. 6-7)
-
-With β_k = σ²_{t|s} the second is the paper's step of the DDPM chain, and with σ²_{t|s} = σ_t² - σ_s² that of
-the NCSN chain.
-
-Correctors move along the score at a fixed time, x ← x + ε score + √(2ε) z:
+The predictors are the one-step methods of `predictors.py`. Correctors move along the score at a fixed time, x ← x + ε score + √(2ε) z:
 
     langevin            ε = 2 α_t² (r ‖z‖/‖score‖)²                                   (Algorithms 4, 5)
     ald                 ε = 2 α_t² (r σ_t)², annealed Langevin dynamics        (NCSN, at signal-to-noise r)
@@ -19,92 +9,27 @@ Correctors move along the score at a fixed time, x ← x + ε score + √(2ε) z
 References:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
         https://arxiv.org/abs/2011.13456.
-    Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239.
     Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
         https://arxiv.org/abs/1907.05600.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from collections import deque
 
 import torch
 from torch import Tensor
 
-from samplers.base import StepSampler
+from samplers.base import CountedScore, StepSampler
 from samplers.grids import uniform_grid
-from sde_lib import SDE, SampleNoise, ScoreFunction, expand, tweedie
+from samplers.predictors import PREDICTORS, NoPredictor, Predictor
+from samplers.program import Path, move
+from sde_lib import SDE, SampleNoise
 
 
-class Predictor(ABC):
-    """A step from time t to an earlier time s."""
-
-    @abstractmethod
-    def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise
-    ) -> Tensor:
-        """The states at s, shape (B, *shape), from x at t; t and s have shape (B,), float64."""
-
-
-class EulerMaruyama(Predictor):
-    """The Euler-Maruyama step of the reverse SDE at stochasticity η >= 0 (1: reverse SDE, 0: probability
-    flow).
-    """
-
-    def __init__(self, stochasticity: float = 1.0) -> None:
-        self.stochasticity = stochasticity
-
-    def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise
-    ) -> Tensor:
-        drift, diffusion = sde.reverse(score, stochasticity=self.stochasticity).sde(x, t)
-        x = x - expand(t - s, x) * drift
-        return x + expand(diffusion * (t - s).sqrt(), x) * noise.normal() if self.stochasticity else x
-
-
-class ReverseDiffusion(Predictor):
-    """The reverse diffusion step of Song et al. (2021, eq. 46), on the exact transition, at stochasticity η
-    >= 0.
-    """
-
-    def __init__(self, stochasticity: float = 1.0) -> None:
-        self.stochasticity = stochasticity
-
-    def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise
-    ) -> Tensor:
-        alpha_ts, var_ts = sde.transition(s, t)
-        weight = (1 + self.stochasticity**2) / 2
-        x = expand(2 - alpha_ts, x) * x + expand(weight * var_ts, x) * score(x, t)
-        return x + expand(self.stochasticity * var_ts.sqrt(), x) * noise.normal() if self.stochasticity else x
-
-
-class Ancestral(Predictor):
-    """DDPM's ancestral step: a draw from q(x_s | x_t, x_0) at the estimated x_0 (Ho et al., 2020, eqs. 6-7),
-    for every SDE.
-
-    Mean (x_t + σ²_{t|s} score)/α_{t|s}, variance σ²_{t|s} σ_s²/σ_t². score_sde_pytorch's VP version uses the
-    larger variance σ²_{t|s}; the two agree as steps shrink.
-    """
-
-    def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise
-    ) -> Tensor:
-        mean, var = sde.posterior(x, tweedie(sde, score, x, t), s, t)
-        return mean + expand(var.sqrt(), x) * noise.normal()
-
-
-class NoPredictor(Predictor):
-    """Leaves x as it is: corrector-only sampling."""
-
-    def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise
-    ) -> Tensor:
-        return x
-
-
-class Corrector(ABC):
-    """Langevin steps at a fixed time. `ratio` is what a step carries to the next one, shape (B,).
+class Corrector:
+    """Langevin steps at a fixed time with ε = 2 (r α_t σ_t)²/ratio; the ratio, one number a sample, is carried
+    from step to step.
 
     Args:
         snr: The signal-to-noise ratio r of a step, above 0.
@@ -121,20 +46,26 @@ class Corrector(ABC):
             )
         self.snr, self.n_steps = snr, n_steps
 
-    @abstractmethod
-    def update_ratio(self, ratio: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
-        """The estimate of σ² ‖score‖²/D that sets the step size, shape (B,)."""
+    def update_ratio(self, ratio: Tensor, score: Tensor, sigma: float) -> Tensor:
+        """The estimate of σ² ‖score‖²/D that sets the step size, float64, shape (B, 1, ..., 1)."""
+        return ratio
 
     def step(
-        self, sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor, noise: SampleNoise, ratio: Tensor
+        self,
+        score: CountedScore,
+        x: Tensor,
+        point: tuple[float, float, float],
+        noise: SampleNoise,
+        ratio: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The states after `n_steps` Langevin steps at time t, and the ratio to carry on."""
-        sigma, alpha = sde.sigma(t), sde.alpha(t)
+        """The states after `n_steps` Langevin steps at a point (t, α, σ), and the ratio to carry on."""
+        t, alpha, sigma = point
         for _ in range(self.n_steps):
             gradient = score(x, t)
             ratio = self.update_ratio(ratio, gradient, sigma)
-            step_size = 2 * (alpha * self.snr * sigma).square() / ratio
-            x = x + expand(step_size, x) * gradient + expand((2 * step_size).sqrt(), x) * noise.normal()
+            step_size = 2 * (alpha * self.snr * sigma) ** 2 / ratio
+            x = torch.addcmul(x, step_size.to(x), gradient)
+            x.addcmul_((2 * step_size).sqrt().to(x), noise.normal())
         return x, ratio
 
 
@@ -153,27 +84,18 @@ class Langevin(Corrector):
     averaged_numbers = 1000
     smallest = 1e-6  # a score that is zero everywhere must not make an infinite step
 
-    def update_ratio(self, ratio: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
-        elements = score.flatten(1)
-        now = sigma.square() * elements.double().square().mean(1)
-        weight = min(1.0, elements.shape[1] / self.averaged_numbers)
+    def update_ratio(self, ratio: Tensor, score: Tensor, sigma: float) -> Tensor:
+        elements = score[0].numel()
+        norm = torch.linalg.vector_norm(score.flatten(1), dim=1, dtype=torch.float64).reshape(ratio.shape)
+        now = norm.square() * (sigma**2 / elements)
         # at most 1: with a larger ratio an outlier's steps would be too short to bring it back
-        return torch.lerp(ratio, now, weight).clamp(self.smallest, 1.0)
+        return torch.lerp(ratio, now, min(1.0, elements / self.averaged_numbers)).clamp(self.smallest, 1.0)
 
 
 class AnnealedLangevin(Corrector):
     """Step size ε = 2 α_t² (r σ_t)² (Song et al., 2021, the "ald" corrector, after Song & Ermon, 2019)."""
 
-    def update_ratio(self, ratio: Tensor, score: Tensor, sigma: Tensor) -> Tensor:
-        return ratio
 
-
-PREDICTORS: dict[str, type[Predictor]] = {
-    "euler_maruyama": EulerMaruyama,
-    "reverse_diffusion": ReverseDiffusion,
-    "ancestral": Ancestral,
-    "none": NoPredictor,
-}
 CORRECTORS: dict[str, type[Corrector] | None] = {"langevin": Langevin, "ald": AnnealedLangevin, "none": None}
 
 
@@ -218,18 +140,21 @@ class PCSampler(StepSampler):
                 "predictor and corrector are both 'none': nothing would move; choose one of them"
             )
         self.predictor = predictor
+        self._stages = predictor.stages(sde, self.times)
         make_corrector = CORRECTORS[corrector]
         self.corrector = make_corrector(snr, n_corrector_steps) if make_corrector else None
+        path = Path(sde, self.times)
+        self._points = list(zip(path.t.tolist(), path.alpha.tolist(), path.sigma.tolist(), strict=True))
 
     def initial_state(self, x: Tensor) -> Tensor:
         """σ²‖score‖²/D of pure noise, which is 1, for every sample."""
-        return torch.ones(len(x), dtype=torch.float64, device=x.device)
+        return torch.ones(len(x), *(1,) * (x.ndim - 1), dtype=torch.float64, device=x.device)
 
     def step(
-        self, score: ScoreFunction, x: Tensor, t: Tensor, s: Tensor, noise: SampleNoise, state: Tensor
+        self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """The predictor from t to s, then the corrector at s."""
-        x = self.predictor.step(self.sde, score, x, t, s, noise)
-        return (
-            (x, state) if self.corrector is None else self.corrector.step(self.sde, score, x, s, noise, state)
-        )
+        """The predictor from times[k] to times[k + 1], then the corrector there."""
+        x = move(self._stages[k], score, x, deque(maxlen=1), noise)
+        if self.corrector is None:
+            return x, state
+        return self.corrector.step(score, x, self._points[k + 1], noise, state)
