@@ -2,9 +2,17 @@
 
 A grid is a float64 tensor of steps + 1 strictly decreasing times from T to eps; a step's length is read off
 the grid alone.
+
+References:
+    Denoising Diffusion Implicit Models (Song et al., 2021), https://arxiv.org/abs/2010.02502: quadratic.
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        https://arxiv.org/abs/2206.00364: eq. 5.
 """
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -21,6 +29,28 @@ def _checked(sde: SDE, steps: int, eps: float | None) -> float:
     return eps
 
 
+def _evenly(first: float, last: float, steps: int) -> Tensor:
+    return torch.linspace(first, last, steps + 1, dtype=torch.float64)
+
+
+def _noisy_ends(sde: SDE, steps: int, eps: float | None) -> Tensor:
+    """(T, eps), both with a finite log SNR."""
+    ends = torch.tensor([sde.T, _checked(sde, steps, eps)], dtype=torch.float64)
+    first, last = sde.log_snr(ends).tolist()
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise ValueError(
+            f"log SNR must be finite at both ends of the grid, it is {first} at T and {last} at eps; "
+            "choose another eps"
+        )
+    return ends
+
+
+def _with_ends(times: Tensor, ends: Tensor) -> Tensor:
+    """The times, their ends exactly those of the path."""
+    times[[0, -1]] = ends
+    return times
+
+
 def uniform_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     """Times that are uniform in t (Song et al., 2021, Appendix G).
 
@@ -35,7 +65,7 @@ def uniform_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     Raises:
         ValueError: If steps is not a positive integer or eps does not lie in [0, T).
     """
-    return torch.linspace(sde.T, _checked(sde, steps, eps), steps + 1, dtype=torch.float64)
+    return _evenly(sde.T, _checked(sde, steps, eps), steps)
 
 
 def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -54,16 +84,58 @@ def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
         ValueError: If steps is not a positive integer, eps does not lie in [0, T), or the log SNR is infinite
             at an end.
     """
+    ends = _noisy_ends(sde, steps, eps)
+    return _with_ends(sde.time_at_log_snr(_evenly(*sde.log_snr(ends).tolist(), steps)), ends)
+
+
+def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
+    """Times whose square roots are uniform, dense near the data (Song et al., 2021, DDIM, Appendix D.2).
+
+    Arguments, result and errors as for `uniform_grid`.
+    """
     ends = torch.tensor([sde.T, _checked(sde, steps, eps)], dtype=torch.float64)
-    first, last = sde.log_snr(ends).tolist()
-    if not torch.tensor([first, last]).isfinite().all():
-        raise ValueError(
-            f"log SNR must be finite at both ends of the grid, it is {first} at T and {last} at eps; "
-            "choose another eps"
-        )
-    times = sde.time_at_log_snr(torch.linspace(first, last, steps + 1, dtype=torch.float64))
-    times[[0, -1]] = ends
-    return times
+    return _with_ends(_evenly(*ends.sqrt().tolist(), steps).square(), ends)
+
+
+def karras_times(sde: SDE, first: float, last: float, steps: int, rho: float = 7.0) -> Tensor:
+    """Times with σ̃^(1/ρ) uniform from level `first` down to `last` (Karras et al., 2022, eq. 5), σ̃ = σ/α."""
+    levels = _evenly(first ** (1 / rho), last ** (1 / rho), steps) ** rho
+    return sde.time_at_log_snr(-2 * levels.log())
+
+
+def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
+    """Times with σ̃^(1/ρ) uniform, ρ = 7 (Karras et al., 2022, eq. 5), σ̃ = σ/α.
+
+    Arguments, result and errors as for `log_snr_grid`.
+    """
+    ends = _noisy_ends(sde, steps, eps)
+    first, last = sde.noise_level(ends).exp().tolist()
+    return _with_ends(karras_times(sde, first, last, steps), ends)
+
+
+def clock(noise_level: Tensor) -> Tensor:
+    """τ = √log(1 + σ̃²) for log σ̃ of any shape.
+
+    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0: τ is the time that this SDE
+    would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and as √(2 log σ̃) far away.
+    """
+    return torch.nn.functional.softplus(2 * noise_level).sqrt()
+
+
+def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
+    """Times with τ^(1/p) uniform, p = 11/5, in the clock τ of `clock`: for VP close to the quadratic grid, and the
+    same noise levels for every SDE.
+
+    Arguments, result and errors as for `log_snr_grid`.
+    """
+    ends = _noisy_ends(sde, steps, eps)
+    first, last = clock(sde.noise_level(ends)).tolist()
+    return _with_ends(clock_times(sde, _evenly(first ** (5 / 11), last ** (5 / 11), steps) ** (11 / 5)), ends)
+
+
+def clock_times(sde: SDE, tau: Tensor) -> Tensor:
+    """The times at which the clock shows τ > 0, float64, same shape."""
+    return sde.time_at_log_snr(-torch.expm1(tau.double().square()).log())
 
 
 def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
@@ -91,4 +163,12 @@ def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
     return torch.cat([times[kept], times[-1:]])
 
 
-GRIDS = {"uniform": uniform_grid, "log_snr": log_snr_grid}
+GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
+    "clock": clock_grid,
+    "uniform": uniform_grid,
+    "quadratic": quadratic_grid,
+    "log_snr": log_snr_grid,
+    "karras": karras_grid,
+    "chain": chain_grid,
+}
+"""The grids as functions of an SDE and a number of steps."""

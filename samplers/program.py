@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -176,3 +177,35 @@ def one_stage_a_step(
     return [
         Stage(t, (p, q), a, (b,), c) for t, p, q, a, b, c in zip(*(row.tolist() for row in rows), strict=True)
     ]
+
+
+def combined(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
+    """The sum of two rows of weights, the shorter one filled up with zeros."""
+    return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0.0))
+
+
+def stages_of_step(
+    times: Sequence[float],
+    values: Sequence[tuple[float, float]],
+    rows: Sequence[tuple[float, Sequence[float]]],
+    ends_step: bool = True,
+) -> list[Stage]:
+    """The stages of one step of a single-step method.
+
+    Args:
+        times: The times of its evaluations.
+        values: (p, q) of the value at each.
+        rows: (K, W) of each: the states after it are K x_t + Σ_i W_i v_i with x_t those at the step's start and
+            v_i its values, the first first.
+        ends_step: Whether the grid goes on after it.
+
+    Returns:
+        The stages, each in terms of the states before it.
+    """
+    stages, K_old, W_old = [], 1.0, ()
+    for i, (t, value, (K, W)) in enumerate(zip(times, values, rows, strict=True)):
+        keep = K / K_old
+        weights = combined(W, [-keep * w for w in W_old])[::-1]
+        stages.append(Stage(t, value, keep, weights, ends_step=ends_step and i == len(times) - 1))
+        K_old, W_old = K, W
+    return stages

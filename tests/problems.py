@@ -9,9 +9,28 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib import SDE, VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE
+from sde_lib import (
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    Gaussian,
+    GaussianMixture,
+    RectifiedFlowSDE,
+    SubVPSDE,
+)
 
-SDES: dict[str, SDE] = {"vp": VPSDE(), "sub-vp": SubVPSDE(), "ve": VESDE()}
+SDES: dict[str, SDE] = {
+    "vp": VPSDE(),
+    "sub-vp": SubVPSDE(),
+    "ve": VESDE(),
+}  # of the score SDE paper
+ALL_SDES: dict[str, SDE] = SDES | {
+    "cosine": CosineVPSDE(),
+    "edm": EDMSDE(),
+    "rectified-flow": RectifiedFlowSDE(),
+}
 
 
 def random_covariances(count: int, dimensions: int, scale: float, seed: int) -> Tensor:

@@ -11,9 +11,9 @@ import torch
 from scipy import stats
 
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, expand, subVPSDE
-from tests.problems import SDES, gaussian
+from tests.problems import ALL_SDES, SDES, gaussian
 
-every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+every_sde = pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 T = torch.tensor([1e-3, 0.5, 1.0])
 
 
@@ -76,7 +76,7 @@ def test_small_times_in_float32(sde, exact, t):
 @every_sde
 def test_derivatives(sde):
     """dlog_alpha and dsigma2 are the derivatives of log_alpha and sigma², by automatic differentiation."""
-    t = torch.linspace(0.01, 1, 50, dtype=torch.float64, requires_grad=True)
+    t = (sde.T * torch.linspace(0.01, 1, 50, dtype=torch.float64)).requires_grad_()
     (dlog_alpha,) = torch.autograd.grad(sde.log_alpha(t).sum() + 0 * t.sum(), t)
     (dsigma2,) = torch.autograd.grad(sde.sigma(t).square().sum(), t)
     torch.testing.assert_close(sde.dlog_alpha(t), dlog_alpha)
@@ -124,7 +124,7 @@ def test_transition_composes(sde):
 
 @every_sde
 def test_time_at_log_snr_inverts(sde):
-    t = torch.linspace(1e-5, 1, 64, dtype=torch.float64)
+    t = sde.T * torch.linspace(1e-5, 1, 64, dtype=torch.float64)
     torch.testing.assert_close(sde.time_at_log_snr(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
 
 
@@ -153,7 +153,7 @@ def test_reverse_keeps_the_marginals(sde, stochasticity):
 @every_sde
 def test_probability_flow_is_stochasticity_zero(sde):
     reverse = sde.reverse(gaussian().score(sde), probability_flow=True)
-    x, t = torch.randn(3, 2), torch.tensor([0.2, 0.5, 1.0])
+    x, t = torch.randn(3, 2), sde.T * torch.tensor([0.2, 0.5, 1.0])
     assert (reverse.N, reverse.T, reverse.probability_flow) == (sde.N, sde.T, True)
     score = gaussian().score(sde)(x, t)
     for forward, backward in ((sde.sde, reverse.sde), (sde.discretize, reverse.discretize)):
@@ -167,7 +167,7 @@ def test_probability_flow_is_stochasticity_zero(sde):
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 5), (1, 8, 8), (2, 3, 4, 5)])
 def test_any_data_rank(sde, shape):
     """Each sample of a batch of any rank gets its own time's coefficients."""
-    x, t = torch.randn(4, *shape), torch.tensor([0.1, 0.4, 0.7, 1.0])
+    x, t = torch.randn(4, *shape), sde.T * torch.tensor([0.1, 0.4, 0.7, 1.0])
     drift, diffusion = sde.sde(x, t)
     mean, std = sde.marginal_prob(x, t)
     f, G = sde.discretize(x, t)
