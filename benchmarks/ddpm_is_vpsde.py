@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers import AncestralSampler, EulerMaruyama, chain_grid
-from sde_lib import DDPM, SDE, VPSDE, Gaussian, GaussianMixture, generator_for
+from samplers import AncestralSampler, EulerMaruyama, LinearSampler, Sampler, chain_grid
+from samplers.base import CountedScore
+from sde_lib import DDPM, VPSDE, Gaussian, GaussianMixture, generator_for
 
 STEPS = (32, 64, 128, 256, 512, 1024)
 STOP = 1 / 8  # of the paths: at t = 0 ancestral sampling leaves out its last noise, a difference of order ½
@@ -78,25 +79,24 @@ def mixture() -> GaussianMixture:
 
 def reverse_sde_paths(path: BrownianPath) -> Tensor:
     """x at STOP of the reverse SDE of VPSDE, by Euler-Maruyama steps as fine as the path."""
-    return _follow(EulerMaruyama(), VPSDE(), path.x_T, path.coarse(len(path.increments)))
+    sde, times = VPSDE(), _times_to_stop(len(path.increments))
+    sampler = LinearSampler(sde, times, EulerMaruyama().stages(sde, times))
+    return _follow(sampler, path.x_T, path.coarse(len(path.increments)))
 
 
 def ancestral_paths(path: BrownianPath, N: int) -> Tensor:
     """x at STOP of DDPM's ancestral sampling with N steps in [0, 1]."""
-    sde = matching_ddpm(N)
-    sampler = AncestralSampler(sde)
-    return _follow(sampler, sde, path.x_T, path.coarse(round(N * (1 - STOP))))
+    z = path.coarse(round(N * (1 - STOP)))
+    return _follow(AncestralSampler(matching_ddpm(N), _times_to_stop(len(z))), path.x_T, z)
 
 
-def _follow(method: AncestralSampler | EulerMaruyama, sde: SDE, x: Tensor, z: Tensor) -> Tensor:
-    score = mixture().score(sde)
-    times = torch.linspace(1, STOP, len(z) + 1, dtype=torch.float64)[:, None].expand(-1, len(x))
-    for i in range(len(z)):
-        if isinstance(method, AncestralSampler):
-            x, _ = method.step(score, x, times[i], times[i + 1], GivenNoise(z[i]), None)
-        else:
-            x = method.step(sde, score, x, times[i], times[i + 1], GivenNoise(z[i]))
-    return x
+def _times_to_stop(steps: int) -> Tensor:
+    return torch.linspace(1, STOP, steps + 1, dtype=torch.float64)
+
+
+def _follow(sampler: Sampler, x: Tensor, z: Tensor) -> Tensor:
+    score = CountedScore(mixture().score(sampler.sde), len(x))
+    return sampler.integrate(score, x, GivenNoise(*z), None, lambda i, n: None)
 
 
 def path_errors(Ns: tuple[int, ...], refinement: int = 16, batch: int = 64) -> list[float]:
@@ -110,14 +110,15 @@ def law_error(N: int, variance: str, mean: float = 0.4, std: float = 0.5) -> flo
     """2-Wasserstein distance between N(mean, std²) and the ancestral samples, by the steps' affine maps."""
     sde = matching_ddpm(N)
     law = Gaussian(torch.tensor([mean]), torch.tensor(std**2))
-    score, sampler, times = law.score(sde), AncestralSampler(sde, variance=variance), chain_grid(sde)
+    score, times = CountedScore(law.score(sde), 3), chain_grid(sde)
+    sampler = AncestralSampler(sde, times, variance)
     probes, z = torch.tensor([[0.0], [1.0], [0.0]]).double(), torch.tensor([[0.0], [0.0], [1.0]]).double()
     m, v = (
         sde.alpha(times[0]).item() * mean,
         (sde.alpha(times[0]) ** 2 * std**2 + sde.sigma(times[0]) ** 2).item(),
     )
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        out, _ = sampler.step(score, probes, t.expand(3), s.expand(3), GivenNoise(z), None)
+    for k in range(len(times) - 1):
+        out, _ = sampler.step(score, probes, k, GivenNoise(z), None)
         b, A, C = out[0].item(), (out[1] - out[0]).item(), (out[2] - out[0]).item()
         m, v = A * m + b, A**2 * v + C**2
     return math.hypot(m - mean, math.sqrt(v) - std)

@@ -3,14 +3,26 @@
 Every sampler has the same call: `result = sampler(score, shape, seed=0)`.
 """
 
+from samplers.adaptive import AdaptiveSDESampler
 from samplers.ancestral import AncestralSampler, DDIMSampler
 from samplers.base import Sampler, SampleResult, StepSampler
-from samplers.grids import GRIDS, chain_grid, log_snr_grid, uniform_grid
+from samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
+from samplers.grids import (
+    GRIDS,
+    chain_grid,
+    clock_grid,
+    karras_grid,
+    log_snr_grid,
+    quadratic_grid,
+    uniform_grid,
+)
 from samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
-from samplers.ode import ODE_METHODS, ODESampler
+from samplers.ode import ODE_METHODS, ODESampler, interpolate, reconstruction_error
 from samplers.predictor_corrector import CORRECTORS, AnnealedLangevin, Corrector, Langevin, PCSampler
 from samplers.predictors import PREDICTORS, Ancestral, EulerMaruyama, Predictor, ReverseDiffusion
 from samplers.program import LinearSampler, Stage
+from samplers.registry import DEFAULT, SAMPLERS, SamplerSpec, make_sampler, sampler_table
+from samplers.runge_kutta import dpm_solver_2s_stages, edm_stages, restart_stages, runge_kutta_stages
 
 __all__ = [
     "CORRECTORS",
@@ -37,5 +49,23 @@ __all__ = [
     "StepSampler",
     "chain_grid",
     "log_snr_grid",
+    "AdaptiveSDESampler",
+    "DEFAULT",
+    "SAMPLERS",
+    "SamplerSpec",
+    "clock_grid",
+    "dpm_solver_2s_stages",
+    "dpm_solver_stages",
+    "edm_stages",
+    "exponential_adams_stages",
+    "interpolate",
+    "karras_grid",
+    "make_sampler",
+    "quadratic_grid",
+    "reconstruction_error",
+    "restart_stages",
+    "runge_kutta_stages",
+    "sampler_table",
+    "unipc_stages",
     "uniform_grid",
 ]

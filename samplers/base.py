@@ -33,6 +33,8 @@ class SampleResult:
     """Evaluations of the score function per sample, counted where it is called; where samples choose their
     own steps, those of the sample with the most.
     """
+    nfe_each: Tensor
+    """Evaluations of each sample, shape (B,)."""
     times: Tensor
     """The time grid, shape (steps + 1,), float64, from T down."""
     trajectory: Tensor | None
@@ -42,23 +44,36 @@ class SampleResult:
 
 
 class CountedScore:
-    """A score function that counts its calls, takes one time for all samples or one for each, and remembers
-    where its values stop being finite.
+    """A score function that counts its evaluations, takes one time for all samples or one for each, and
+    remembers where its values stop being finite.
+
+    Args:
+        score: The score function.
+        batch: Number of samples.
     """
 
-    def __init__(self, score: ScoreFunction) -> None:
-        self._score = score
+    def __init__(self, score: ScoreFunction, batch: int) -> None:
+        self._score, self._batch = score, batch
         self._sums: list[Tensor] = []  # one number a call, left on the device: reading it would wait for it
         self._times: list[float | Tensor] = []
+        self._of_all, self._of_some = 0, None
 
     @property
     def calls(self) -> int:
-        """Number of evaluations so far."""
+        """Number of calls so far."""
         return len(self._sums)
 
-    def __call__(self, x: Tensor, t: float | Tensor) -> Tensor:
-        """The score of x, shape (B, *shape), at time t, a number or of shape (B,)."""
-        return self._checked(x, t, self._score(x, self._each(x, t)))
+    def of_each(self) -> Tensor:
+        """Evaluations of each sample so far, shape (B,), on the CPU."""
+        of_all = torch.full((self._batch,), self._of_all)
+        return of_all if self._of_some is None else of_all + self._of_some.cpu()
+
+    def __call__(self, x: Tensor, t: float | Tensor, among: Tensor | None = None) -> Tensor:
+        """The score of x, shape (n, *shape), at time t, a number or of shape (n,).
+
+        `among` holds the indices (n,) of the samples where x is not the whole batch.
+        """
+        return self._checked(x, t, self._score(x, self._each(x, t)), among)
 
     def score_and_fraction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
@@ -71,13 +86,19 @@ class CountedScore:
             return t
         return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
 
-    def _checked(self, x: Tensor, t: float | Tensor, score: Tensor) -> Tensor:
+    def _checked(self, x: Tensor, t: float | Tensor, score: Tensor, among: Tensor | None = None) -> Tensor:
         if score.shape != x.shape:
             raise ValueError(
                 f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(score.shape)}"
             )
         self._sums.append(score.sum())
         self._times.append(t)
+        if among is None:
+            self._of_all += 1
+        else:
+            if self._of_some is None:
+                self._of_some = torch.zeros(self._batch, dtype=torch.long, device=x.device)
+            self._of_some[among] += 1
         return score
 
     def first_failure(self) -> tuple[int, float] | None:
@@ -194,7 +215,7 @@ class Sampler(ABC):
         noise = SampleNoise(seed, first, shape, device, dtype)
         x = self.sde.prior_std * noise.normal() if x_T is None else x_T
         states = [x]
-        counted = CountedScore(score)
+        counted = CountedScore(score, shape[0])
 
         def record(state: Tensor) -> None:
             states.append(state.to(dtype))
@@ -204,19 +225,21 @@ class Sampler(ABC):
             x = tweedie(self.sde, counted, x, self.times[-1:].to(x.device).expand(len(x)))
         if not x.isfinite().all():
             raise ValueError(self._failure(counted))
-        return SampleResult(x, counted.calls, self.times, torch.stack(states) if trajectory else None)
+        nfe_each = counted.of_each()
+        path = torch.stack(states) if trajectory else None
+        return SampleResult(x, int(nfe_each.max()), nfe_each, self.times, path)
 
     def _failure(self, score: CountedScore) -> str:
         failure = score.first_failure()
         if failure is None:
             return (
-                f"{type(self).__name__} left the finite numbers after finite scores: take smaller steps (more "
-                "of them, a lower snr)"
+                f"{type(self).__name__} left the finite numbers after finite scores: take smaller steps "
+                "(more of them, a lower snr)"
             )
         return (
             f"{type(self).__name__} met a score that is not finite at evaluation {failure[0] + 1} of "
-            f"{score.calls}, t = {failure[1]:.6g}: check the score function there, or take smaller steps (more "
-            "of them, a lower snr)"
+            f"{score.calls}, t = {failure[1]:.6g}: check the score function there, or take smaller steps "
+            "(more of them, a lower snr)"
         )
 
 

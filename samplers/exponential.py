@@ -1,6 +1,7 @@
 """Exponential multistep methods for the probability-flow ODE and the reverse SDE.
 
-With λ = log(α/σ) and x̂_0(x, t) the denoised samples, the reverse SDE at stochasticity η has the exact solution
+With λ = log(α/σ) and x̂_0(x, t) the denoised samples, the reverse SDE at stochasticity η has the exact
+solution
 
     x_s = (σ_s/σ_t) e^{-η²h} x_t + α_s ∫ κ e^{-κ(λ_s - λ)} x̂_0 dλ + σ_s √(1 - e^{-2η²h}) z,    κ = 1 + η²,
 
@@ -11,16 +12,17 @@ from λ_t to λ_s = λ_t + h (η = 0: the ODE); in terms of the noise estimate �
 What is linear is solved exactly; x̂_0 (or ε̂) is all that a method must guess between its evaluations. The
 methods here differ in how:
 
-    exponential_adams   the polynomial through the last `order` values, in a variable of choice; a corrector puts
-                        the value at the time reached into the polynomial of the step that led there, and costs
-                        no evaluation (Zhao et al., 2023, Section 3.2)
+    exponential_adams   the polynomial through the last `order` values, in a variable of choice; a corrector
+                        puts the value at the time reached into the polynomial of the step that led there, and
+                        costs no evaluation (Zhao et al., 2023, Section 3.2)
     DPM-Solver++        2M, 3M and their SDE variants: finite differences in λ; 2S: the midpoint
     UniPC               finite differences with coefficients that match B(h), and the corrector
     DEIS                the polynomial of ε̂ in t
 
-The default, `exponential_adams` with order 4 and the corrector, interpolates x̂_0 in τ = √log(1 + σ̃²): t itself,
-up to a factor, for the VP SDE with linear β, and so its interpolation in t for every SDE. The denoiser of real
-data is a smoother function of τ than of λ, which stretches without end the noise levels where nothing happens.
+The default, `exponential_adams` with order 4 and the corrector, interpolates x̂_0 in τ = √log(1 + σ̃²): t
+itself, up to a factor, for the VP SDE with linear β, and so its interpolation in t for every SDE. The
+denoiser of real data is a smoother function of τ than of λ, which stretches without end the noise levels
+where nothing happens.
 
 References:
     DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022),
@@ -51,7 +53,8 @@ QUADRATURE_POINTS = 32
 
 @dataclass(frozen=True)
 class Row:
-    """One step x_s = keep · x_t + Σ_j weights[j] v_{-j} + std · z, and the same step again with the value at s.
+    """One step x_s = keep · x_t + Σ_j weights[j] v_{-j} + std · z, and the same step again with the value
+    at s.
 
     `correction` holds the weights of the value at s and then of those in `weights`; None for no corrector.
     """
@@ -62,11 +65,13 @@ class Row:
     correction: tuple[float, ...] | None = None
 
 
-def multistep_stages(times: Tensor, values: Sequence[tuple[float, float]], rows: Sequence[Row]) -> list[Stage]:
+def multistep_stages(
+    times: Tensor, values: Sequence[tuple[float, float]], rows: Sequence[Row]
+) -> list[Stage]:
     """The table of a multistep method; the corrections join the steps that follow them.
 
-    The corrected x_t is the predicted one plus a combination of values that are known by then, so that the next
-    step from it is one from the predicted x_t with other weights.
+    The corrected x_t is the predicted one plus a combination of values that are known by then, so that the
+    next step from it is one from the predicted x_t with other weights.
     """
     stages, adjustment = [], ()
     for t, value, row in zip(times[:-1].tolist(), values, rows, strict=True):
@@ -99,7 +104,7 @@ def noisy_path(sde: SDE, times: Tensor) -> Path:
     if not path.lam.isfinite().all():
         raise ValueError(
             f"log(α/σ) must be finite at all times of the grid, it is {path.lam[0]:.4g} at the first and "
-            f"{path.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, and denoise=True for the rest"
+            f"{path.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, then denoise=True"
         )
     return path
 
@@ -147,7 +152,8 @@ def exponential_adams_stages(
         sde: The SDE.
         times: Time grid, shape (steps + 1,), with noise at its end.
         order: Number of values that the polynomial goes through, at most; the first steps have fewer.
-        corrector: Whether each step is repeated with the value at its end, which takes the place of the oldest.
+        corrector: Whether each step is repeated with the value at its end, which takes the place of the
+            oldest.
         variable: In which the polynomial is one: "clock" (τ), "log_snr" or "t".
         prediction: What is interpolated: "x0" or "noise".
 
@@ -201,7 +207,8 @@ def dpm_solver_stages(
     sde: SDE, times: Tensor, order: int = 2, stochasticity: float | Callable[[Tensor], Tensor] = 0.0
 ) -> list[Stage]:
     """DPM-Solver++ in its multistep form: 1 (DDIM), 2M (Lu et al., 2022, Algorithm 2) and 3M, for the ODE
-    (stochasticity 0) and the SDE (1: SDE-DPM-Solver++; any other, or a function of time, by the same formula).
+    (stochasticity 0) and the SDE (1: SDE-DPM-Solver++; any other, or a function of time, by the same
+    formula).
 
     Args:
         sde: The SDE.
@@ -213,8 +220,8 @@ def dpm_solver_stages(
         The table.
 
     Raises:
-        ValueError: If the order is not 1, 2 or 3, the stochasticity is negative, or log(α/σ) is infinite on the
-            grid.
+        ValueError: If the order is not 1, 2 or 3, the stochasticity is negative, or log(α/σ) is infinite on
+            the grid.
     """
     if order not in (1, 2, 3):
         raise ValueError(f"the order of DPM-Solver++ must be 1, 2 or 3, got {order}")
@@ -271,7 +278,7 @@ def unipc_stages(sde: SDE, times: Tensor, order: int = 3, variant: str = "bh2") 
         h = lam[i + 1] - lam[i]
         B = -h if variant == "bh1" else math.expm1(-h)
         first = -alpha[i] * math.expm1(-h)
-        ratios = [(lam[i - m] - lam[i]) / h for m in range(1, p)]  # r_m of the earlier values, and 1 of the new
+        ratios = [(lam[i - m] - lam[i]) / h for m in range(1, p)]
         predicted = [0.5] if p == 2 else _unipc_coefficients(ratios, h, B)
         corrected = [0.5] if p == 1 else _unipc_coefficients([*ratios, 1.0], h, B)
         on = [-alpha[i] * B * rho / r for rho, r in zip(predicted, ratios, strict=True)]

@@ -98,7 +98,7 @@ def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
 
 def karras_times(sde: SDE, first: float, last: float, steps: int, rho: float = 7.0) -> Tensor:
-    """Times with σ̃^(1/ρ) uniform from level `first` down to `last` (Karras et al., 2022, eq. 5), σ̃ = σ/α."""
+    """Times with σ̃^(1/ρ) uniform from level `first` down to `last` (Karras et al., 2022, eq. 5)."""
     levels = _evenly(first ** (1 / rho), last ** (1 / rho), steps) ** rho
     return sde.time_at_log_snr(-2 * levels.log())
 
@@ -116,15 +116,16 @@ def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 def clock(noise_level: Tensor) -> Tensor:
     """τ = √log(1 + σ̃²) for log σ̃ of any shape.
 
-    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0: τ is the time that this SDE
-    would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and as √(2 log σ̃) far away.
+    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0: τ is the time that this
+    SDE would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and as √(2 log σ̃)
+    far away.
     """
     return torch.nn.functional.softplus(2 * noise_level).sqrt()
 
 
 def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
-    """Times with τ^(1/p) uniform, p = 11/5, in the clock τ of `clock`: for VP close to the quadratic grid, and the
-    same noise levels for every SDE.
+    """Times with τ^(1/p) uniform, p = 11/5, in the clock τ of `clock`: for VP close to the quadratic grid,
+    and the same noise levels for every SDE.
 
     Arguments, result and errors as for `log_snr_grid`.
     """

@@ -1,33 +1,37 @@
-"""Sampling by the probability-flow ODE (Song et al., 2021, Section 4.3), dx/dt = f x - ½ g² score(x, t), from
-T to eps.
+"""Sampling by the probability-flow ODE (Song et al., 2021, Section 4.3), dx/dt = f x - ½ g² score(x, t),
+and what its being a bijection of noise and data allows: codes, reconstruction, interpolation.
 
-The solvers are torchdiffeq's. States are float64, whatever the network computes in: the solver's error
-estimate is a difference of nearly equal numbers. Adaptive methods choose their steps for the whole batch, by
-its worst sample, so that a sample depends on its neighbours within the tolerance; with fixed-step methods,
-which take the steps of the time grid, it does not depend on them at all.
+Adaptive methods choose a step size for each sample (`adaptive.py`), the fixed-step methods are
+torchdiffeq's, in the steps of the time grid: a sample does not depend on its neighbours with either. States
+are float64, whatever the network computes in: the solver's error estimate is a difference of nearly equal
+numbers.
 
 Reference:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
         https://arxiv.org/abs/2011.13456: Section 4.3, Appendix D.
+    Animating Rotation with Quaternion Curves (Shoemake, 1985): spherical linear interpolation.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
+from samplers.adaptive import PAIRS, solve_each
+from samplers.ancestral import DDIMSampler
 from samplers.base import CountedScore, Sampler
 from samplers.grids import uniform_grid
-from sde_lib import SDE, SampleNoise
-from sde_lib.ode import ADAPTIVE_METHODS, FIXED_METHODS, Dynamics, solve_adaptively
+from sde_lib import SDE, SampleNoise, ScoreFunction, expand
+from sde_lib.ode import FIXED_METHODS
 
-ODE_METHODS = (*ADAPTIVE_METHODS, *FIXED_METHODS)
+ODE_METHODS = (*reversed(PAIRS), *FIXED_METHODS)
 
 
 class ODESampler(Sampler):
-    """The probability-flow ODE, solved by torchdiffeq.
+    """The probability-flow ODE, by an adaptive method or a fixed-step one of torchdiffeq.
 
     Args:
         sde: The SDE.
@@ -64,38 +68,93 @@ class ODESampler(Sampler):
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        def dynamics(t: Tensor, x_t: Tensor) -> Tensor:
-            return self.sde.dlog_alpha(t) * x_t - self.sde.g2(t) / 2 * score(x_t, t.expand(len(x_t)))
+        return self._solve(score, x.double(), self.times, record, on_step).to(x)
 
-        solve = self._fixed_steps if self.method in FIXED_METHODS else self._adaptive_steps
-        return solve(dynamics, x.double(), record, on_step).to(x)
+    @torch.no_grad()
+    def encode(self, score: ScoreFunction, x: Tensor) -> Tensor:
+        """The codes x_T of data x: the same ODE from the grid's last time up to its first.
 
-    def _fixed_steps(
+        Args:
+            score: The score function.
+            x: States at the grid's last time (data, but for its little noise), shape (B, *shape).
+
+        Returns:
+            States at the first time, shape (B, *shape), whose decoding, `sampler(score, shape, x_T=code)`,
+            gives x back up to the solver's error.
+        """
+        counted = CountedScore(score, len(x))
+        return self._solve(counted, x.double(), self.times.flip(0), None, lambda i, n: None).to(x)
+
+    def _solve(
         self,
-        dynamics: Dynamics,
+        score: CountedScore,
         x: Tensor,
+        times: Tensor,
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        times = self.times.to(x.device)
-        for i in range(len(times) - 1):
-            x = odeint(dynamics, x, times[i : i + 2], method=self.method)[-1]
-            if record is not None:
-                record(x)
-            on_step(i + 1, len(times) - 1)
-        return x
+        times = times.to(x.device)
 
-    def _adaptive_steps(
-        self,
-        dynamics: Dynamics,
-        x: Tensor,
-        record: Callable[[Tensor], None] | None,
-        on_step: Callable[[int, int], None],
-    ) -> Tensor:
-        times = self.times.to(x.device) if record is not None else self.times[[0, -1]].to(x.device)
-        states = solve_adaptively(dynamics, x, times, self.method, self.rtol, self.atol)
-        if record is not None:
-            for state in states[1:]:
-                record(state)
-        on_step(1, 1)
+        def dynamics(x_t: Tensor, t: Tensor, index: Tensor | None = None) -> Tensor:
+            f, g2 = self.sde.dlog_alpha(t), self.sde.g2(t)
+            return expand(f, x_t) * x_t - expand(g2 / 2, x_t) * score(x_t, t, among=index)
+
+        if self.method in FIXED_METHODS:
+            for i in range(len(times) - 1):
+                pair = times[i : i + 2]
+                x = odeint(lambda t, x_t: dynamics(x_t, t.expand(len(x_t))), x, pair, method=self.method)[-1]
+                if record is not None:
+                    record(x)
+                on_step(i + 1, len(times) - 1)
+            return x
+        ends = times[[0, -1]] if record is None else times
+        states = solve_each(
+            dynamics,
+            x,
+            ends,
+            self.method,
+            self.rtol,
+            self.atol,
+            lambda done: on_step(round(100 * done), 100),
+        )
+        for state in states[1:] if record is not None else ():
+            record(state)
         return states[-1]
+
+
+def reconstruction_error(sampler: ODESampler | DDIMSampler, score: ScoreFunction, x: Tensor) -> Tensor:
+    """The root-mean-square distance of each sample to the decoding of its code, shape (B,).
+
+    Args:
+        sampler: A sampler with `encode`, without a final denoising.
+        score: The score function.
+        x: Data, shape (B, *shape).
+    """
+    decoded = sampler(score, x.shape, x_T=sampler.encode(score, x)).samples
+    return (decoded - x).flatten(1).square().mean(1).sqrt()
+
+
+def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
+    """Spherical linear interpolation of codes (Shoemake, 1985), which keeps the norm of noise: decoded, a
+    path of samples from one to the other.
+
+    Args:
+        a: Codes, shape (B, *shape).
+        b: Codes, same shape.
+        weights: Shape (n,), 0 for a and 1 for b.
+
+    Returns:
+        Codes, shape (n, B, *shape).
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if a.shape != b.shape:
+        raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+    u, v = a.flatten(1), b.flatten(1)
+    cosine = torch.nn.functional.cosine_similarity(u, v, dim=1).clamp(-1, 1)
+    angle = cosine.arccos()[None, :, None]  # (1, B, 1)
+    w = weights.to(a)[:, None, None]
+    straight = (1 - w) * u + w * v
+    round_ = (((1 - w) * angle).sin() * u + (w * angle).sin() * v) / angle.sin()
+    return torch.where(angle.sin() < 1e-6, straight, round_).reshape(len(weights), *a.shape)

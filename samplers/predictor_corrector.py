@@ -1,7 +1,8 @@
 """Predictor-corrector sampling (Song et al., 2021, Algorithm 1): a solver's step in time, then MCMC steps at
 the time reached.
 
-The predictors are the one-step methods of `predictors.py`. Correctors move along the score at a fixed time, x ← x + ε score + √(2ε) z:
+The predictors are the one-step methods of `predictors.py`. Correctors move along the score at a fixed time,
+x ← x + ε score + √(2ε) z:
 
     langevin            ε = 2 α_t² (r ‖z‖/‖score‖)²                                   (Algorithms 4, 5)
     ald                 ε = 2 α_t² (r σ_t)², annealed Langevin dynamics        (NCSN, at signal-to-noise r)
@@ -28,8 +29,8 @@ from sde_lib import SDE, SampleNoise
 
 
 class Corrector:
-    """Langevin steps at a fixed time with ε = 2 (r α_t σ_t)²/ratio; the ratio, one number a sample, is carried
-    from step to step.
+    """Langevin steps at a fixed time with ε = 2 (r α_t σ_t)²/ratio; the ratio, one number a sample, is
+    carried from step to step.
 
     Args:
         snr: The signal-to-noise ratio r of a step, above 0.

@@ -5,8 +5,9 @@ q(x_s | x_t, x_0) and x̂_0 = (x_t + σ_t² score)/α_t:
 
     euler_maruyama      x_s = x_t - [f x_t - (1 + η²)/2 g² score] (t - s) + η g √(t - s) z
     reverse_diffusion   x_s = (2 - α_{t|s}) x_t + (1 + η²)/2 σ²_{t|s} score + η σ_{t|s} z          (eq. 46)
-    ancestral           x_s = (α_{t|s} σ_s²/σ_t²) x_t + (α_s σ²_{t|s}/σ_t²) x̂_0 + √β̃ z  (Ho et al., eqs. 6-7)
-    ddim                x_s = (√(σ_s² - η² β̃)/σ_t) (x_t - α_t x̂_0) + α_s x̂_0 + η √β̃ z   (Song et al., eq. 12)
+    ancestral           x_s = (α_{t|s} σ_s²/σ_t²) x_t + (α_s σ²_{t|s}/σ_t²) x̂_0 + √β̃ z  (Ho et al., eqs.
+    6-7) ddim                x_s = (√(σ_s² - η² β̃)/σ_t) (x_t - α_t x̂_0) + α_s x̂_0 + η √β̃ z   (Song et
+    al., eq. 12)
 
 They hold for every SDE and every grid. With β_k = σ²_{t|s} the second is the paper's step of the DDPM chain,
 and with σ²_{t|s} = σ_t² - σ_s² that of the NCSN chain. η may be a function of time in the first two; η = 0 is
@@ -71,7 +72,8 @@ class EulerMaruyama(Predictor):
 
 
 class ReverseDiffusion(Predictor):
-    """The reverse diffusion step of Song et al. (2021, eq. 46), on the exact transition, at stochasticity η."""
+    """The reverse diffusion step of Song et al. (2021, eq. 46), on the exact transition, at stochasticity
+    η."""
 
     def __init__(self, stochasticity: Stochasticity = 1.0) -> None:
         self.stochasticity = stochasticity

@@ -95,8 +95,8 @@ class LinearSampler(Sampler):
         clip: Bounds of every value, for tables whose values are denoised samples; None for none.
 
     Raises:
-        ValueError: If the table does not fit the grid, a stage uses a value that does not exist yet, or clip is
-            not two increasing numbers.
+        ValueError: If the table does not fit the grid, a stage uses a value that does not exist yet, or
+            clip is not two increasing numbers.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class LinearSampler(Sampler):
         steps = sum(stage.ends_step for stage in self.stages)
         if steps != len(self.times) - 1 or not self.stages[-1].ends_step:
             raise ValueError(
-                f"{steps} stages end a step, the last of all must, and the grid has {len(self.times) - 1} steps"
+                f"{steps} stages end a step, as the last must, and the grid has {len(self.times) - 1} steps"
             )
 
     def integrate(
@@ -155,7 +155,7 @@ class Path:
     on the CPU.
     """
 
-    def __init__(self, sde: SDE, times: Tensor) -> None:
+    def __init__(self, sde: SDE, times: Tensor | Sequence[float]) -> None:
         self.t = torch.as_tensor(times, dtype=torch.float64).cpu()
         self.alpha, self.sigma = sde.alpha(self.t), sde.sigma(self.t)
         self.level = self.sigma / self.alpha  # σ̃, the noise where the signal has scale 1
@@ -195,8 +195,8 @@ def stages_of_step(
     Args:
         times: The times of its evaluations.
         values: (p, q) of the value at each.
-        rows: (K, W) of each: the states after it are K x_t + Σ_i W_i v_i with x_t those at the step's start and
-            v_i its values, the first first.
+        rows: (K, W) of each: the states after it are K x_t + Σ_i W_i v_i with x_t those at the step's start
+            and v_i its values, the first first.
         ends_step: Whether the grid goes on after it.
 
     Returns:

@@ -1,8 +1,9 @@
 """Runge-Kutta methods of the probability-flow ODE, alone, with EDM's churn, and with restarts.
 
-Two clocks. In t itself the ODE is dx/dt = f x - ½ g² score. Where the signal has scale 1, x̃ = x/α at the noise
-level σ̃ = σ/α, every SDE's is EDM's dx̃/dσ̃ = (x̃ - x̂_0)/σ̃ = ε̂ = -σ score, and the methods of the papers below,
-defined there, serve every SDE. DPM-Solver++(2S) is the midpoint method of an exponential integrator.
+Two clocks. In t itself the ODE is dx/dt = f x - ½ g² score. Where the signal has scale 1, x̃ = x/α at the
+noise level σ̃ = σ/α, every SDE's is EDM's dx̃/dσ̃ = (x̃ - x̂_0)/σ̃ = ε̂ = -σ score, and the methods of the
+papers below, defined there, serve every SDE. DPM-Solver++(2S) is the midpoint method of an exponential
+integrator.
 
 References:
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
@@ -69,7 +70,7 @@ def runge_kutta_stages(sde: SDE, times: Tensor, method: str) -> list[Stage]:
     tableau = _tableau(method)
     stages = []
     for t, s in zip(times[:-1].tolist(), times[1:].tolist(), strict=True):
-        path = Path(sde, torch.tensor([t + c * (s - t) for c in tableau.c], dtype=torch.float64))
+        path = Path(sde, [t + c * (s - t) for c in tableau.c])
         values = list(zip(path.f.tolist(), (-path.g2 / 2).tolist(), strict=True))
         rows = [(1.0, [(s - t) * a for a in row]) for row in (*tableau.a, tableau.b)]
         stages += stages_of_step(path.t.tolist(), values, rows)
@@ -84,10 +85,10 @@ def _tableau(method: str) -> Tableau:
 
 def _level_step(sde: SDE, t: float, s: float, tableau: Tableau, ends_step: bool = True) -> list[Stage]:
     """A step from t to s in the clock σ̃; the states are α x̃."""
-    ends = Path(sde, torch.tensor([t, s], dtype=torch.float64))
+    ends = Path(sde, [t, s])
     levels = ends.level[0] + torch.tensor(tableau.c, dtype=torch.float64) * ends.level.diff()
-    inner = sde.time_at_log_snr(-2 * levels.log())
-    path = Path(sde, torch.tensor([{0.0: t, 1.0: s}.get(c, u) for c, u in zip(tableau.c, inner.tolist())]))
+    inner = sde.time_at_log_snr(-2 * levels.log()).tolist()
+    path = Path(sde, [{0.0: t, 1.0: s}.get(c, u) for c, u in zip(tableau.c, inner, strict=True)])
     span = ends.level.diff().item()
     alphas = [*path.alpha[1:].tolist(), ends.alpha[1].item()]
     rows = [
@@ -96,6 +97,10 @@ def _level_step(sde: SDE, t: float, s: float, tableau: Tableau, ends_step: bool 
     ]
     values = [(0.0, -sigma) for sigma in path.sigma.tolist()]
     return stages_of_step(path.t.tolist(), values, rows, ends_step)
+
+
+def _time_at_level(sde: SDE, level: float) -> float:
+    return sde.time_at_log_snr(torch.tensor(-2 * math.log(level), dtype=torch.float64)).item()
 
 
 def _jump(sde: SDE, t: float, later: float, scale: float = 1.0) -> Stage:
@@ -114,8 +119,8 @@ def edm_stages(
     S_noise: float = 1.003,
     method: str = "heun",
 ) -> list[Stage]:
-    """EDM's sampler (Karras et al., 2022, Algorithm 2; without churn Algorithm 1): before each step noise is added
-    that takes σ̃ to (1 + γ) σ̃, γ = min(S_churn/N, √2 - 1); then comes a Heun step in σ̃.
+    """EDM's sampler (Karras et al., 2022, Algorithm 2; without churn Algorithm 1): before each step noise is
+    added that takes σ̃ to (1 + γ) σ̃, γ = min(S_churn/N, √2 - 1); then comes a Heun step in σ̃.
 
     Ending with `denoise=True` is the paper's last step, an Euler step to σ̃ = 0.
 
@@ -137,13 +142,13 @@ def edm_stages(
     if S_churn < 0:
         raise ValueError(f"S_churn must be at least 0, got {S_churn}")
     tableau, path = _tableau(method), noisy_path(sde, times)
-    highest = Path(sde, torch.tensor([sde.T])).level.item()
+    highest = Path(sde, [sde.T]).level.item()
     gamma = min(S_churn / len(path.t), math.sqrt(2) - 1)  # the paper's N counts the step to σ̃ = 0
     stages = []
     for i, (t, s) in enumerate(zip(path.t[:-1].tolist(), path.t[1:].tolist(), strict=True)):
         level = path.level[i].item()
         if gamma and S_tmin <= level <= S_tmax and (1 + gamma) * level <= highest:
-            raised = sde.time_at_log_snr(torch.tensor(-2 * math.log((1 + gamma) * level))).item()
+            raised = _time_at_level(sde, (1 + gamma) * level)
             stages.append(_jump(sde, t, raised, S_noise))
             t = raised
         stages += _level_step(sde, t, s, tableau)
@@ -155,8 +160,8 @@ def restart_stages(
     times: Tensor,
     intervals: Sequence[tuple[float, float, int, int]] = ((0.06, 0.3, 3, 4),),
 ) -> list[Stage]:
-    """Restart sampling (Xu et al., 2023, Algorithm 1): Heun steps in σ̃ and, where they pass the lower end of an
-    interval, K times forward to its upper end by the SDE and back by Heun steps.
+    """Restart sampling (Xu et al., 2023, Algorithm 1): Heun steps in σ̃ and, where they pass the lower end
+    of an interval, K times forward to its upper end by the SDE and back by Heun steps.
 
     Args:
         sde: The SDE.
@@ -176,8 +181,8 @@ def restart_stages(
     for low, high, repeats, steps in intervals:
         if not (levels[-1] <= low < high <= levels[0]) or min(repeats, steps) < 1:
             raise ValueError(
-                f"a restart needs {levels[-1]:.4g} <= σ_min < σ_max <= {levels[0]:.4g}, the noise levels of the "
-                f"grid, and K and steps of at least 1, got {(low, high, repeats, steps)}"
+                f"a restart needs {levels[-1]:.4g} <= σ_min < σ_max <= {levels[0]:.4g}, the noise levels of "
+                f"the grid, and K and steps of at least 1, got {(low, high, repeats, steps)}"
             )
         nearest = int((levels[1:].log() - math.log(low)).abs().argmin()) + 1
         after.setdefault(nearest, []).append((high, repeats, steps))
@@ -208,7 +213,7 @@ def dpm_solver_2s_stages(sde: SDE, times: Tensor) -> list[Stage]:
     middle = sde.time_at_log_snr(lam[:-1] + lam[1:])
     stages = []
     for t, m, s in zip(times[:-1].tolist(), middle.tolist(), times[1:].tolist(), strict=True):
-        path = Path(sde, torch.tensor([t, m, s]))
+        path = Path(sde, [t, m, s])
         (keep_m, keep_s), h = (path.sigma[1:] / path.sigma[0]).tolist(), path.lam - path.lam[0]
         to_m, to_s = (-path.alpha[1:] * torch.expm1(-h[1:])).tolist()
         rows = [(keep_m, [to_m]), (keep_s, [0.0, to_s])]

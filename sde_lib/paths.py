@@ -25,10 +25,11 @@ from sde_lib.sde import SDE, VariancePreserving
 
 
 class CosineVPSDE(VariancePreserving):
-    """The variance-preserving SDE with α(t) = cos(π/2 (t + s)/(1 + s))/cos(π/2 s/(1 + s)), s = 0.008 (Nichol &
-    Dhariwal, 2021, eq. 17).
+    """The variance-preserving SDE with α(t) = cos(π/2 (t + s)/(1 + s))/cos(π/2 s/(1 + s)), s = 0.008
+    (Nichol & Dhariwal, 2021, eq. 17).
 
-    α(1) = 0, where no score tells of the data: the path ends at T = 0.9946, as in DPM-Solver, with α(T) = 0.008.
+    α(1) = 0, where no score tells of the data: the path ends at T = 0.9946, as in DPM-Solver, with α(T) =
+    0.008.
 
     Args:
         N: Number of discretization steps.
@@ -44,7 +45,8 @@ class CosineVPSDE(VariancePreserving):
         return (t + self._s) * (math.pi / 2 / (1 + self._s))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        # cos(a)/cos(a_0) = 1 + [cos(a) - cos(a_0)]/cos(a_0), the difference as a product that keeps small t's digits
+        # cos(a)/cos(a_0) = 1 + [cos(a) - cos(a_0)]/cos(a_0), the difference as a product that keeps small
+        # t's digits
         start = math.pi / 2 * self._s / (1 + self._s)
         half = t * (math.pi / 4 / (1 + self._s))
         return torch.log1p(-2 * (start + half).sin() * half.sin() / math.cos(start))
@@ -103,9 +105,11 @@ class EDMSDE(SDE):
 
 
 class RectifiedFlowSDE(SDE):
-    """The straight path α = 1 - t, σ = t, as an SDE with its marginals (Liu et al., 2023; Lipman et al., 2023).
+    """The straight path α = 1 - t, σ = t, as an SDE with its marginals (Liu et al., 2023; Lipman et al.,
+    2023).
 
-    Its probability-flow ODE is the flow of the velocity E[ε - x_0 | x_t]. α(1) = 0, where no score tells of the
+    Its probability-flow ODE is the flow of the velocity E[ε - x_0 | x_t]. α(1) = 0, where no score tells of
+    the
     data: the path ends at T = 0.999.
 
     Args:

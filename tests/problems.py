@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from samplers import Sampler
+from samplers.base import CountedScore
 from sde_lib import (
     EDMSDE,
     SDE,
@@ -80,8 +82,57 @@ def sampling_floor(law: GaussianMixture, n: int, repeats: int = 5) -> float:
     return sum(sliced_wasserstein(a, b) for a, b in pairs) / repeats
 
 
-def affine_map(step, dimensions: int) -> tuple[Tensor, Tensor]:
-    """Matrix A (D, D) and offset b (D,) of a map x -> A x + b on batches (B, D), float64."""
-    probes = torch.cat([torch.zeros(1, dimensions), torch.eye(dimensions)]).double()
-    out = step(probes)
-    return (out[1:] - out[0]).mT, out[0]
+class GivenNoise:
+    """Stands in for the samples' noise: hands out given tensors in turn."""
+
+    def __init__(self, values):
+        self.values = iter(values)
+
+    def normal(self):
+        return next(self.values)
+
+
+def carry(sampler: Sampler, score, x: Tensor, noise=()) -> list[Tensor]:
+    """The states at all times of a sampler's grid, from x at the first, with given noise and without final
+    denoising.
+    """
+    states = [x]
+    sampler.integrate(CountedScore(score, len(x)), x, GivenNoise(noise), states.append, lambda i, n: None)
+    return states
+
+
+class _Zeros:
+    def __init__(self):
+        self.draws = 0
+
+    def normal(self):
+        self.draws += 1
+        return torch.zeros(1, 1)
+
+
+def exact_moments(sampler: Sampler, law: Gaussian) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of a sampler's law at its last time from x_T ~ p_T, for Gaussian
+    data, whose score makes it an affine map of x_T and its noise: read off by impulses, without Monte-Carlo
+    noise.
+    """
+    score, D = law.score(sampler.sde), law.shape[0]
+    count = _Zeros()
+    sampler.integrate(CountedScore(score, 1), torch.zeros(1, D).double(), count, None, lambda i, n: None)
+    mean, cov = moments(law.marginal(sampler.sde, sampler.times[0].item()))
+    inputs = torch.zeros(1 + D * (1 + count.draws), 1 + count.draws, D, dtype=torch.float64)
+    for j in range(1 + count.draws):
+        inputs[1 + D * j : 1 + D * (j + 1), j] = torch.eye(D, dtype=torch.float64)
+    out = carry(sampler, score, inputs[:, 0], inputs.unbind(1)[1:])[-1]
+    responses = (out[1:] - out[0]).unflatten(0, (1 + count.draws, D)).mT  # (1 + draws, D, D)
+    A, noise = responses[0], responses[1:]
+    return A @ mean + out[0], A @ cov @ A.mT + torch.einsum("nij,nkj->ik", noise, noise)
+
+
+def moments(law: Gaussian) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D)."""
+    return law._means[0], law._bases[0] @ law._variances[0].diag() @ law._bases[0].mT
+
+
+def observed_orders(errors: list[float]) -> list[float]:
+    """log₂ of the ratio of each error to the next: the order of convergence where steps double."""
+    return [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]

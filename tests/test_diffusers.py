@@ -12,6 +12,7 @@ import torch
 
 from samplers import AncestralSampler, DDIMSampler
 from sde_lib import DDPM, VARIANCES, Gaussian, cosine_betas, linear_betas
+from tests.problems import carry
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -34,14 +35,6 @@ class ImageScore:
         return self._score(x, t), x.sigmoid()
 
 
-class Given:
-    def __init__(self, value):
-        self.value = value
-
-    def normal(self):
-        return self.value
-
-
 def in_float64(scheduler):
     scheduler.betas = scheduler.betas.double()
     scheduler.alphas = 1 - scheduler.betas
@@ -55,22 +48,25 @@ def grid(timesteps, end=0.0):
 
 
 def largest_difference(sampler, scheduler, **options):
-    """The largest difference of the two over a whole run, each step from our state of the step before."""
-    score, generator = ImageScore(sampler.sde), torch.Generator().manual_seed(0)
-    x = torch.randn(SHAPE, dtype=torch.float64, generator=generator)
+    """The largest difference between the states of the two over a whole run from one x_T, with the same
+    noise.
+    """
+    score, steps = ImageScore(sampler.sde), range(len(scheduler.timesteps))
+    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seeds = [torch.Generator().manual_seed(i) for i in steps]
+    noise = [torch.randn(SHAPE, dtype=torch.float64, generator=seed) for seed in seeds]
+    ours, theirs = carry(sampler, score, x_T, noise), x_T
     worst = 0.0
     for i, k in enumerate(scheduler.timesteps):
-        t, s = (sampler.times[j].expand(2) for j in (i, i + 1))
-        value, v = score.score_and_fraction(x, t)
+        t = sampler.times[i].expand(2)
+        value, v = score.score_and_fraction(theirs, t)
         output = -sampler.sde.sigma(t)[:, None, None, None] * value
         if getattr(sampler, "variance", None) == "learned":
             output = torch.cat([output, 2 * v - 1], dim=1)
-        theirs_noise = torch.Generator().manual_seed(i)
-        z = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(i))
-        theirs = scheduler.step(output, int(k), x, generator=theirs_noise, **options).prev_sample
-        x, _ = sampler.step(score, x, t, s, Given(z), None)
-        worst = max(worst, (x - theirs).abs().max().item())
-    assert x.isfinite().all() and x.abs().max() < 5
+        generator = torch.Generator().manual_seed(i)
+        theirs = scheduler.step(output, k, theirs, generator=generator, **options).prev_sample
+        worst = max(worst, (ours[i + 1] - theirs).abs().max().item())
+    assert theirs.isfinite().all() and theirs.abs().max() < 5
     return worst
 
 

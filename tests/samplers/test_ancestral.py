@@ -11,7 +11,7 @@ from torch import nn
 from benchmarks.ddpm_is_vpsde import law_error, orders, path_errors, table_error
 from samplers import AncestralSampler, DDIMSampler, ODESampler, PCSampler, chain_grid, uniform_grid
 from sde_lib import DDPM, VESDE, VPSDE, ScoreModel, cosine_betas, linear_betas
-from tests.problems import gaussian, ring, sampling_floor, sliced_wasserstein
+from tests.problems import exact_moments, gaussian, moments, ring, sampling_floor, sliced_wasserstein
 
 SAMPLERS = {
     "ancestral-small": lambda sde, times: AncestralSampler(sde, times, "small"),
@@ -28,48 +28,11 @@ CHAINS = {
 }
 
 
-class Probes:
-    """Stands in for the samples' noise: the j-th draw of a step is block j of given values (B, draws, D)."""
-
-    def __init__(self, values):
-        self.values, self.draws = values, 0
-
-    def normal(self):
-        self.draws += 1
-        return self.values[:, self.draws - 1]
-
-
-def affine_step(sampler, score, t, s, dimensions, draws):
-    """A (D, D), b (D,), C (D, draws D) of a step x_s = A x_t + b + C z under an affine score."""
-    D, n = dimensions, 1 + dimensions * (1 + draws)
-    inputs = torch.eye(n, dtype=torch.float64)[:, 1:]  # the origin, then the basis of (x, z)
-    x, noise = inputs[:, :D], Probes(inputs[:, D:].reshape(n, draws, D))
-    out, _ = sampler.step(score, x, t.expand(n), s.expand(n), noise, sampler.initial_state(x))
-    assert noise.draws <= draws
-    columns = (out[1:] - out[0]).mT
-    return columns[:, :D], out[0], columns[:, D:]
-
-
-def law_after(sampler, law):
-    """Mean and covariance of the samples, from x_T ~ p_T: exact, no Monte-Carlo noise."""
-    sde, score, times = sampler.sde, law.score(sampler.sde), sampler.times
-    start = law.marginal(sde, times[0].item())
-    mean, cov = moments(start)
-    for t, s in zip(times[:-1], times[1:], strict=True):
-        A, b, C = affine_step(sampler, score, t, s, len(mean), draws=1)
-        mean, cov = A @ mean + b, A @ cov @ A.mT + C @ C.mT
-    return mean, cov
-
-
-def moments(law):
-    return law._means[0], law._bases[0] @ law._variances[0].diag() @ law._bases[0].mT
-
-
 def law_errors(make_sampler, law, steps=(50, 100, 200)):
     mean, cov = moments(law)
     errors = []
     for N in steps:
-        found = law_after(make_sampler(N), law)
+        found = exact_moments(make_sampler(N), law)
         errors.append(math.hypot((found[0] - mean).norm().item(), (found[1] - cov).norm().item()))
     return errors
 
@@ -102,7 +65,7 @@ def test_ve_chain_converges_to_its_own_end():
     for N in (100, 200, 400):
         sde = VESDE(N=N)
         target = moments(law.marginal(sde, 0.0))
-        found = law_after(AncestralSampler(sde), law)
+        found = exact_moments(AncestralSampler(sde), law)
         errors.append(sum((a - b).norm().item() for a, b in zip(found, target, strict=True)))
     assert errors[-1] < 0.1 and all(0.8 < order < 1.2 for order in orders(errors)), errors
 

@@ -13,46 +13,34 @@ from samplers import (
     AnnealedLangevinSampler,
     EulerMaruyama,
     Langevin,
+    LinearSampler,
     ODESampler,
     PCSampler,
     ReverseDiffusion,
     log_snr_grid,
     uniform_grid,
 )
+from samplers.base import CountedScore
 from sde_lib import VESDE, VPSDE, GaussianMixture, SampleNoise
-from tests.problems import SDES, affine_map, gaussian, images, ring, sampling_floor, sliced_wasserstein
+from tests.problems import (
+    SDES,
+    carry,
+    exact_moments,
+    gaussian,
+    images,
+    moments,
+    ring,
+    sampling_floor,
+    sliced_wasserstein,
+)
 
 every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 
 
-class FixedNoise:
-    """Stands in for the samples' noise: the same tensor at every draw."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def normal(self):
-        return self.value
-
-
-def law_after(sde, law, predictor, times):
-    """Mean and covariance after the predictor's steps from the exact p_T, for affine scores: no Monte-Carlo
-    noise.
-    """
-    start = law.marginal(sde, sde.T)
-    mean, basis = start._means[0], start._bases[0]
-    cov = basis @ start._variances[0].diag() @ basis.mT
-    score = law.score(sde)
-    D = len(mean)
-    for t, s in zip(times[:-1], times[1:], strict=True):
-
-        def step(x, noise, t=t, s=s):
-            return predictor.step(sde, score, x, t.expand(len(x)), s.expand(len(x)), FixedNoise(noise))
-
-        A, b = affine_map(lambda x, step=step: step(x, torch.zeros_like(x)), D)
-        gain, _ = affine_map(lambda z, step=step: step(torch.zeros_like(z), z), D)
-        mean, cov = A @ mean + b, A @ cov @ A.mT + gain @ gain.mT
-    return mean, cov
+def one_step(predictor, sde, t, s):
+    """The sampler that takes a predictor's step from t to s."""
+    times = torch.tensor([t, s], dtype=torch.float64)
+    return LinearSampler(sde, times, predictor.stages(sde, times))
 
 
 @every_sde
@@ -64,14 +52,12 @@ def test_predictors_converge_in_law(sde, predictor):
     twice the steps, half the
     error. (Euler-Maruyama on VE with geometric levels loses its leading error term.)"""
     law = gaussian(2)
-    target = law.marginal(sde, 0.05)
-    cov = target._bases[0] @ target._variances[0].diag() @ target._bases[0].mT
+    target_mean, target_cov = moments(law.marginal(sde, 0.05))
     errors = []
     for steps in (200, 400):
-        mean, covariance = law_after(sde, law, predictor, log_snr_grid(sde, steps, eps=0.05))
-        errors.append(
-            ((mean - target._means[0]).square().sum() + (covariance - cov).square().sum()).sqrt().item()
-        )
+        times = log_snr_grid(sde, steps, eps=0.05)
+        mean, cov = exact_moments(LinearSampler(sde, times, predictor.stages(sde, times)), law)
+        errors.append(((mean - target_mean).square().sum() + (cov - target_cov).square().sum()).sqrt().item())
     assert errors[1] < 0.05 and errors[0] / errors[1] > 1.85
 
 
@@ -82,13 +68,12 @@ def test_predictors_are_the_papers_on_the_discrete_chains():
     sde = VESDE()
     sigma = sde.discrete_sigmas.double()
     k = 600
-    t, s = (torch.full((2,), i / 999, dtype=torch.float64) for i in (k, k - 1))
     x, z, g = (torch.randn(2, 3, dtype=torch.float64) for _ in range(3))
     difference = sigma[k] ** 2 - sigma[k - 1] ** 2
     reverse_diffusion = x + difference * g + difference.sqrt() * z
     ancestral = x + difference * g + (sigma[k - 1] ** 2 * difference / sigma[k] ** 2).sqrt() * z
     for predictor, expected in ((ReverseDiffusion(), reverse_diffusion), (Ancestral(), ancestral)):
-        out = predictor.step(sde, lambda x, t: g, x, t, s, FixedNoise(z))
+        out = carry(one_step(predictor, sde, k / 999, (k - 1) / 999), lambda x, t: g, x, [z])[-1]
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -105,8 +90,17 @@ def test_ancestral_step_is_ddpms_posterior():
     precision = a_ts**2 / v_ts + 1 / v_s
     mean = (a_ts * x / v_ts + a_s * x_0 / v_s) / precision
     for z in (0.0, 1.0):
-        out = Ancestral().step(sde, law.score(sde), x, t, s, FixedNoise(torch.full_like(x, z)))
+        step = one_step(Ancestral(), sde, t.double().item(), s.double().item())
+        out = carry(step, law.score(sde), x, [torch.full_like(x, z)])[-1]
         torch.testing.assert_close(out, mean + z / precision.sqrt(), rtol=1e-5, atol=1e-6)
+
+
+def correct(corrector, sde, t, score, x):
+    """The states after a corrector's steps at time t."""
+    time = torch.tensor(t, dtype=torch.float64)
+    point = (t, sde.alpha(time).item(), sde.sigma(time).item())
+    noise = SampleNoise(0, 0, x.shape, dtype=torch.float64)
+    return corrector.step(CountedScore(score, len(x)), x, point, noise, torch.ones(len(x), 1).double())[0]
 
 
 @every_sde
@@ -118,12 +112,8 @@ def test_correctors_leave_the_marginal_invariant(sde, corrector):
     their step size.
     """
     law, n = gaussian(2), 1000
-    time = torch.full((n,), 0.3, dtype=torch.float64)
     marginal = law.marginal(sde, 0.3)
-    noise = SampleNoise(0, 0, (n, 2), dtype=torch.float64)
-    x, _ = corrector.step(
-        sde, law.score(sde), marginal.sample(n, seed=5), time, noise, torch.ones(n, dtype=torch.float64)
-    )
+    x = correct(corrector, sde, 0.3, law.score(sde), marginal.sample(n, seed=5))
     assert sliced_wasserstein(x, marginal.sample(n)) < 1.5 * sampling_floor(marginal, n)
 
 
@@ -132,26 +122,10 @@ def test_langevin_does_not_freeze_outliers_or_explode_on_zero_scores():
     step.
     """
     sde, law = VESDE(), gaussian(2)
-    time = torch.full((1,), 0.9, dtype=torch.float64)
     start = torch.tensor([[500.0, -500.0]], dtype=torch.float64)
-    x, _ = Langevin(0.16, 200).step(
-        sde,
-        law.score(sde),
-        start,
-        time,
-        SampleNoise(0, 0, (1, 2), dtype=torch.float64),
-        torch.ones(1).double(),
-    )
-    assert x.abs().max() < 5 * sde.sigma(time).item()
-    x, _ = Langevin(0.16, 50).step(
-        sde,
-        lambda x, t: 0 * x,
-        start,
-        time,
-        SampleNoise(0, 0, (1, 2), dtype=torch.float64),
-        torch.ones(1).double(),
-    )
-    assert x.isfinite().all()
+    x = correct(Langevin(0.16, 200), sde, 0.9, law.score(sde), start)
+    assert x.abs().max() < 5 * sde.sigma(torch.tensor(0.9)).item()
+    assert correct(Langevin(0.16, 50), sde, 0.9, lambda x, t: 0 * x, start).isfinite().all()
 
 
 @every_sde
