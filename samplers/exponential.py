@@ -19,10 +19,10 @@ methods here differ in how:
     UniPC               finite differences with coefficients that match B(h), and the corrector
     DEIS                the polynomial of ε̂ in t
 
-The default, `exponential_adams` with order 4 and the corrector, interpolates x̂_0 in τ = √log(1 + σ̃²): t
-itself, up to a factor, for the VP SDE with linear β, and so its interpolation in t for every SDE. The
-denoiser of real data is a smoother function of τ than of λ, which stretches without end the noise levels
-where nothing happens.
+The default, `exponential_adams` through 4 values and with the corrector, interpolates x̂_0 in τ = √log(1 +
+σ̃²): t itself, up to a factor, for the VP SDE with linear β, and so its interpolation in t for every SDE.
+The denoiser of real data is a smoother function of τ than of λ, which stretches without end the noise
+levels where nothing happens.
 
 References:
     DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022),
@@ -151,9 +151,9 @@ def exponential_adams_stages(
     Args:
         sde: The SDE.
         times: Time grid, shape (steps + 1,), with noise at its end.
-        order: Number of values that the polynomial goes through, at most; the first steps have fewer.
-        corrector: Whether each step is repeated with the value at its end, which takes the place of the
-            oldest.
+        order: Number of values that the polynomial goes through, at most; the first steps have fewer. The
+            method's order, one more with the corrector.
+        corrector: Whether each step is repeated with the value at its end added to the polynomial.
         variable: In which the polynomial is one: "clock" (τ), "log_snr" or "t".
         prediction: What is interpolated: "x0" or "noise".
 
@@ -190,7 +190,7 @@ def exponential_adams_stages(
     rows = []
     for i in range(steps):
         count = min(order, i + 1)
-        correction = weights(i, i + 1, min(order, i + 2)) if corrector and i < steps - 1 else None
+        correction = weights(i, i + 1, min(order, i + 1) + 1) if corrector and i < steps - 1 else None
         rows.append(Row(keep[i].item(), weights(i, i, count), correction=correction))
     return multistep_stages(path.t, values[:-1], rows)
 
@@ -209,6 +209,9 @@ def dpm_solver_stages(
     """DPM-Solver++ in its multistep form: 1 (DDIM), 2M (Lu et al., 2022, Algorithm 2) and 3M, for the ODE
     (stochasticity 0) and the SDE (1: SDE-DPM-Solver++; any other, or a function of time, by the same
     formula).
+
+    3M integrates the parabola through the last three values exactly. The implementations in k-diffusion and
+    diffusers take half of its quadratic term, which leaves them at order two.
 
     Args:
         sde: The SDE.
@@ -242,18 +245,19 @@ def dpm_solver_stages(
             weights = (first + slope, -slope)
         else:
             r0, r1 = h[i - 1] / h[i], h[i - 2] / h[i]
-            second = alpha[i] * (math.expm1(-z) / z + 1)
-            third = alpha[i] * (0.5 - (math.expm1(-z) + z) / z**2)
-            # v_0 + second · D_1 + third · D_2 with D_1, D_2 of the divided differences a, b
-            on_a = second * (1 + r0 / (r0 + r1)) + third / (r0 + r1)
-            on_b = -second * r0 / (r0 + r1) - third / (r0 + r1)
+            # x̂_0 = v_0 + D_1 τ + D_2 τ² over the step, τ from 0 to 1, of the divided differences a and b
+            linear = alpha[i] * (math.expm1(-z) / z + 1)
+            square = alpha[i] * (1 - 2 * (math.expm1(-z) + z) / z**2)
+            on_a = linear * (1 + r0 / (r0 + r1)) + square / (r0 + r1)
+            on_b = -(linear * r0 + square) / (r0 + r1)
             weights = (first + on_a / r0, -on_a / r0 + on_b / r1, -on_b / r1)
         rows.append(Row(keep[i], weights, std[i]))
     return multistep_stages(path.t, denoised_values(path)[:-1], rows)
 
 
 def unipc_stages(sde: SDE, times: Tensor, order: int = 3, variant: str = "bh2") -> list[Stage]:
-    """UniPC-p with data prediction and the corrector UniC-p (Zhao et al., 2023, Algorithms 1-4).
+    """UniPC-p with data prediction and the corrector UniC-p, of order p + 1 (Zhao et al., 2023, Algorithms
+    1-4).
 
     Args:
         sde: The SDE.

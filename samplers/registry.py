@@ -76,12 +76,12 @@ RESTART_STEPS = 24  # evaluations of the default restarts: 3 times 4 Heun steps
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "eabm": SamplerSpec(
-        _table(exponential_adams_stages), 4, 1, False, "exponential Adams-Bashforth-Moulton in x̂_0 and τ"
+        _table(exponential_adams_stages), 5, 1, False, "exponential Adams-Bashforth-Moulton in x̂_0 and τ"
     ),
     "dpmpp_2s": SamplerSpec(_table(dpm_solver_2s_stages), 2, 2, False, "DPM-Solver++ (Lu et al., 2022)"),
     "dpmpp_2m": SamplerSpec(_table(dpm_solver_stages, 2), 2, 1, False, "DPM-Solver++ (Lu et al., 2022)"),
     "dpmpp_3m": SamplerSpec(_table(dpm_solver_stages, 3), 3, 1, False, "DPM-Solver++ (Lu et al., 2022)"),
-    "unipc": SamplerSpec(_table(unipc_stages), 3, 1, False, "UniPC (Zhao et al., 2023)", "log_snr"),
+    "unipc": SamplerSpec(_table(unipc_stages), 4, 1, False, "UniPC (Zhao et al., 2023)", "log_snr"),
     "deis": SamplerSpec(
         _table(exponential_adams_stages, 4, False, "t", "noise"),
         4,
@@ -155,7 +155,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         _table(dpm_solver_stages, 2, 1.0), 2, 1, True, "SDE-DPM-Solver++ (Lu et al., 2022)"
     ),
     "dpmpp_3m_sde": SamplerSpec(
-        _table(dpm_solver_stages, 3, 1.0), 3, 1, True, "SDE-DPM-Solver++ (Lu et al., 2022)"
+        _table(dpm_solver_stages, 3, 1.0), 2, 1, True, "SDE-DPM-Solver++ (Lu et al., 2022)"
     ),
     "edm_churn": SamplerSpec(
         _table(edm_stages, 40.0), 1, 2, True, "EDM, Algorithm 2 (Karras et al., 2022)", "karras"
