@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from ml_collections import ConfigDict
@@ -18,17 +19,32 @@ from run.config import AUTO
 from run.errors import UserError
 from samplers import (
     GRIDS,
+    AdaptiveSDESampler,
     AncestralSampler,
     AnnealedLangevinSampler,
     ConsistentAnnealedSampler,
     DDIMSampler,
+    LinearSampler,
     ODESampler,
     PCSampler,
     Sampler,
-    chain_grid,
+    edm_stages,
+    find_sampler,
     log_snr_grid,
 )
-from sde_lib import BETA_TABLES, DDPM, SDE, VESDE, VPSDE, ScoreModel, SubVPSDE, relative_step_size
+from sde_lib import (
+    BETA_TABLES,
+    DDPM,
+    EDMSDE,
+    SDE,
+    VESDE,
+    VPSDE,
+    CosineVPSDE,
+    RectifiedFlowSDE,
+    ScoreModel,
+    SubVPSDE,
+    relative_step_size,
+)
 
 
 def ddpm(betas: str = "linear", N: int = 1000) -> DDPM:
@@ -36,10 +52,20 @@ def ddpm(betas: str = "linear", N: int = 1000) -> DDPM:
     return DDPM(choose(BETA_TABLES, betas, "table of betas")(N))
 
 
-SDES = {"vpsde": VPSDE, "subvpsde": SubVPSDE, "vesde": VESDE, "ddpm": ddpm}
+SDES = {
+    "vpsde": VPSDE,
+    "subvpsde": SubVPSDE,
+    "vesde": VESDE,
+    "cosine": CosineVPSDE,
+    "edm": EDMSDE,
+    "rectified_flow": RectifiedFlowSDE,
+    "ddpm": ddpm,
+}
 MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2}
 # Data dimensions that the network takes: (C, H, W) images or (D,) points.
 MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3}
+FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
+FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
 SCORE_OPTIONS = ("learned_variance", "scale_input")  # ScoreModel's, in the section model where they are set
 
 
@@ -111,32 +137,68 @@ def noisy_times(sde: SDE) -> Tensor:
     return times[sde.sigma(times) > 0]
 
 
-def build_sampler(section: ConfigDict, sde: SDE) -> Sampler:
-    """The sampler of a `sampling` section."""
-    return choose(SAMPLERS, section.sampler, "sampler")(section, sde)
+def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) -> Sampler:
+    """The sampler of a `sampling` section, on a grid of its own or on one that is given."""
+    spec = find_sampler(section.sampler)
+    times = grid_times(section, sde) if times is None else times
+    if section.sampler in WITH_OPTIONS:
+        return WITH_OPTIONS[section.sampler](section, sde, times)
+    return spec.make(sde, times, section.denoise)
 
 
-def _pc(section: ConfigDict, sde: SDE) -> PCSampler:
+def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
+    """The times of a `sampling` section's grid; for "fitted" those that fitting starts from."""
+    spec = find_sampler(section.sampler)
+    name = "clock" if section.grid == FITTED else spec.grid if section.grid == AUTO else section.grid
+    grid = choose(GRIDS, name, "grid")
+    if spec.nfe_per_step is None and not section.nfe:
+        return grid(sde, section.steps or FIXED_ODE_STEPS)
+    if section.nfe or not section.steps:
+        spec = replace(spec, **_costs(section))
+        return grid(sde, spec.steps(section.nfe or spec.nfe, section.denoise))
+    return grid(sde, section.steps)
+
+
+def _costs(section: ConfigDict) -> dict[str, int]:
+    """The evaluations of a step, and beyond the steps, where the section decides them."""
+    if section.sampler == "pc":
+        corrector = section.n_corrector_steps if section.corrector != "none" else 0
+        return {"nfe_per_step": max(1, (section.predictor != "none") + corrector)}
+    if section.sampler == "ald":
+        return {"nfe_per_step": section.ald_steps_each, "extra": section.ald_steps_each}
+    return {}
+
+
+def _pc(section: ConfigDict, sde: SDE, times: Tensor) -> PCSampler:
     return PCSampler(
         sde,
         predictor=section.predictor,
         corrector=section.corrector,
         snr=section.snr,
         n_corrector_steps=section.n_corrector_steps,
-        times=choose(GRIDS, section.grid, "grid")(sde, section.steps),
+        times=times,
         denoise=section.denoise,
     )
 
 
-def _ode(section: ConfigDict, sde: SDE) -> ODESampler:
+def _ode(section: ConfigDict, sde: SDE, times: Tensor) -> ODESampler:
     return ODESampler(
         sde,
         method=section.ode_method,
-        times=choose(GRIDS, section.grid, "grid")(sde, section.steps),
+        times=times,
         rtol=section.rtol,
         atol=section.atol,
         denoise=section.denoise,
     )
+
+
+def _adaptive_sde(section: ConfigDict, sde: SDE, times: Tensor) -> AdaptiveSDESampler:
+    return AdaptiveSDESampler(sde, times, section.sde_rtol, section.sde_atol, section.denoise)
+
+
+def _edm_churn(section: ConfigDict, sde: SDE, times: Tensor) -> LinearSampler:
+    churn = (section.s_churn, section.s_tmin, section.s_tmax, section.s_noise)
+    return LinearSampler(sde, times, edm_stages(sde, times, *churn), section.denoise)
 
 
 LEVEL_GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
@@ -145,8 +207,9 @@ LEVEL_GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
 }
 
 
-def _ald(section: ConfigDict, sde: SDE) -> AnnealedLangevinSampler:
-    times = choose(LEVEL_GRIDS, section.ald_grid, "grid of ald")(sde, section.ald_levels)
+def _ald(section: ConfigDict, sde: SDE, times: Tensor) -> AnnealedLangevinSampler:
+    if not section.nfe:
+        times = choose(LEVEL_GRIDS, section.ald_grid, "grid of ald")(sde, section.ald_levels)
     step_size = section.ald_step_size
     return AnnealedLangevinSampler(
         sde,
@@ -164,10 +227,10 @@ def _technique_4(sde: SDE, times: Tensor, n_steps_each: int) -> float:
     return relative_step_size(gamma.item(), n_steps_each)
 
 
-def _cas(section: ConfigDict, sde: SDE) -> ConsistentAnnealedSampler:
+def _cas(section: ConfigDict, sde: SDE, times: Tensor) -> ConsistentAnnealedSampler:
     return ConsistentAnnealedSampler(
         sde,
-        times=log_snr_grid(sde, section.cas_levels),
+        times=times if section.nfe else log_snr_grid(sde, section.cas_levels),
         step_size=section.cas_step_size,
         denoise=section.denoise,
     )
@@ -178,25 +241,20 @@ def clip_bounds(clip: float) -> tuple[float, float] | None:
     return (-clip, clip) if clip else None
 
 
-def _ddpm(section: ConfigDict, sde: SDE) -> AncestralSampler:
-    return AncestralSampler(
-        sde,
-        times=chain_grid(sde, section.steps),
-        variance=section.variance,
-        clip=clip_bounds(section.clip),
-        denoise=section.denoise,
-    )
+def _ddpm(section: ConfigDict, sde: SDE, times: Tensor) -> AncestralSampler:
+    return AncestralSampler(sde, times, section.variance, clip_bounds(section.clip), section.denoise)
 
 
-def _ddim(section: ConfigDict, sde: SDE) -> DDIMSampler:
-    return DDIMSampler(
-        sde, times=chain_grid(sde, section.steps), eta=section.eta, clip=clip_bounds(section.clip)
-    )
+def _ddim(section: ConfigDict, sde: SDE, times: Tensor) -> DDIMSampler:
+    return DDIMSampler(sde, times, section.eta, clip_bounds(section.clip), section.denoise)
 
 
-SAMPLERS: dict[str, Callable[[ConfigDict, SDE], Sampler]] = {
+# Samplers that take more of the section than the grid; all others are made by the registry.
+WITH_OPTIONS: dict[str, Callable[[ConfigDict, SDE, Tensor], Sampler]] = {
     "pc": _pc,
     "ode": _ode,
+    "adaptive_sde": _adaptive_sde,
+    "edm_churn": _edm_churn,
     "ald": _ald,
     "cas": _cas,
     "ddpm": _ddpm,

@@ -48,6 +48,8 @@ POSITIVE = (
     "training.learning_rate",
     "sampling.rtol",
     "sampling.atol",
+    "sampling.sde_rtol",
+    "sampling.sde_atol",
     "likelihood.rtol",
     "likelihood.atol",
 )
@@ -58,6 +60,8 @@ NOT_NEGATIVE = (
     "training.max_minutes",
     "training.vlb_weight",
     "sampling.clip",
+    "sampling.nfe",
+    "sampling.steps",
     "likelihood.clip",
     "likelihood.bound_terms",
 )
@@ -266,6 +270,9 @@ def read_config(workdir: Path) -> ConfigDict:
         raise UserError(
             f"{path} is damaged ({error}): restore it from a copy, or train in another --workdir"
         ) from error
+    for name, section in base.get_config().items():  # a run from before a key existed gets its default
+        if isinstance(section, ConfigDict) and name != "model" and isinstance(config.get(name), ConfigDict):
+            config[name] = ConfigDict({**section.to_dict(), **config[name].to_dict()})
     _check_complete(config, str(path))
     return config.lock()
 

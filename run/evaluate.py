@@ -15,6 +15,7 @@ from run.build import build_sampler, build_sde
 from run.data import load_dataset, to_raw
 from run.errors import UserError
 from run.files import unused_stem, write_json
+from run.fitted_grid import build_trained_sampler
 from run.report import print_result
 from run.rundir import load_trained
 from run.sample import SAMPLES, draw_and_save, settings
@@ -38,11 +39,12 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     They are drawn first, unless a sample file of this checkpoint and these settings is there.
     """
     section = config.sampling
-    sampler = build_sampler(section, build_sde(config.sde))
+    build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
     dataset = load_dataset(config.data)
     trained = load_trained(workdir, config, device)
     file = _matching_file(workdir, section, trained.step)
     if file is None:
+        sampler = build_trained_sampler(section, trained, workdir)
         file = _read_file(draw_and_save(trained, sampler, section, workdir).array)
     if file.samples.shape[1:] != dataset.shape:
         raise UserError(
@@ -93,8 +95,6 @@ def _matching_file(workdir: Path, section: ConfigDict, training_steps: int) -> S
 def _read_file(path: Path) -> SampleFile:
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return SampleFile(
-                path, arrays["samples"], int(arrays["training_steps"]), str(arrays["settings"])
-            )
+            return SampleFile(path, arrays["samples"], int(arrays["training_steps"]), str(arrays["settings"]))
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise UserError(f"sample file {path} is damaged: remove it and run --mode sample again") from error

@@ -1,7 +1,7 @@
 """Train a score model, draw samples with it, score held-out data, measure the samples.
 
     python run/main.py --mode train --config vpsde
-    python run/main.py --mode sample --config vpsde --sampler pc
+    python run/main.py --mode sample --config vpsde --sampler eabm --nfe 20
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
 
@@ -42,8 +42,14 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_string(
         "sampler",
         None,
-        "pc, ode, ald, cas, ddpm or ddim: short for --config.sampling.sampler.",
+        "Name of a sampler, short for --config.sampling.sampler; list shows them all.",
         flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "nfe", None, "Network evaluations: short for --config.sampling.nfe.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "grid", None, "Time grid of the sampler: short for --config.sampling.grid.", flag_values=values
     )
     flags.DEFINE_enum(
         "device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.", flag_values=values
@@ -83,13 +89,24 @@ def _run(argv: list[str]) -> int:
         raise UserError(f"unknown argument {unknown[0]!r}; every option has the form --name=value")
     if values.mode is None:
         raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
-    if values.sampler is not None:
-        overrides.append(("sampling.sampler", values.sampler))
+    if values.mode == "sample" and values.sampler == "list":
+        return _list_samplers()
+    for name in ("sampler", "nfe", "grid"):
+        if values[name].value is not None:
+            overrides.append((f"sampling.{name}", str(values[name].value)))
     workdir = Path(values.workdir or f"runs/{Path(values.config).stem}")
     config = _resolve(values.mode, values.config, workdir, overrides)
     if values.dry_run:
         return _dry_run(values.mode, config, workdir)
     return _dispatch(values.mode, config, workdir, _device(values.device))
+
+
+def _list_samplers() -> int:
+    from run.report import print_table
+    from samplers import sampler_table
+
+    print_table(sampler_table())
+    return 0
 
 
 def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str]]) -> ConfigDict:

@@ -3,7 +3,8 @@
 References:
     The Fréchet distance between multivariate normal distributions (Dowson & Landau, 1982),
         https://doi.org/10.1016/0047-259X(82)90077-X.
-    Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015), https://doi.org/10.1007/s10851-014-0506-3.
+    Sliced and Radon Wasserstein Barycenters of Measures (Bonneel et al., 2015),
+    https://doi.org/10.1007/s10851-014-0506-3.
 """
 
 from __future__ import annotations

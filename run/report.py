@@ -26,3 +26,11 @@ def print_result(title: str, rows: list[tuple[str, object]]) -> None:
     for name, value in rows:
         print(f"  {name:<{width}}  {value}")
     sys.stdout.flush()
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows of cells, the first one a header, each column as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()

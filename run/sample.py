@@ -14,13 +14,16 @@ from ml_collections import ConfigDict
 
 from run import plots
 from run.build import build_sampler, build_sde
+from run.config import AUTO
 from run.data import samples_to_raw
 from run.files import unused_stem, write_atomic
+from run.fitted_grid import build_trained_sampler
 from run.report import format_duration, print_result, progress_bar
 from run.rundir import TrainedModel, load_trained
-from samplers import Sampler
+from samplers import FixedBatches, Sampler, find_sampler
 
 SAMPLES = "samples"
+NETWORK_BATCH = {"cpu": 16, "cuda": 256}  # samples in one evaluation of the network
 PICTURED = 400  # images in the grid at most
 
 
@@ -38,8 +41,9 @@ class SampleFiles:
 def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Draws samples from the newest checkpoint of a run directory; returns the exit code."""
     section = config.sampling
-    sampler = build_sampler(section, build_sde(config.sde))
+    build_sampler(section, build_sde(config.sde))  # for its checks, before the model is read
     trained = load_trained(workdir, config, device)
+    sampler = build_trained_sampler(section, trained, workdir)
     start = time.perf_counter()
     files = draw_and_save(trained, sampler, section, workdir)
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
@@ -47,6 +51,7 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
         ("model", f"averaged weights after {trained.step:,} training steps"),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
+        ("grid", grid_text(section, sampler)),
         *([] if step_size is None else [("step size", f"{step_size:.4g}")]),
         ("time", format_duration(time.perf_counter() - start)),
         ("picture", files.picture),
@@ -76,6 +81,12 @@ def draw_and_save(trained: TrainedModel, sampler: Sampler, section: ConfigDict, 
     return SampleFiles(samples, nfe, picture, array)
 
 
+def grid_text(section: ConfigDict, sampler: Sampler) -> str:
+    """The grid in words."""
+    name = find_sampler(section.sampler).grid if section.grid == AUTO else section.grid
+    return f"{name}, {len(sampler.times) - 1:,} steps from {sampler.times[0]:g} to {sampler.times[-1]:g}"
+
+
 def settings(section: ConfigDict) -> str:
     """What decides a sample file beside the model: the `sampling` section less what decides speed alone."""
     return json.dumps({k: v for k, v in section.to_dict().items() if k != "batch_size"}, sort_keys=True)
@@ -84,9 +95,9 @@ def settings(section: ConfigDict) -> str:
 def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[np.ndarray, int]:
     """Samples in raw pixels, and the network evaluations per sample (of the batch that took most).
 
-    Sample k depends on (seed, k) alone: the batch size decides memory and speed, not the samples. Adaptive
-    ODE solvers share their steps within a batch and keep this up to their tolerance.
+    Sample k depends on (seed, k) alone, bit for bit: batch size and memory decide the speed, not the samples.
     """
+    score = FixedBatches(trained.score, NETWORK_BATCH[trained.score.device.type])
     starts = range(0, section.num_samples, section.batch_size)
     samples, nfe = [], 0
     with progress_bar(None, "sampling", "step") as bar:
@@ -97,7 +108,7 @@ def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[
 
         for first in starts:
             shape = (min(section.batch_size, section.num_samples - first), *trained.data.shape)
-            result = sampler(trained.score, shape, section.seed, first=first, on_step=on_step)
+            result = sampler(score, shape, section.seed, first=first, on_step=on_step)
             samples.append(samples_to_raw(result.samples, trained.data.levels).cpu().numpy())
             nfe = max(nfe, result.nfe)
     return np.concatenate(samples), nfe

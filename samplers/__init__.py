@@ -7,6 +7,8 @@ from samplers.adaptive import AdaptiveSDESampler
 from samplers.ancestral import AncestralSampler, DDIMSampler
 from samplers.base import Sampler, SampleResult, StepSampler
 from samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
+from samplers.fit_grid import fit_grid
+from samplers.fixed_batches import FixedBatches
 from samplers.grids import (
     GRIDS,
     chain_grid,
@@ -21,7 +23,7 @@ from samplers.ode import ODE_METHODS, ODESampler, interpolate, reconstruction_er
 from samplers.predictor_corrector import CORRECTORS, AnnealedLangevin, Corrector, Langevin, PCSampler
 from samplers.predictors import PREDICTORS, Ancestral, EulerMaruyama, Predictor, ReverseDiffusion
 from samplers.program import LinearSampler, Stage
-from samplers.registry import DEFAULT, SAMPLERS, SamplerSpec, make_sampler, sampler_table
+from samplers.registry import DEFAULT, SAMPLERS, SamplerSpec, find_sampler, make_sampler, sampler_table
 from samplers.runge_kutta import dpm_solver_2s_stages, edm_stages, restart_stages, runge_kutta_stages
 
 __all__ = [
@@ -67,5 +69,8 @@ __all__ = [
     "runge_kutta_stages",
     "sampler_table",
     "unipc_stages",
+    "FixedBatches",
+    "find_sampler",
+    "fit_grid",
     "uniform_grid",
 ]

@@ -12,6 +12,8 @@ that have arrived leave the computation.
 References:
     Gotta Go Fast When Generating Data with Score-Based Models (Jolicoeur-Martineau et al., 2021),
         https://arxiv.org/abs/2105.14080: Algorithm 1.
+    Adaptive methods for stochastic differential equations via natural embeddings and rejection sampling with
+        memory (Rackauckas & Nie, 2017): Section 3, RSwM1.
     Solving Ordinary Differential Equations I (Hairer, Nørsett & Wanner, 1993): Section II.4, step size
         control and the first step; Section II.6, the cubic Hermite interpolant; the pairs.
 """
@@ -133,7 +135,7 @@ def solve_each(
                 )
         factor = (0.9 * norm.clamp_min(1e-10) ** (-1 / pair.tableau.order)).clamp(0.2, 10.0)
         h = h * torch.where(accepted, factor, factor.clamp_max(1.0))
-        keep = accepted.reshape(-1, *(1,) * (x.ndim - 1))
+        keep = _like(accepted, x)
         x, k, u = torch.where(keep, x_new, x), torch.where(keep, k_new, k), torch.where(accepted, u_new, u)
         on_progress(u.min().item())
         going = u < 1
@@ -146,7 +148,7 @@ def _first_step(
 ) -> Tensor:
     """The first step size by Hairer, Nørsett & Wanner, Section II.4, shape (B,)."""
     d0, d1 = scaled(x, x, x), scaled(k, x, x)
-    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
+    h0 = torch.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1).clamp_max(1.0)
     d2 = scaled(slope(x + expand(h0, x) * k, h0, index) - k, x, x) / h0
     largest = torch.maximum(d1, d2)
     h1 = torch.where(largest <= 1e-15, (1e-3 * h0).clamp_min(1e-6), (0.01 / largest) ** (1 / order))
@@ -178,11 +180,64 @@ def _hermite(where: Tensor, h: Tensor, x: Tensor, x_new: Tensor, k: Tensor, k_ne
     return torch.where(w == 1, x_new, (1 - w) * x + w * x_new + w * (w - 1) * bend)
 
 
+class BrownianMemory:
+    """The increments of each sample's Brownian path, of which nothing once drawn is forgotten.
+
+    A step that is rejected has seen its increment: to draw another one would favour the paths that are easy
+    to follow. Its increment is kept, a shorter step takes a part of it by the Brownian bridge, and the rest
+    is used up before anything new is drawn (Rackauckas & Nie, 2017, "rejection sampling with memory").
+
+    Args:
+        x: States, shape (B, *shape), for shape, dtype and device.
+    """
+
+    deepest = 32  # pieces kept of one sample; each comes of a rejection, which shortens the step
+
+    def __init__(self, x: Tensor) -> None:
+        self._lengths = torch.zeros(len(x), self.deepest, dtype=torch.float64, device=x.device)
+        self._pieces = x.new_zeros(len(x), self.deepest, *x.shape[1:])
+        self._count = torch.zeros(len(x), dtype=torch.long, device=x.device)
+
+    def take(self, h: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Steps of at most h, shape (B,), and the increments over them, from standard normal z, (B,
+        *shape).
+        """
+        top = (self._count - 1).clamp_min(0)
+        rows = torch.arange(len(h), device=h.device)
+        length, piece = self._lengths[rows, top], self._pieces[rows, top]
+        kept = self._count > 0
+        whole = kept & (h >= length * (1 - 1e-9))  # what rounding would leave is not worth a step
+        h = torch.where(whole, length, h)
+        share = torch.where(kept, h / length.clamp_min(1e-300), 0.0)
+        spread = torch.where(kept, h * (1 - share), h).clamp_min(0.0).sqrt()
+        taken = expand(share, z) * piece + expand(spread, z) * z
+        self._lengths[rows, top] = torch.where(kept, length - h, length)
+        self._pieces[rows, top] = torch.where(_like(kept, z), piece - taken, piece)
+        self._count -= whole.long()
+        return h, taken
+
+    def give_back(self, rejected: Tensor, h: Tensor, taken: Tensor) -> None:
+        """Keeps the steps (B,) and increments (B, *shape) of the samples where `rejected`, shape (B,)."""
+        rows, place = rejected.nonzero()[:, 0], self._count[rejected].clamp_max(self.deepest - 1)
+        self._lengths[rows, place], self._pieces[rows, place] = h[rejected], taken[rejected]
+        self._count[rows] = place + 1
+
+    def keep(self, going: Tensor) -> None:
+        """Drops the samples that are not `going`, shape (B,)."""
+        self._lengths, self._pieces = self._lengths[going], self._pieces[going]
+        self._count = self._count[going]
+
+
+def _like(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))
+
+
 class AdaptiveSDESampler(Sampler):
     """The reverse SDE by stochastic improved Euler steps of adaptive size (Jolicoeur-Martineau et al., 2021).
 
-    A rejected step is tried again with new noise, as in the paper; the score at its start is not computed
-    again.
+    A rejected step is tried again on the same Brownian path, and the score at its start is not computed
+    again. The paper draws new noise instead: on images, whose error hardly depends on the single draw, that
+    does little harm; in few dimensions it changes the law.
 
     Args:
         sde: The SDE.
@@ -197,6 +252,7 @@ class AdaptiveSDESampler(Sampler):
     """
 
     first_step, safety, exponent = 0.01, 0.9, 0.9
+    growth = 2.0  # of a step at most: in few dimensions an error is small by chance now and then
 
     def __init__(
         self,
@@ -225,15 +281,14 @@ class AdaptiveSDESampler(Sampler):
         h = self.first_step * span * torch.ones_like(t)
         previous, arrivals = x, torch.stack([x] * len(later)) if record else None
         index, gradient, stale = torch.arange(len(x), device=x.device), torch.zeros_like(x), t > 0
-        out, done = x.clone(), 0
+        out, done, path = x.clone(), 0, BrownianMemory(x)
         while len(index):
-            z = noise.normal()[index]
             if stale.any():
                 gradient[stale] = score(x[stale], t[stale], among=index[stale])
-            h = torch.minimum(h, t - last)
-            end = torch.where(h >= t - last, last, t - h)
-            euler = self._euler(x, x, t, h, gradient, z)
-            other = self._euler(x, euler, end, h, score(euler, end, among=index), z)
+            step, w = path.take(torch.minimum(h, t - last), noise.normal()[index])
+            end = torch.where(step >= (t - last) * (1 - 1e-9), last, t - step)
+            euler = self._euler(x, x, t, step, gradient, w)
+            other = self._euler(x, euler, end, step, score(euler, end, among=index), w)
             allowed = torch.clamp_min(self.rtol * torch.maximum(euler.abs(), previous.abs()), self.atol)
             norm = ((euler - other) / (2 * allowed)).flatten(1).double().square().mean(1).sqrt()
             if not norm.isfinite().all() or h.min() < SMALLEST_STEP * span:
@@ -243,16 +298,20 @@ class AdaptiveSDESampler(Sampler):
                     "tolerances"
                 )
             stale = norm <= 1
-            accepted = stale.reshape(-1, *(1,) * (x.ndim - 1))
+            path.give_back(~stale, step, w)
+            accepted = _like(stale, x)
             x = torch.where(accepted, (euler + other) / 2, x)
             previous = torch.where(accepted, euler, previous)
             start, t = t, torch.where(stale, end, t)
-            h = self.safety * h * norm.clamp_min(1e-10) ** -self.exponent
+            proposed = step * (self.safety * norm.clamp_min(1e-10) ** -self.exponent).clamp_max(self.growth)
+            # a step that a kept piece of the path cut short says little about the length that would do
+            h = torch.where(stale & (step < h), torch.maximum(h, proposed), proposed)
             out[index] = x
             for i, passed in enumerate(later if record else ()):
                 crossed = (start > passed) & (t <= passed)
                 arrivals[i, index[crossed]] = x[crossed]
             going = t > last
+            path.keep(going)
             x, previous, gradient = x[going], previous[going], gradient[going]
             t, h, index, stale = t[going], h[going], index[going], stale[going]
             done += 1
@@ -262,7 +321,7 @@ class AdaptiveSDESampler(Sampler):
                 record(state)
         return out
 
-    def _euler(self, x: Tensor, at: Tensor, t: Tensor, h: Tensor, gradient: Tensor, z: Tensor) -> Tensor:
-        """x plus a step of length h with drift and diffusion of the states `at` at time t."""
+    def _euler(self, x: Tensor, at: Tensor, t: Tensor, h: Tensor, gradient: Tensor, w: Tensor) -> Tensor:
+        """x plus a step of length h and increment w with drift and diffusion of the states `at` at time t."""
         f, g2 = self.sde.dlog_alpha(t), self.sde.g2(t).clamp_min(0.0)
-        return x - expand(h * f, x) * at + expand(h * g2, x) * gradient + expand((h * g2).sqrt(), x) * z
+        return x - expand(h * f, x) * at + expand(h * g2, x) * gradient + expand(g2.sqrt(), x) * w

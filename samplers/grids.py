@@ -113,25 +113,25 @@ def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     return _with_ends(karras_times(sde, first, last, steps), ends)
 
 
-def clock(noise_level: Tensor) -> Tensor:
-    """τ = √log(1 + σ̃²) for log σ̃ of any shape.
+def clock(noise_level: Tensor, scale: float = 1.0) -> Tensor:
+    """τ = √log(1 + (σ̃/scale)²) for log σ̃ of any shape.
 
-    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0: τ is the time that this
-    SDE would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and as √(2 log σ̃)
-    far away.
+    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0 (at scale 1): τ is the
+    time that this SDE would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and
+    as √(2 log σ̃) far away.
     """
-    return torch.nn.functional.softplus(2 * noise_level).sqrt()
+    return torch.nn.functional.softplus(2 * (noise_level - math.log(scale))).sqrt()
 
 
 def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
-    """Times with τ^(1/p) uniform, p = 11/5, in the clock τ of `clock`: for VP close to the quadratic grid,
-    and the same noise levels for every SDE.
+    """Times with √τ uniform in the clock τ of `clock`: for VP close to the quadratic grid, and the same noise
+    levels for every SDE.
 
     Arguments, result and errors as for `log_snr_grid`.
     """
     ends = _noisy_ends(sde, steps, eps)
-    first, last = clock(sde.noise_level(ends)).tolist()
-    return _with_ends(clock_times(sde, _evenly(first ** (5 / 11), last ** (5 / 11), steps) ** (11 / 5)), ends)
+    first, last = clock(sde.noise_level(ends)).sqrt().tolist()
+    return _with_ends(clock_times(sde, _evenly(first, last, steps).square()), ends)
 
 
 def clock_times(sde: SDE, tau: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ methods, of mean and covariance (the weak order) for the stochastic ones. The te
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -48,9 +49,11 @@ class SamplerSpec:
     """Evaluations beyond those of the steps."""
     serves: str = "all"
     """Which SDEs."""
+    nfe: int = 50
+    """Evaluations to spend where nobody says how many."""
 
     def steps(self, nfe: int, denoise: bool) -> int:
-        """The most steps that cost at most `nfe` evaluations.
+        """The most steps that cost at most `nfe` evaluations, the final denoising included.
 
         Raises:
             ValueError: If not even one does, or the method chooses its own steps.
@@ -72,18 +75,28 @@ def _table(
     )
 
 
+def _cas(sde: SDE, times: Tensor, denoise: bool) -> ConsistentAnnealedSampler:
+    """With the step size 1.1 times the least one that the grid allows, or 0.2, up to a full denoising."""
+    least = 2 * (1 - sde.noise_level(times).diff().exp().min().item())
+    return ConsistentAnnealedSampler(sde, times, min(2.0, max(0.2, 1.1 * least)), denoise)
+
+
 RESTART_STEPS = 24  # evaluations of the default restarts: 3 times 4 Heun steps
 
 SAMPLERS: dict[str, SamplerSpec] = {
     "eabm": SamplerSpec(
-        _table(exponential_adams_stages), 5, 1, False, "exponential Adams-Bashforth-Moulton in x̂_0 and τ"
+        _table(exponential_adams_stages),
+        5,
+        1,
+        False,
+        "exponential Adams-Bashforth-Moulton, see samplers/exponential.py",
     ),
     "dpmpp_2s": SamplerSpec(_table(dpm_solver_2s_stages), 2, 2, False, "DPM-Solver++ (Lu et al., 2022)"),
     "dpmpp_2m": SamplerSpec(_table(dpm_solver_stages, 2), 2, 1, False, "DPM-Solver++ (Lu et al., 2022)"),
     "dpmpp_3m": SamplerSpec(_table(dpm_solver_stages, 3), 3, 1, False, "DPM-Solver++ (Lu et al., 2022)"),
     "unipc": SamplerSpec(_table(unipc_stages), 4, 1, False, "UniPC (Zhao et al., 2023)", "log_snr"),
     "deis": SamplerSpec(
-        _table(exponential_adams_stages, 4, False, "t", "noise"),
+        _table(exponential_adams_stages, 4, False, "t", math.inf),
         4,
         1,
         False,
@@ -130,7 +143,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         2,
         True,
         "predictor-corrector (Song et al., 2021)",
-        "uniform",
+        nfe=1001,
     ),
     "euler_maruyama": SamplerSpec(
         _table(EulerMaruyama().stages), 1, 1, True, "reverse SDE (Song et al., 2021)"
@@ -146,7 +159,8 @@ SAMPLERS: dict[str, SamplerSpec] = {
         True,
         "DDPM, Algorithm 2 (Ho et al., 2020)",
         "chain",
-        serves="those with a discrete chain",
+        serves="VP, sub-VP, VE, DDPM's chains",
+        nfe=500,
     ),
     "dpmpp_sde": SamplerSpec(
         _table(dpm_solver_stages, 1, 1.0), 1, 1, True, "SDE-DPM-Solver++ (Lu et al., 2022)"
@@ -171,14 +185,16 @@ SAMPLERS: dict[str, SamplerSpec] = {
         "annealed Langevin dynamics (Song & Ermon, 2019)",
         "log_snr",
         extra=5,
+        nfe=1006,
     ),
     "cas": SamplerSpec(
-        lambda sde, times, denoise: ConsistentAnnealedSampler(sde, times, denoise=denoise),
+        _cas,
         None,
         1,
         True,
         "consistent annealed sampling (Jolicoeur-Martineau et al., 2021)",
         "log_snr",
+        nfe=201,
     ),
 }
 

@@ -10,8 +10,17 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import AncestralSampler, DDIMSampler
-from sde_lib import DDPM, VARIANCES, Gaussian, cosine_betas, linear_betas
+from samplers import (
+    AncestralSampler,
+    DDIMSampler,
+    LinearSampler,
+    dpm_solver_stages,
+    edm_stages,
+    karras_grid,
+    log_snr_grid,
+    unipc_stages,
+)
+from sde_lib import DDPM, EDMSDE, VARIANCES, VPSDE, Gaussian, cosine_betas, linear_betas
 from tests.problems import carry
 
 diffusers = pytest.importorskip("diffusers")
@@ -132,3 +141,113 @@ def test_ddim_scheduler_clipped(eta):
     scheduler.set_timesteps(50)
     sampler = DDIMSampler(DDPM(scheduler.betas), grid(scheduler.timesteps), eta, clip=(-1, 1))
     assert largest_difference(sampler, scheduler, eta=eta, use_clipped_model_output=True) < 1e-5
+
+
+# Fast solvers, on noise levels given to both.
+
+
+def multistep_difference(stages, scheduler, steps=12, noisy=False):
+    """As `largest_difference`, over a table on the log-SNR grid of VP, in α² + σ² = 1; theirs computes in
+    float32, from our noise levels.
+    """
+    sde = VPSDE()
+    times = log_snr_grid(sde, steps, 0.01)
+    sampler, score = LinearSampler(sde, times, stages(sde, times)), ImageScore(sde)
+    x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    seeds = [torch.Generator().manual_seed(i) for i in range(steps)]
+    noise = [torch.randn(SHAPE, generator=seed).double() for seed in seeds]
+    ours = carry(sampler, score, x_T, noise)
+    scheduler.set_timesteps(steps)
+    scheduler.timesteps = torch.linspace(999, 0, steps)
+    scheduler.sigmas = sde.noise_level(times).exp()
+    scheduler.set_begin_index(0)
+    theirs, worst = x_T, 0.0
+    for i, k in enumerate(scheduler.timesteps):
+        t = times[i].expand(2)
+        output = -sde.sigma(t)[:, None, None, None] * score(theirs, t)
+        given = {"variance_noise": noise[i]} if noisy else {}
+        theirs = scheduler.step(output, k, theirs, **given).prev_sample.double()
+        worst = max(worst, (ours[i + 1] - theirs).abs().max().item())
+    return worst
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("stochasticity", [0.0, 1.0])
+def test_dpm_solver(order, stochasticity):
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        solver_order=order,
+        algorithm_type="sde-dpmsolver++" if stochasticity else "dpmsolver++",
+        final_sigmas_type="sigma_min",
+        lower_order_final=False,
+    )
+
+    def table(sde, times):
+        return dpm_solver_stages(sde, times, order, stochasticity)
+
+    assert multistep_difference(table, scheduler, noisy=bool(stochasticity)) < 1e-5
+
+
+def test_dpm_solver_3m_but_for_half_of_its_square():
+    """diffusers' 3M, and k-diffusion's, weigh the square term of the polynomial by half of its integral: with
+    that half put back the steps are ours.
+    """
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        solver_order=3, final_sigmas_type="sigma_min", lower_order_final=False
+    )
+    update, outputs = scheduler.multistep_dpm_solver_third_order_update, []
+
+    def corrected(model_output_list, *args, sample, noise=None):
+        m0, m1, m2 = model_output_list[-1], model_output_list[-2], model_output_list[-3]
+        i = scheduler.step_index
+        alpha = (1 + scheduler.sigmas**2).rsqrt()
+        lam = -scheduler.sigmas.log()
+        h = lam[i + 1] - lam[i]
+        r0, r1 = (lam[i] - lam[i - 1]) / h, (lam[i - 1] - lam[i - 2]) / h
+        D2 = ((m0 - m1) / r0 - (m1 - m2) / r1) / (r0 + r1)
+        missing = -alpha[i + 1] * ((torch.expm1(-h) + h) / h**2 - 0.5) * D2
+        outputs.append(missing.abs().max().item())
+        return update(model_output_list, sample=sample, noise=noise) + missing
+
+    scheduler.multistep_dpm_solver_third_order_update = corrected
+    assert multistep_difference(lambda sde, times: dpm_solver_stages(sde, times, 3), scheduler) < 1e-5
+    assert max(outputs) > 1e-3
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+def test_unipc(order, variant):
+    scheduler = diffusers.UniPCMultistepScheduler(
+        solver_order=order, solver_type=variant, final_sigmas_type="sigma_min"
+    )
+    assert multistep_difference(lambda s, t: unipc_stages(s, t, order, variant), scheduler) < 1e-5
+
+
+@pytest.mark.parametrize(("name", "method"), [("EulerDiscrete", "euler"), ("HeunDiscrete", "heun")])
+def test_k_diffusion_on_karras_grids(name, method):
+    """Euler's and Heun's methods in σ̃ on EDM's own path and grid, without churn."""
+    sde, steps = EDMSDE(), 10
+    times = karras_grid(sde, steps)
+    sampler = LinearSampler(sde, times, edm_stages(sde, times, method=method))
+    score = ImageScore(sde)
+    x_T = 80 * torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = carry(sampler, score, x_T)
+    scheduler = getattr(diffusers, f"{name}Scheduler")()
+    scheduler.set_timesteps(steps)
+    visited = torch.arange(steps + 1)
+    if method == "heun":
+        visited = visited.repeat_interleave(2)[1:-1]
+        scheduler.sigmas = torch.cat([times[visited], times[-1:]])
+    else:
+        scheduler.sigmas, visited = times, visited[:-1]
+    scheduler.timesteps = torch.linspace(999, 0, len(visited))
+    scheduler.set_begin_index(0)
+    scheduler.is_scale_input_called = True
+    theirs, arrived = x_T, 0
+    for n, (i, k) in enumerate(zip(visited.tolist(), scheduler.timesteps, strict=True)):
+        t = times[i].expand(2)
+        output = -sde.sigma(t)[:, None, None, None] * score(theirs, t)
+        theirs = scheduler.step(output, k, theirs).prev_sample.double()
+        if method == "euler" or n % 2:
+            arrived += 1
+            torch.testing.assert_close(ours[arrived], theirs, rtol=1e-5, atol=1e-5)
+    assert arrived == steps

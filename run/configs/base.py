@@ -58,13 +58,15 @@ def get_config() -> ConfigDict:
     )
     config.sampling = ConfigDict(
         dict(
-            sampler="pc",  # pc | ode | ald | cas | ddpm | ddim
+            sampler="eabm",  # --sampler list shows all of them
             num_samples=64,
             batch_size=256,
             seed=0,
             denoise=True,  # end with the denoised samples
-            steps=500,  # of pc and of ode's fixed-step methods; of ddpm and ddim, evenly along the chain
-            grid="uniform",  # where the steps of pc and ode lie: uniform | log_snr
+            nfe=0,  # network evaluations per sample at most, the denoising included; 0 for `steps`
+            steps=0,  # steps of the grid; 0 for the sampler's default number of evaluations
+            # the sampler's own, or clock | uniform | quadratic | log_snr | karras | chain | fitted
+            grid="auto",
             predictor="reverse_diffusion",  # euler_maruyama | reverse_diffusion | ancestral | none
             corrector="langevin",  # langevin | ald | none
             snr=0.16,  # signal-to-noise ratio of a corrector's step
@@ -72,6 +74,12 @@ def get_config() -> ConfigDict:
             ode_method="dopri5",
             rtol=1e-5,  # of ode's adaptive methods
             atol=1e-5,
+            sde_rtol=0.02,  # of adaptive_sde
+            sde_atol=2 / 256,
+            s_churn=40.0,  # of edm_churn: EDM's S_churn, S_tmin, S_tmax, S_noise
+            s_tmin=0.05,
+            s_tmax=50.0,
+            s_noise=1.003,
             ald_grid="log_snr",  # levels of annealed Langevin dynamics: log_snr | chain (the SDE's own)
             ald_levels=200,  # of log_snr, geometric noise levels
             ald_steps_each=5,
