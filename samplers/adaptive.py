@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, Sampler
+from samplers.base import CountedScore, Sampler, mean_square_each
 from samplers.grids import uniform_grid
 from samplers.runge_kutta import Tableau
 from sde_lib import SDE, SampleNoise, expand
@@ -109,7 +109,7 @@ def solve_each(
 
     def scaled(error: Tensor, a: Tensor, b: Tensor) -> Tensor:
         ratio = error / (atol + rtol * torch.maximum(a.abs(), b.abs()))
-        return ratio.flatten(1).square().mean(1).sqrt()
+        return mean_square_each(ratio).sqrt()
 
     u = x.new_zeros(len(x))
     k = slope(x, u, index)
@@ -290,7 +290,7 @@ class AdaptiveSDESampler(Sampler):
             euler = self._euler(x, x, t, step, gradient, w)
             other = self._euler(x, euler, end, step, score(euler, end, among=index), w)
             allowed = torch.clamp_min(self.rtol * torch.maximum(euler.abs(), previous.abs()), self.atol)
-            norm = ((euler - other) / (2 * allowed)).flatten(1).double().square().mean(1).sqrt()
+            norm = mean_square_each((euler - other) / (2 * allowed)).sqrt()
             if not norm.isfinite().all() or h.min() < SMALLEST_STEP * span:
                 raise ValueError(
                     f"{type(self).__name__} found no step that meets rtol={self.rtol} and atol={self.atol} "

@@ -22,7 +22,7 @@ from torchdiffeq import odeint
 
 from samplers.adaptive import PAIRS, solve_each
 from samplers.ancestral import DDIMSampler
-from samplers.base import CountedScore, Sampler
+from samplers.base import CountedScore, Sampler, mean_square_each
 from samplers.grids import uniform_grid
 from sde_lib import SDE, SampleNoise, ScoreFunction, expand
 from sde_lib.ode import FIXED_METHODS
@@ -131,7 +131,7 @@ def reconstruction_error(sampler: ODESampler | DDIMSampler, score: ScoreFunction
         x: Data, shape (B, *shape).
     """
     decoded = sampler(score, x.shape, x_T=sampler.encode(score, x)).samples
-    return (decoded - x).flatten(1).square().mean(1).sqrt()
+    return mean_square_each(decoded - x).sqrt()
 
 
 def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

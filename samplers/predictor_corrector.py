@@ -21,7 +21,7 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, StepSampler
+from samplers.base import CountedScore, StepSampler, mean_square_each
 from samplers.grids import uniform_grid
 from samplers.predictors import PREDICTORS, NoPredictor, Predictor
 from samplers.program import Path, move
@@ -87,8 +87,7 @@ class Langevin(Corrector):
 
     def update_ratio(self, ratio: Tensor, score: Tensor, sigma: float) -> Tensor:
         elements = score[0].numel()
-        norm = torch.linalg.vector_norm(score.flatten(1), dim=1, dtype=torch.float64).reshape(ratio.shape)
-        now = norm.square() * (sigma**2 / elements)
+        now = sigma**2 * mean_square_each(score).reshape(ratio.shape)
         # at most 1: with a larger ratio an outlier's steps would be too short to bring it back
         return torch.lerp(ratio, now, min(1.0, elements / self.averaged_numbers)).clamp(self.smallest, 1.0)
 
