@@ -33,7 +33,7 @@ def test_digits_are_split_in_halves():
 
 def test_images_go_to_the_model_and_back_unchanged():
     digits = load_digits()
-    u = torch.rand(digits.test.shape)
+    u = 0.999 * torch.rand(digits.test.shape)  # at u = 1 less a rounding error the next bin begins
     x = to_continuous(digits.test, 17, u)
     raw = to_raw(digits.test, 17)
     assert raw.min() == -1 and raw.max() == 1

@@ -106,7 +106,7 @@ def law_error(sampler, law):
 def test_weak_order(name):
     """Mean and covariance of Gaussian data converge at the declared order or better; no Monte-Carlo noise."""
     sde, law, errors = VPSDE(), Gaussian(torch.tensor([2.0]), 2 * torch.eye(1)), []
-    for n in (25, 50, 100) if name == "restart" else (200, 400, 800):
+    for n in (25, 50, 100) if name == "restart" else (150, 300, 600):
         times = GRIDS[SAMPLERS[name].grid](sde, n)
         table = CONVERGENT.get(name)
         sampler = LinearSampler(sde, times, table(sde, times)) if table else sampler_on(name, sde, n)
