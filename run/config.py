@@ -59,6 +59,7 @@ NOT_NEGATIVE = (
     "training.grad_clip",
     "training.max_minutes",
     "training.vlb_weight",
+    "data.image_size",
     "sampling.clip",
     "sampling.nfe",
     "sampling.steps",

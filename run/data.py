@@ -1,4 +1,4 @@
-"""Data sets: handwritten digits, 2-D toys, and a user's own arrays.
+"""Data sets: handwritten digits, 2-D toys, and a user's own arrays and images (see image_files.py).
 
 Images are kept as integer grey levels k in 0..levels-1 of shape (N, C, H, W). The model sees them
 dequantized, with fresh uniform noise at every step. Pictures, sample files and distances use the raw pixels
@@ -7,6 +7,7 @@ dequantized, with fresh uniform noise at every step. Pictures, sample files and 
 
 from __future__ import annotations
 
+import hashlib
 import math
 import zipfile
 import zlib
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from run.errors import UserError
+from run.image_files import read_images
 from sde_lib import dequantize, generator_for, quantize
 
 
@@ -34,6 +36,12 @@ class Dataset:
     """Held-out data of the same kind."""
     levels: int | None
     """Number of grey levels; None for points."""
+    labels: Tensor | None = None
+    """Classes of the training set, int64 (N,); None where the source has none."""
+    test_labels: Tensor | None = None
+    """Classes of the held-out set."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +79,10 @@ def load_dataset(section: ConfigDict) -> Dataset:
         UserError: If the name is unknown, or the file cannot be used.
     """
     if section.path:
-        return load_file(Path(section.path), section.seed)
+        path = Path(section.path)
+        if path.suffix in (".npy", ".npz"):
+            return load_arrays(path, section.seed)
+        return load_images(path, section.seed, section.image_size, section.crop)
     if section.name == "digits":
         return load_digits()
     if section.name not in TOYS:
@@ -92,9 +103,12 @@ def load_digits() -> Dataset:
     from sklearn.model_selection import train_test_split
 
     digits = load()
-    halves = train_test_split(digits.images, test_size=0.5, random_state=0, stratify=digits.target)
-    train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves)
-    return Dataset("digits", train, test, levels=17)
+    halves = train_test_split(
+        digits.images, digits.target, test_size=0.5, random_state=0, stratify=digits.target
+    )
+    train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
+    labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
+    return Dataset("digits", train, test, 17, labels, test_labels, tuple("0123456789"))
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.
@@ -140,8 +154,53 @@ TOYS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 # A user's own arrays.
 
 
-def load_file(path: Path, seed: int) -> Dataset:
-    """A .npy array, or a .npz with x_train (and x_test) or one array; without x_test a tenth is held out.
+def load_images(path: Path, seed: int, size: int, crop: str) -> Dataset:
+    """Images of a folder, a zip file or an archive; a tenth of them is held out.
+
+    Args:
+        path: The source, see image_files.py.
+        seed: Seed of the held-out split.
+        size: Height and width to bring the images to; 0 to keep them.
+        crop: "center" or "none", before resizing.
+
+    Raises:
+        UserError: As for `read_images`, or if there is only one image.
+    """
+    images = read_images(path, size, crop)
+    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels.transpose(0, 3, 1, 2)))
+    labels = None if images.labels is None else torch.from_numpy(images.labels)
+    name = path.name.split(".")[0]
+    return _split(name, pixels, 256, labels, images.classes, seed, str(path))
+
+
+def _split(
+    name: str,
+    samples: Tensor,
+    levels: int | None,
+    labels: Tensor | None,
+    classes: tuple[str, ...],
+    seed: int,
+    source: str,
+) -> Dataset:
+    """Holds out the samples with a hash in the lowest tenth: a sample stays on its side as others come."""
+    if len(samples) < 2:
+        raise UserError(f"{source} must hold at least 2 samples, one of them to hold out, got {len(samples)}")
+    key = generator_for(seed, "held-out split").initial_seed().to_bytes(8, "big")
+    hashes = [
+        int.from_bytes(hashlib.blake2b(sample.tobytes(), digest_size=8, key=key).digest(), "big")
+        for sample in samples.numpy()
+    ]
+    held_out = torch.tensor([h < 2**64 // 10 for h in hashes])
+    if held_out.all() or not held_out.any():  # of very few samples: the one with the lowest hash
+        held_out = torch.zeros(len(samples), dtype=torch.bool)
+        held_out[min(range(len(hashes)), key=hashes.__getitem__)] = True
+    parts = [None, None] if labels is None else [labels[~held_out], labels[held_out]]
+    return Dataset(name, samples[~held_out], samples[held_out], levels, *parts, classes)
+
+
+def load_arrays(path: Path, seed: int) -> Dataset:
+    """A .npy array, or a .npz with x_train (and y_train, x_test, y_test) or one array; without x_test a
+    tenth is held out.
 
     Args:
         path: The file: uint8 images (N, H, W) or (N, H, W, C), or floating-point points (N, D).
@@ -157,6 +216,8 @@ def load_file(path: Path, seed: int) -> Dataset:
             f"{path} must hold x_train (and x_test) or a single array, it holds {', '.join(arrays)}"
         )
     train, levels = _check_array(arrays[key], f"{path}:{key}")
+    labels = _check_labels(arrays, "y_train", train, path)
+    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
     if "x_test" in arrays and key == "x_train":
         test, test_levels = _check_array(arrays["x_test"], f"{path}:x_test")
         if (test.shape[1:], test_levels) != (train.shape[1:], levels):
@@ -164,17 +225,26 @@ def load_file(path: Path, seed: int) -> Dataset:
                 f"x_train and x_test of {path} must agree in dtype and shape, got samples of "
                 f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
             )
-        return Dataset(path.stem, train, test, levels)
-    if len(train) < 2:
-        raise UserError(f"{path} must hold at least 2 samples, one of them to hold out, got {len(train)}")
-    order = torch.randperm(len(train), generator=generator_for(seed, "held-out split"))
-    held_out = max(1, len(train) // 10)
-    return Dataset(path.stem, train[order[held_out:]], train[order[:held_out]], levels)
+        test_labels = _check_labels(arrays, "y_test", test, path)
+        return Dataset(path.stem, train, test, levels, labels, test_labels, classes)
+    return _split(path.stem, train, levels, labels, classes, seed, str(path))
+
+
+def _check_labels(arrays: dict[str, np.ndarray], key: str, samples: Tensor, path: Path) -> Tensor | None:
+    """Class indices beside samples, if the file has them."""
+    if key not in arrays:
+        return None
+    labels = arrays[key]
+    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(samples),)
+    if not whole or (len(labels) and labels.min() < 0):
+        raise UserError(
+            f"{key} of {path} must be class indices from 0, integers of shape ({len(samples)},), got "
+            f"{labels.dtype} of shape {labels.shape}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if path.suffix not in (".npy", ".npz"):
-        raise UserError(f"data.path must name a .npy or .npz file, got {path}")
     if not path.is_file():
         raise UserError(f"data file {path} does not exist")
     try:

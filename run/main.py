@@ -4,6 +4,7 @@
     python run/main.py --mode sample --config vpsde --sampler eabm --nfe 20
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
+    python run/main.py --mode data --config.data.path=FOLDER
 
 Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
 directory and take keys of the sections sampling and likelihood alone.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:  # imported where they are needed: --help must not wait for to
     import torch
     from ml_collections import ConfigDict
 
-MODES = ("train", "sample", "likelihood", "evaluate")
+MODES = ("train", "sample", "likelihood", "evaluate", "data")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -113,7 +114,7 @@ def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str
     """The configuration to work with: the experiment's for training, else that of the run directory."""
     from run.config import apply_overrides, load_config, read_config
 
-    if mode == "train":
+    if mode in ("train", "data"):
         return apply_overrides(load_config(name), overrides)
     if not workdir.exists():
         load_config(name)  # a mistyped name deserves its own message
@@ -140,7 +141,7 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     from run.dry_run import dry_run
     from run.rundir import read_data_info
 
-    if mode != "train":
+    if mode not in ("train", "data"):
         return dry_run(config, read_data_info(workdir).shape)
     dataset = load_dataset(config.data)
     return dry_run(resolve_levels(config, dataset), dataset.shape)
@@ -152,6 +153,8 @@ def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device
         from run.train import train as command
     elif mode == "sample":
         from run.sample import sample as command
+    elif mode == "data":
+        from run.inspect_data import inspect_data as command
     elif mode == "likelihood":
         from run.likelihood import likelihood as command
     else:

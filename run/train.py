@@ -31,12 +31,12 @@ from run.objectives import build_objective, build_times
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
-from samplers import ODESampler, log_snr_grid
+from samplers import make_sampler
 from sde_lib import generator_for
 
 # Keys that may change when a run goes on: they do not enter the steps already done.
 FREE_KEYS = ("steps", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep")
-PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_STEPS = 64, 1000, 12
+PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 
 class EMA(AveragedModel):
@@ -115,7 +115,7 @@ class Trainer:
     def loss(self, step: int) -> Tensor:
         """The mean loss of the batch of a step."""
         generator = generator_for(self.config.seed, "step", step, device=self.device)
-        batch = self.data[self.batches(step)]
+        batch = self._flipped(self.data[self.batches(step)], step)
         u = torch.rand(batch.shape, generator=generator, device=self.device)
         x_0 = to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, u)
         drawn = self.times.draw(len(x_0), generator)
@@ -123,6 +123,13 @@ class Trainer:
         losses = self.objective(x_0, drawn, noise)
         self.times.update(drawn, losses.detach())
         return (drawn.weights.to(losses) * losses).mean()
+
+    def _flipped(self, batch: Tensor, step: int) -> Tensor:
+        if not self.config.data.flip:
+            return batch
+        generator = generator_for(self.config.seed, "flip", step, device=self.device)
+        mirrored = torch.rand(len(batch), generator=generator, device=self.device) < 0.5
+        return torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
 
     def advance(self) -> None:
         """One optimizer step."""
@@ -178,7 +185,7 @@ class Trainer:
     def save_preview(self, path: Path) -> None:
         """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
         count = PREVIEW_IMAGES if self.levels else PREVIEW_POINTS
-        sampler = ODESampler(self.sde, "rk4", log_snr_grid(self.sde, PREVIEW_STEPS), denoise=True)
+        sampler = make_sampler("eabm", self.sde, PREVIEW_NFE, denoise=True)
         samples = sampler(self.ema.module, (count, *self.data.shape[1:]), device=self.device).samples
         plots.save_samples(path, samples_to_raw(samples, self.levels).cpu().numpy())
 

@@ -7,6 +7,7 @@ from sde_lib.exact import Gaussian, GaussianMixture
 from sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
 from sde_lib.losses import denoising_score_matching, sample_times
 from sde_lib.ncsn_levels import (
+    SMALLEST_DIMENSION,
     geometric_levels,
     langevin_epsilon,
     largest_distance,
@@ -39,6 +40,7 @@ from sde_lib.vlb import (
 
 __all__ = [
     "BETA_TABLES",
+    "SMALLEST_DIMENSION",
     "DDPM",
     "SDE",
     "VARIANCES",

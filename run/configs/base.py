@@ -16,9 +16,14 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict(
         dict(
             name="digits",  # digits | swiss_roll | moons | checkerboard | 8gaussians
-            path="",  # instead, a .npy or .npz of your own: uint8 (N, H, W[, C]) images, float (N, D) points
+            # instead, your own: a .npy or .npz (uint8 (N, H, W[, C]) images, float (N, D) points), a folder
+            # or zip of images, MNIST's idx files, CIFAR-10's binary archive
+            path="",
             num_points=20000,  # points drawn for training, and again for the held-out set; 2-D toys only
             seed=0,  # of the toys' points and of the held-out split of your own data
+            image_size=0,  # bring images of a folder or zip to this height and width; 0 to keep them
+            crop="center",  # before that: center (the largest square) | none
+            flip=False,  # mirror each image of a training batch left to right with probability one half
             dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )
     )

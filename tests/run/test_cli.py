@@ -351,3 +351,32 @@ def test_help_does_not_wait_for_torch():
     code = "import sys; from run.main import main; main(['--help']); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--sampler" in done.stdout, done.stderr
+
+
+def test_data_are_inspected(tmp_path: Path, capsys):
+    """Count, range, classes, noise levels and a picture; a run in the same folder stays as it is."""
+    workdir = ["--mode", "data", "--workdir", str(tmp_path / "d")]
+    assert main.main(workdir) == 0
+    output = capsys.readouterr().out
+    assert "898 samples of shape (1, 8, 8), 17 grey levels" in output and "0 89, 1 91" in output
+    assert "sigma_max" in output and (tmp_path / "d/data.png").exists()
+    assert main.main([*workdir, "--config", "toy2d"]) == 0
+    assert "classes     none" in capsys.readouterr().out and (tmp_path / "d/data-2.png").exists()
+
+
+def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
+    """Half of the images, the same ones at the same step, and nothing else of the step changes."""
+    import torch
+
+    from run.config import apply_overrides, load_config
+    from run.data import load_dataset
+    from run.train import Trainer
+
+    config = apply_overrides(load_config(str(Path(__file__).parent / "tiny.py")), [("data.flip", "true")])
+    trainer = Trainer(config, load_dataset(config.data), torch.device("cpu"))
+    batch = trainer.data[:64]
+    once, again, other = (trainer._flipped(batch, step) for step in (3, 3, 4))
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    flipped = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
+    assert all(a or b for a, b in zip(flipped, kept, strict=True)) and 16 < sum(flipped) < 48

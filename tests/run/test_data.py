@@ -1,23 +1,31 @@
 from __future__ import annotations
 
+import gzip
+import io
+import shutil
+import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from run.config import load_config
 from run.data import (
     TOYS,
     bin_width,
+    load_arrays,
     load_dataset,
     load_digits,
-    load_file,
+    load_images,
     samples_to_raw,
     to_continuous,
     to_raw,
 )
 from run.errors import UserError
+from run.image_files import read_images
 
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(256, size=(20, 8, 10, 3), dtype=np.uint8)
@@ -79,18 +87,17 @@ def save(path: Path, **arrays: np.ndarray) -> Path:
 
 def test_a_single_array_has_a_tenth_held_out(tmp_path: Path):
     np.save(tmp_path / "points.npy", POINTS)
-    points = load_file(tmp_path / "points.npy", seed=0)
+    points = load_arrays(tmp_path / "points.npy", seed=0)
     assert points.name == "points" and points.levels is None
-    assert (
-        points.train.shape == (18, 5) and points.test.shape == (2, 5) and points.train.dtype == torch.float32
-    )
+    assert len(points.train) + len(points.test) == 20 and 1 <= len(points.test) <= 6
+    assert points.train.dtype == torch.float32
     rows = torch.cat([points.train, points.test]).sort(0).values
     torch.testing.assert_close(rows, torch.tensor(POINTS).float().sort(0).values)
-    assert not torch.equal(points.test, load_file(tmp_path / "points.npy", seed=1).test)
+    assert not torch.equal(points.test, load_arrays(tmp_path / "points.npy", seed=1).test)
 
 
 def test_image_files(tmp_path: Path):
-    colour = load_file(
+    colour = load_arrays(
         save(tmp_path / "a.npz", x_train=IMAGES, x_test=IMAGES[:3], y_train=np.arange(20)), seed=0
     )
     assert (
@@ -100,8 +107,9 @@ def test_image_files(tmp_path: Path):
         and len(colour.test) == 3
     )
     assert torch.equal(colour.train[4, 2], torch.from_numpy(IMAGES[4, :, :, 2]))
-    grey = load_file(save(tmp_path / "b.npz", anything=IMAGES[..., 0]), seed=0)
-    assert grey.shape == (1, 8, 10) and len(grey.train) == 18
+    grey = load_arrays(save(tmp_path / "b.npz", anything=IMAGES[..., 0]), seed=0)
+    assert grey.shape == (1, 8, 10) and len(grey.train) + len(grey.test) == 20 and grey.labels is None
+    assert colour.labels.tolist() == list(range(20)) and colour.test_labels is None
 
 
 @pytest.mark.parametrize(
@@ -124,11 +132,13 @@ def test_image_files(tmp_path: Path):
         ({"x_train": POINTS, "x_test": POINTS[:, :2]}, "agree"),
         ({"x_train": IMAGES, "x_test": POINTS}, "agree"),
         ({}, "no array"),
+        ({"x_train": IMAGES, "y_train": np.zeros(3, int)}, "class indices"),
+        ({"x_train": IMAGES, "y_train": np.full(20, 0.5)}, "class indices"),
     ],
 )
 def test_bad_arrays_are_refused(arrays: dict, message: str, tmp_path: Path):
     with pytest.raises(UserError, match=message) as error:
-        load_file(save(tmp_path / "data.npz", **arrays), seed=0)
+        load_arrays(save(tmp_path / "data.npz", **arrays), seed=0)
     assert "data.npz" in str(error.value) and "\n" not in str(error.value)
 
 
@@ -143,11 +153,122 @@ def test_bad_files_are_refused(tmp_path: Path):
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name} cannot be read"):
-            load_file(tmp_path / name, seed=0)
+            load_arrays(tmp_path / name, seed=0)
     with pytest.raises(UserError, match="does not exist"):
-        load_file(tmp_path / "none.npz", seed=0)
+        load_arrays(tmp_path / "none.npz", seed=0)
+    (tmp_path / "data.csv").write_text("1,2")
     with pytest.raises(UserError, match=".npy or .npz"):
-        load_file(tmp_path / "data.csv", seed=0)
+        load_images(tmp_path / "data.csv", 0, 0, "center")
+
+
+# Images from files.
+
+PIXELS = np.random.default_rng(3).integers(0, 256, (12, 6, 9, 3), np.uint8)
+
+
+def folder_of_images(root: Path, pixels=PIXELS) -> Path:
+    for i, image in enumerate(pixels):
+        folder = root / ("cats" if i % 3 else "dogs")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / f"{i:02d}.png")
+    return root
+
+
+def zipped(folder: Path, path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.png")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+def test_folders_and_zips_of_images(tmp_path: Path):
+    """The same images, with their folders as classes, whichever way they come."""
+    folder = folder_of_images(tmp_path / "pets")
+    for path in (folder, zipped(folder, tmp_path / "pets.zip")):
+        data = load_images(path, 0, 0, "center")
+        assert (data.name, data.shape, data.levels) == ("pets", (3, 6, 9), 256)
+        assert data.classes == ("cats", "dogs")
+        pixels, labels = torch.cat([data.train, data.test]), torch.cat([data.labels, data.test_labels])
+        for image, label in zip(pixels, labels, strict=True):
+            same = [i for i in range(12) if (PIXELS[i].transpose(2, 0, 1) == image.numpy()).all()]
+            assert len(same) == 1 and data.classes[label] == ("cats" if same[0] % 3 else "dogs")
+
+
+def test_images_are_cropped_and_resized(tmp_path: Path):
+    flat = np.zeros((1, 4, 8, 3), np.uint8)
+    flat[:, :, 2:6] = 200  # the middle square
+    folder = folder_of_images(tmp_path / "flat", np.concatenate([flat, flat // 2]))
+    data = load_images(folder, 0, 2, "center")
+    assert sorted(data.train.unique().tolist() + data.test.unique().tolist()) == [100, 200]
+    assert load_images(folder, 0, 2, "none").shape == (3, 2, 2)
+    with pytest.raises(UserError, match="crop must be one of center, none"):
+        load_images(folder, 0, 2, "left")
+
+
+def test_held_out_samples_stay_held_out_as_others_come(tmp_path: Path):
+    pixels = np.random.default_rng(0).integers(0, 256, (400, 2, 2), np.uint8)
+    few, many = (load_arrays(save(tmp_path / f"{n}.npz", x=pixels[:n]), seed=0) for n in (200, 400))
+    rows = {part: {tuple(x.flatten().tolist()) for x in getattr(many, part)} for part in ("train", "test")}
+    assert all(tuple(x.flatten().tolist()) in rows["test"] for x in few.test)
+    assert all(tuple(x.flatten().tolist()) in rows["train"] for x in few.train)
+    assert 20 <= len(many.test) <= 60
+
+
+def test_mnist_and_cifar_archives(tmp_path: Path):
+    grey, labels = PIXELS[..., 0], np.arange(12, dtype=np.uint8) % 4
+    header = bytes([0, 0, 8, 3]) + np.array(grey.shape, ">u4").tobytes()
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(header + grey.tobytes()))
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(
+        gzip.compress(bytes([0, 0, 8, 1]) + np.array([12], ">u4").tobytes() + labels.tobytes())
+    )
+    images = read_images(path, 0, "center")
+    assert np.array_equal(images.pixels[..., 0], grey) and np.array_equal(images.labels, labels)
+    records = np.random.default_rng(1).integers(0, 256, (6, 3073), np.uint8)
+    records[:, 0] %= 10
+    with tarfile.open(tmp_path / "cifar-10-binary.tar.gz", "w:gz") as archive:
+        for n in (1, 2):
+            member = tarfile.TarInfo(f"cifar-10-batches-bin/data_batch_{n}.bin")
+            data = records[3 * n - 3 : 3 * n].tobytes()
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    images = read_images(tmp_path / "cifar-10-binary.tar.gz", 0, "center")
+    planes = records[:, 1:].reshape(6, 3, 32, 32)
+    assert np.array_equal(images.pixels.transpose(0, 3, 1, 2), planes)
+    assert images.labels.tolist() == records[:, 0].tolist() and images.classes[0] == "airplane"
+
+
+def test_bad_image_sources_are_refused(tmp_path: Path):
+    folder = folder_of_images(tmp_path / "good")
+    whole = zipped(folder, tmp_path / "whole.zip").read_bytes()
+    (tmp_path / "cut.zip").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "mixed").mkdir()
+    for name, size in (("a", (4, 4)), ("b", (4, 5))):
+        Image.new("L", size).save(tmp_path / f"mixed/{name}.png")
+    shutil.copytree(folder, tmp_path / "broken")
+    (tmp_path / "broken/cats/01.png").write_bytes(b"not an image")
+    (tmp_path / "cut-idx3-ubyte").write_bytes(
+        bytes([0, 0, 8, 3]) + np.array([9, 2, 2], ">u4").tobytes() + b"x"
+    )
+    (tmp_path / "no-idx3-ubyte").write_bytes(b"something else")
+    (tmp_path / "bad.tar.gz").write_bytes(b"no archive")
+    (tmp_path / "cifar").mkdir()
+    (tmp_path / "cifar/data_batch_1.bin").write_bytes(b"12345")
+    for name, message in {
+        "cut.zip": "cut short or damaged",
+        "empty": "holds no image",
+        "mixed": "differ in size.*image_size",
+        "broken": "image cats/01.png of .* cannot be read",
+        "cut-idx3-ubyte": "36 bytes, and 1 follow",
+        "no-idx3-ubyte": "not an idx file",
+        "bad.tar.gz": "cut short or damaged",
+        "cifar": "not a multiple of 3073",
+        "nothing.zip": "does not exist",
+    }.items():
+        with pytest.raises(UserError, match=message) as error:
+            load_images(tmp_path / name, 0, 0, "center")
+        assert "\n" not in str(error.value)
 
 
 def test_an_unknown_name_is_refused():

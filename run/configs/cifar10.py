@@ -1,0 +1,21 @@
+"""The VP SDE on CIFAR-10-sized colour images of your own, --config.data.path=FOLDER, .zip or
+cifar-10-binary.tar.gz.
+
+A small network: it learns colours and shapes in hours on a CPU, and is not the paper's.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from run.configs import vpsde
+
+
+def get_config() -> ConfigDict:
+    config = vpsde.get_config()
+    config.data.flip = True
+    config.model.update(channels=64, multipliers=(1, 2, 2), blocks_per_level=2, attention_levels=(1,))
+    config.training.update(
+        steps=100000, batch_size=128, learning_rate=5e-4, ema_decay=0.9999, sample_every=5000
+    )
+    return config

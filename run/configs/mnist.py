@@ -1,0 +1,16 @@
+"""The VP SDE on MNIST: 28x28 images of your own copy, --config.data.path=mnist.npz or
+train-images-idx3-ubyte.gz.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from run.configs import vpsde
+
+
+def get_config() -> ConfigDict:
+    config = vpsde.get_config()
+    config.model.update(channels=32, multipliers=(1, 2, 2), blocks_per_level=1, attention_levels=(2,))
+    config.training.update(steps=20000, learning_rate=1e-3, sample_every=2000, checkpoint_every=1000)
+    return config
