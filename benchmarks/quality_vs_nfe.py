@@ -225,7 +225,7 @@ def main() -> None:
         picture(tables, nfes)
     if not arguments.no_laws:
         for name, law in laws.items():
-            print_laws(law, name, nfes)
+            print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,7 @@ SAMPLERS: dict[str, SamplerSpec] = {
         _table(dpm_solver_stages, 3, 1.0), 2, 1, True, "SDE-DPM-Solver++ (Lu et al., 2022)"
     ),
     "edm_churn": SamplerSpec(
-        _table(edm_stages, 40.0), 1, 2, True, "EDM, Algorithm 2 (Karras et al., 2022)", "karras"
+        _table(edm_stages, 40.0), 2, 2, True, "EDM, Algorithm 2 (Karras et al., 2022)", "karras"
     ),
     "restart": SamplerSpec(
         _table(restart_stages), 2, 2, True, "Restart (Xu et al., 2023)", "karras", RESTART_STEPS

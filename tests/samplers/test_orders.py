@@ -104,15 +104,15 @@ def law_error(sampler, law):
 
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_weak_order(name):
-    """Mean and covariance of Gaussian data converge at the declared order or better; no Monte-Carlo noise."""
+    """Mean and covariance of Gaussian data converge at the declared order; no Monte-Carlo noise."""
     sde, law, errors = VPSDE(), Gaussian(torch.tensor([2.0]), 2 * torch.eye(1)), []
-    for n in (25, 50, 100) if name == "restart" else (150, 300, 600):
+    for n in (50, 100) if name == "restart" else (300, 600):
         times = GRIDS[SAMPLERS[name].grid](sde, n)
         table = CONVERGENT.get(name)
         sampler = LinearSampler(sde, times, table(sde, times)) if table else sampler_on(name, sde, n)
         errors.append(law_error(sampler, law))
     assert errors[-1] < 0.1
-    assert observed_orders(errors)[-1] > SAMPLERS[name].order - 0.15, errors
+    assert observed_orders(errors)[-1] == pytest.approx(SAMPLERS[name].order, abs=0.15), errors
 
 
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
