@@ -4,6 +4,7 @@
                          ema.safetensors       their exponential moving average, used for samples and scores
                          training.pt           optimizer state, step, seconds trained, averaged updates,
                                                losses behind times drawn by importance
+                         sha256.json           digests of the three, checked when they are read
 
 The directory is written under a temporary name, flushed to the disk and renamed. The batch and the noise of a
 step are functions of the seed and the step, so that nothing else is needed to resume exactly.
@@ -11,7 +12,9 @@ step are functions of the seed and the step, so that nothing else is needed to r
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
 import os
 import shutil
 import sys
@@ -27,6 +30,7 @@ from run.errors import UserError
 from run.files import write_durable
 
 FOLDER = "checkpoints"
+DIGESTS = "sha256.json"
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,6 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
     temporary.mkdir(parents=True)
     try:
-        write_durable(temporary / "model.safetensors", safetensors.torch.save(checkpoint.model))
-        write_durable(temporary / "ema.safetensors", safetensors.torch.save(checkpoint.ema))
         training = {
             "step": checkpoint.step,
             "optimizer": checkpoint.optimizer,
@@ -64,7 +66,14 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         }
         buffer = io.BytesIO()
         torch.save(training, buffer)
-        write_durable(temporary / "training.pt", buffer.getvalue())
+        files = {
+            "model.safetensors": safetensors.torch.save(checkpoint.model),
+            "ema.safetensors": safetensors.torch.save(checkpoint.ema),
+            "training.pt": buffer.getvalue(),
+        }
+        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
+        for name, data in {**files, DIGESTS: json.dumps(digests).encode()}.items():
+            write_durable(temporary / name, data)
         _sync_folder(temporary)
         shutil.rmtree(
             target, ignore_errors=True
@@ -122,9 +131,12 @@ def read(directory: Path) -> Checkpoint:
     Raises:
         UserError: If a file of it is missing, truncated or corrupt.
     """
-    model = _read_file(directory / "model.safetensors", safetensors.torch.load)
-    ema = _read_file(directory / "ema.safetensors", safetensors.torch.load)
-    training = _read_file(directory / "training.pt", _load_training)
+    digests = {}  # checkpoints from before there were digests have none
+    if (directory / DIGESTS).is_file():
+        digests = _read_file(directory / DIGESTS, json.loads, {})
+    model = _read_file(directory / "model.safetensors", safetensors.torch.load, digests)
+    ema = _read_file(directory / "ema.safetensors", safetensors.torch.load, digests)
+    training = _read_file(directory / "training.pt", _load_training, digests)
     return Checkpoint(model=model, ema=ema, **training)
 
 
@@ -134,10 +146,12 @@ def _load_training(data: bytes) -> dict:
     return fields | {"times": training.get("times", {})}  # older checkpoints have none
 
 
-def _read_file(path: Path, parse: Callable[[bytes], dict]) -> dict:
+def _read_file(path: Path, parse: Callable[[bytes], dict], digests: dict[str, str]) -> dict:
     if not path.is_file():
         raise UserError(f"checkpoint file {path} is missing")
     data = path.read_bytes()
+    if path.name in digests and hashlib.sha256(data).hexdigest() != digests[path.name]:
+        raise UserError(f"checkpoint file {path} is damaged: its bytes are not those that were written")
     try:
         return parse(data)
     except Exception as error:  # torn bytes make a parser raise anything, IndexError among them

@@ -25,7 +25,7 @@ def make(step: int) -> Checkpoint:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path):
     folder = checkpoint.save(tmp_path, make(4), keep=3)
-    assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "sha256.json"])
     read = checkpoint.latest(tmp_path)
     assert torch.equal(read.model["weight"], torch.full((3, 2), 4.0))
     assert (read.step, read.seconds, read.ema_updates) == (4, 1.5, 4)
@@ -40,7 +40,7 @@ def test_only_the_newest_are_kept(tmp_path: Path):
 
 
 @pytest.mark.parametrize("file", FILES)
-@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "overwritten"])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "overwritten", "flipped"])
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     file: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -50,15 +50,37 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     if damage == "missing":
         path.unlink()
     else:
-        path.write_bytes(
-            {"empty": b"", "cut": content[: len(content) // 2], "overwritten": b"\xff" * 300}[damage]
-        )
+        flipped = bytearray(content)
+        flipped[-5] ^= 1  # one bit of the last weight: no format notices
+        damages = {"empty": b"", "cut": content[: len(content) // 2], "overwritten": b"\xff" * 300}
+        path.write_bytes({**damages, "flipped": bytes(flipped)}[damage])
     with pytest.raises(UserError, match=f"00000004/{file} is (missing|damaged)"):
         checkpoint.read(path.parent)
     assert checkpoint.latest(tmp_path).step == 2
     assert f"00000004/{file}" in capsys.readouterr().err
     checkpoint.save(tmp_path, make(4), keep=3)  # training went on from step 2
     assert checkpoint.latest(tmp_path).step == 4
+
+
+def test_checkpoints_from_before_there_were_digests_are_read(tmp_path: Path):
+    (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").unlink()
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path):
+    bomb = Bomb()
+    bomb.path = str(tmp_path / "executed")
+    folder = checkpoint.save(tmp_path, make(2), keep=3)
+    (folder / "sha256.json").unlink()
+    torch.save({"step": 2, "optimizer": bomb, "seconds": 0.0, "ema_updates": 1}, folder / "training.pt")
+    with pytest.raises(UserError, match="training.pt is damaged"):
+        checkpoint.read(folder)
+    assert not (tmp_path / "executed").exists()
 
 
 def test_no_checkpoint_and_none_intact_are_refused(tmp_path: Path):
