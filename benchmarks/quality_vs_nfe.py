@@ -2,7 +2,7 @@
 trained model.
 
     python -m benchmarks.quality_vs_nfe                         # the exact problems
-    python -m benchmarks.quality_vs_nfe --workdir runs/vpsde    # and a trained model of images
+    python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # a trained model of images alone
 
 Deterministic samplers: the endpoint error, the median over samples of the distance to a tight solution of
 the same probability-flow ODE from the same x_T to the same end time. All samplers: the sliced 2-Wasserstein
@@ -17,6 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def mixture() -> GaussianMixture:
     return GaussianMixture(means, deviations.square())
 
 
+LAWS: dict[str, Callable[[], GaussianMixture]] = {"mixture": mixture, "ring": ring}
+
+
 @dataclass
 class Problem:
     """A score on an SDE, starts, and where the probability flow carries them."""
@@ -72,7 +76,7 @@ class Problem:
         return cls(name, sde, score, x_T, solver(score, x_T.shape, x_T=x_T).samples)
 
     @classmethod
-    def trained(cls, workdir: Path, samples: int = 64, steps: int = 250) -> Problem:
+    def trained(cls, workdir: Path, samples: int = 32, steps: int = 150) -> Problem:
         from run.config import read_config
         from run.rundir import load_trained
 
@@ -176,7 +180,7 @@ def print_laws(law: GaussianMixture, name: str, nfes: tuple[int, ...]) -> None:
             print(row(f"`{key}`", values))
 
 
-def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...]) -> None:
+def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...], path: Path) -> None:
     known = peers()
     figure, axes = plt.subplots(1, len(tables), figsize=(4.6 * len(tables), 4.2), squeeze=False)
     for ax, (title, table) in zip(axes[0], tables.items(), strict=True):
@@ -192,13 +196,15 @@ def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...]) ->
     axes[0, 0].set_ylabel("endpoint error (median distance)")
     axes[0, 0].legend(fontsize=7)
     figure.tight_layout()
-    PICTURE.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(PICTURE, dpi=110)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFES))
+    parser.add_argument("--problem", nargs="*", choices=LAWS, default=list(LAWS))
+    parser.add_argument("--picture", type=Path, default=PICTURE)
     parser.add_argument("--sde", nargs="+", choices=SDES, default=list(SDES))
     parser.add_argument("--workdir", type=Path, help="run directory of a trained model")
     parser.add_argument("--fit", action="store_true", help="fitted grids on VP as well (slow)")
@@ -208,7 +214,7 @@ def main() -> None:
     diffusers.logging.set_verbosity_error()
     torch.set_grad_enabled(False)
     nfes, tables = tuple(arguments.nfe), {}
-    laws = {"64-D mixture": mixture(), "ring": ring()}
+    laws = {name: LAWS[name]() for name in arguments.problem}
     problems = [
         Problem.exact(f"{name}, {key}", law, SDES[key]) for name, law in laws.items() for key in arguments.sde
     ]
@@ -222,7 +228,7 @@ def main() -> None:
         if pictured:
             tables[problem.name] = {k: v + [math.nan] * (len(nfes) - len(v)) for k, v in table.items()}
     if tables:
-        picture(tables, nfes)
+        picture(tables, nfes, arguments.picture)
     if not arguments.no_laws:
         for name, law in laws.items():
             print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100))
