@@ -23,7 +23,7 @@ from run.rundir import TrainedModel, load_trained
 from samplers import FixedBatches, Sampler, find_sampler
 
 SAMPLES = "samples"
-NETWORK_BATCH = {"cpu": 16, "cuda": 256}  # samples in one evaluation of the network
+NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
 PICTURED = 400  # images in the grid at most
 
 

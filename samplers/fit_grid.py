@@ -38,7 +38,7 @@ def fit_grid(
     times: Tensor,
     shape: Sequence[int],
     seed: int = 0,
-    batch: int = 128,
+    batch: int = 256,
     on_step: Callable[[int, int], None] = lambda i, n: None,
 ) -> Tensor:
     """The grid of as many steps with the smallest error at its end that the search finds.
