@@ -48,8 +48,6 @@ class Images:
     """Class indices, int64 (N,)."""
     classes: tuple[str, ...]
     """Names of the classes; empty without labels."""
-    names: tuple[str, ...]
-    """What identifies each image within the source: its file, or its number."""
 
 
 def read_images(path: Path, size: int, crop: str) -> Images:
@@ -125,7 +123,7 @@ def _decoded(source: Path, names: list[str], read: Callable[[str], bytes], size:
     labels = None
     if len(classes) > 1:
         labels = np.array([classes.index(folder) for folder in folders], np.int64)
-    return Images(pixels, labels, classes if labels is not None else (), tuple(names))
+    return Images(pixels, labels, classes if labels is not None else ())
 
 
 def _open(source: Path, name: str, read: Callable[[str], bytes]) -> Image.Image:
@@ -165,7 +163,7 @@ def _idx(path: Path) -> Images:
         if len(labels) != len(images):
             raise UserError(f"{labels_path} holds {len(labels)} labels for {len(images)} images of {path}")
     classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    return Images(images[..., None], labels, classes, tuple(map(str, range(len(images)))))
+    return Images(images[..., None], labels, classes)
 
 
 def _idx_array(path: Path, dimensions: int) -> np.ndarray:
@@ -212,4 +210,4 @@ def _cifar(batches: list[tuple[str, bytes]], source: Path) -> Images:
             )
     records = np.concatenate([np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD) for _, data in batches])
     pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Images(pixels, records[:, 0].astype(np.int64), CIFAR_CLASSES, tuple(map(str, range(len(records)))))
+    return Images(pixels, records[:, 0].astype(np.int64), CIFAR_CLASSES)
