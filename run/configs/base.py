@@ -27,12 +27,16 @@ def get_config() -> ConfigDict:
             dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )
     )
-    config.model = ConfigDict(  # after the first four, ScoreModel's: the arguments of models.UNet
+    config.model = ConfigDict(  # after the first six, ScoreModel's: the arguments of models.UNet
         dict(
             name="unet",
-            prediction="v",  # noise | x0 | v | score
+            prediction="v",  # noise | x0 | v | score, or with EDM's names edm | vp | ve | iddpm
             learned_variance=False,  # of the reverse step in ddpm and the bound; objective hybrid trains it
             scale_input=True,  # whether the network sees x_t at unit variance, or x_t itself
+            # what it is told of the noise: auto (what the prediction says) | log_level | quarter_log_level |
+            # log_half_level | position | step | reversed_step
+            noise_input="auto",
+            sigma_data=0.5,  # of prediction edm: the standard deviation of the data
             channels=32,
             multipliers=(1, 2),
             blocks_per_level=2,
