@@ -24,6 +24,7 @@ from run.errors import UserError
 from sde_lib import (
     SDE,
     WEIGHTINGS,
+    EDMWeighting,
     ImportanceSampledSteps,
     LearnedUncertainty,
     LogNormalTimes,
@@ -130,9 +131,12 @@ def build_times(section: ConfigDict, sde: SDE) -> ContinuousTimes:
     return choose(TIMES, section.times, "choice of training.times")(section, sde)
 
 
-def build_weighting(section: ConfigDict) -> Weighting:
-    """The weighting of a `training` section."""
-    with_numbers = {"min_snr": MinSNRWeighting(section.min_snr_gamma)}
+def build_weighting(section: ConfigDict, model: ScoreModel) -> Weighting:
+    """The weighting of a `training` section; edm's σ_data is the model's."""
+    with_numbers = {
+        "min_snr": MinSNRWeighting(section.min_snr_gamma),
+        "edm": EDMWeighting(model.sigma_data),
+    }
     return choose(WEIGHTINGS | with_numbers, section.weighting, "weighting")
 
 
@@ -158,7 +162,7 @@ class DenoisingScoreMatching(nn.Module):
                 f"objective {section.objective!r} trains no variance: set training.objective=hybrid or "
                 "model.learned_variance=False"
             )
-        self.weighting = build_weighting(section)
+        self.weighting = build_weighting(section, model)
 
     def forward(self, model: ScoreModel, x_0: Tensor, drawn: DrawnTimes, noise: Tensor) -> Tensor:
         """The loss of each sample, shape (B,)."""

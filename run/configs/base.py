@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
             # what it is told of the noise: auto (what the prediction says) | log_level | quarter_log_level |
             # log_half_level | position | step | reversed_step
             noise_input="auto",
-            sigma_data=0.5,  # of prediction edm: the standard deviation of the data
+            sigma_data=0.5,  # of prediction and weighting edm: the standard deviation of the data
             channels=32,
             multipliers=(1, 2),
             blocks_per_level=2,
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
             learning_rate=2e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
             warmup_steps=200,
             ema_decay=0.999,  # reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
-            weighting="plain",  # plain | likelihood | min_snr | edm
+            weighting="plain",  # plain | likelihood | min_snr | edm (by sigma_data, 1 with other predictions)
             min_snr_gamma=5.0,  # the bound γ of min_snr
             # continuous | lognormal (EDM's) | discrete (those of the SDE's chain) | importance (of these)
             times="continuous",

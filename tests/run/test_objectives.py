@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from scipy import stats
+from torch import nn
 
 from models import UNet
 from run.build import build_sde
 from run.config import load_config
 from run.errors import UserError
+from run.main import main
 from run.objectives import DrawnTimes, build_objective, build_times
-from sde_lib import MinSNRWeighting, ScoreModel, denoising_score_matching
+from sde_lib import EDMWeighting, MinSNRWeighting, ScoreModel, denoising_score_matching
+
+
+class Sine(nn.Module):
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, cond: object | None = None) -> torch.Tensor:
+        return x.sin()
 
 
 def section(**keys: object):
@@ -28,7 +38,7 @@ def sde():
 @pytest.fixture(scope="module")
 def model(sde) -> ScoreModel:
     torch.manual_seed(0)
-    return ScoreModel(UNet(1, 8, (1,), 1, ()), sde)
+    return ScoreModel(UNet(1, 8, (1,), 1, ()), sde, "edm", sigma_data=0.3)
 
 
 def test_lognormal_times_have_the_sections_numbers(sde):
@@ -43,7 +53,7 @@ def test_lognormal_times_have_the_sections_numbers(sde):
     ("keys", "weighting"),
     [
         ({"weighting": "min_snr", "min_snr_gamma": 0.3}, MinSNRWeighting(0.3)),
-        ({"weighting": "edm"}, "edm"),
+        ({"weighting": "edm"}, EDMWeighting(0.3)),
         ({"weighting": "likelihood"}, "likelihood"),
     ],
 )
@@ -74,7 +84,7 @@ def test_uncertainty_divides_the_weighted_loss(model):
     objective = build_objective(training, model, build_times(training, model.sde), None)
     x_0, noise = torch.randn(2, 6, 1, 8, 8)
     drawn = DrawnTimes(torch.linspace(0.1, 1, 6), torch.ones(6))
-    weighted = denoising_score_matching(model.sde, model, x_0, drawn.t, noise, "edm")
+    weighted = denoising_score_matching(model.sde, model, x_0, drawn.t, noise, EDMWeighting(0.3))
     torch.testing.assert_close(objective(model, x_0, drawn, noise), weighted)
     torch.nn.init.normal_(objective.uncertainty.linear.weight)
     u = objective.uncertainty.log_mean(drawn.t)
@@ -87,3 +97,38 @@ def test_uncertainty_refuses_importance(model):
     training = section(objective="uncertainty", times="importance")
     with pytest.raises(UserError, match="does not go with training.times=importance: choose discrete"):
         build_objective(training, model, build_times(training, model.sde), None)
+
+
+@pytest.mark.parametrize("prediction", ["edm", "v"])
+def test_weighting_edm_is_the_plain_error_of_the_networks_output(prediction: str):
+    """Karras et al. (2022), eq. 8: λ c_out² = 1. For v, whose σ_data is 1, too."""
+    config = load_config("edm")
+    sde = build_sde(config.sde)
+    model = ScoreModel(Sine(), sde, prediction, sigma_data=0.75)
+    training = config.training
+    times = build_times(training, sde)
+    drawn = times.draw(8, torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(1)
+    x_0, noise = torch.randn(2, 8, 1, 4, 4, generator=generator, dtype=torch.float64)
+    sigma, s = sde.sigma(drawn.t).double()[:, None, None, None], model.sigma_data
+    norm = (sigma**2 + s**2).sqrt()
+    x = x_0 + sigma * noise
+    c_skip, c_out = s**2 / norm**2, sigma * s / norm
+    target = (x_0 - c_skip * x) / c_out * (1 if prediction == "edm" else -1)
+    expected = ((x / norm).sin() - target).square().mean((1, 2, 3))
+    losses = build_objective(training, model, times, None)(model, x_0, drawn, noise)
+    torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("objective", ["dsm", "uncertainty"])
+def test_edms_recipe_from_the_command_line(objective: str, tmp_path: Path, capsys):
+    small = {"model.channels": 8, "model.blocks_per_level": 1, "model.heads": 1}
+    keys = small | {"training.steps": 3, "training.batch_size": 8, "training.objective": objective}
+    arguments = [f"--config.{key}={value}" for key, value in keys.items()]
+    workdir = ["--workdir", str(tmp_path / "run")]
+    assert main(["--mode", "train", "--config", "edm", *workdir, *arguments]) == 0
+    assert main(["--mode", "sample", *workdir, "--config.sampling.num_samples=2", "--nfe", "9"]) == 0
+    assert "karras, 4 steps" in capsys.readouterr().out
+    quick = [f"--config.likelihood.{key}" for key in ("num_images=3", "rtol=0.01", "atol=0.01")]
+    assert main(["--mode", "likelihood", *workdir, *quick]) == 0
+    assert json.loads((tmp_path / "run/likelihood.json").read_text())["bits_per_dim"] > 0
