@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.conditions import read_condition
 from models.layers import check_inputs, zero_init
 from models.refinenet_layers import InstanceNormPlus, MakeNorm, NoNorm, RefineBlock, RefineNetResidualBlock
 
@@ -110,7 +111,8 @@ class RefineNet(nn.Module):
         Raises:
             ValueError: If a shape or dtype is wrong, or cond is not None.
         """
-        check_inputs(x, noise, cond, "B, C, H, W", self.in_channels)
+        check_inputs(x, noise, "B, C, H, W", self.in_channels)
+        read_condition(cond, {}, x)
         smallest = SMALLEST * 2**self.halvings
         if min(x.shape[2:]) < smallest:
             raise ValueError(
