@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 from scipy import stats
@@ -14,7 +11,6 @@ from models import UNet
 from run.build import build_sde
 from run.config import load_config
 from run.errors import UserError
-from run.main import main
 from run.objectives import DrawnTimes, build_objective, build_times
 from sde_lib import EDMWeighting, MinSNRWeighting, ScoreModel, denoising_score_matching
 
@@ -118,17 +114,3 @@ def test_weighting_edm_is_the_plain_error_of_the_networks_output(prediction: str
     expected = ((x / norm).sin() - target).square().mean((1, 2, 3))
     losses = build_objective(training, model, times, None)(model, x_0, drawn, noise)
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
-
-
-@pytest.mark.parametrize("objective", ["dsm", "uncertainty"])
-def test_edms_recipe_from_the_command_line(objective: str, tmp_path: Path, capsys):
-    small = {"model.channels": 8, "model.blocks_per_level": 1, "model.heads": 1}
-    keys = small | {"training.steps": 3, "training.batch_size": 8, "training.objective": objective}
-    arguments = [f"--config.{key}={value}" for key, value in keys.items()]
-    workdir = ["--workdir", str(tmp_path / "run")]
-    assert main(["--mode", "train", "--config", "edm", *workdir, *arguments]) == 0
-    assert main(["--mode", "sample", *workdir, "--config.sampling.num_samples=2", "--nfe", "9"]) == 0
-    assert "karras, 4 steps" in capsys.readouterr().out
-    quick = [f"--config.likelihood.{key}" for key in ("num_images=3", "rtol=0.01", "atol=0.01")]
-    assert main(["--mode", "likelihood", *workdir, *quick]) == 0
-    assert json.loads((tmp_path / "run/likelihood.json").read_text())["bits_per_dim"] > 0
