@@ -206,14 +206,14 @@ class LearnedUncertainty(nn.Module):
         self.sde = sde
         self.register_buffer("frequencies", 2 * math.pi * scale * torch.randn(features))
         self.register_buffer("phases", 2 * math.pi * torch.rand(features))
-        self.linear = nn.Linear(features, 1)
-        nn.init.zeros_(self.linear.weight)
-        nn.init.zeros_(self.linear.bias)
+        self.weight = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(()))
 
     def log_mean(self, t: Tensor) -> Tensor:
         """u at times t, shape (B,): the logarithm of the mean loss there, once it is learned."""
         angles = self.sde.noise_level(t)[:, None] * self.frequencies + self.phases  # (B, features)
-        return self.linear((math.sqrt(2) * angles.cos()).to(self.linear.weight)).squeeze(1)
+        features = (math.sqrt(2) * angles.cos()).to(self.weight)
+        return (features * self.weight).sum(1) + self.bias  # autocast would make a matrix product bfloat16
 
     def forward(self, losses: Tensor, t: Tensor) -> Tensor:
         """L/exp(u) + u of losses L (B,) at times t (B,)."""

@@ -71,7 +71,7 @@ def test_an_objective_has_only_parameters_of_its_own(model):
         return build_objective(training, model, build_times(training, model.sde), None).state_dict()
 
     assert state() == {} and not state(objective="dsm", weighting="edm")
-    names = {"frequencies", "phases", "linear.weight", "linear.bias"}
+    names = {"frequencies", "phases", "weight", "bias"}
     assert state(objective="uncertainty").keys() == {f"uncertainty.{name}" for name in names}
 
 
@@ -82,7 +82,7 @@ def test_uncertainty_divides_the_weighted_loss(model):
     drawn = DrawnTimes(torch.linspace(0.1, 1, 6), torch.ones(6))
     weighted = denoising_score_matching(model.sde, model, x_0, drawn.t, noise, EDMWeighting(0.3))
     torch.testing.assert_close(objective(model, x_0, drawn, noise), weighted)
-    torch.nn.init.normal_(objective.uncertainty.linear.weight)
+    torch.nn.init.normal_(objective.uncertainty.weight)
     u = objective.uncertainty.log_mean(drawn.t)
     torch.testing.assert_close(objective(model, x_0, drawn, noise), weighted / u.exp() + u)
     objective(model, x_0, drawn, noise).sum().backward()

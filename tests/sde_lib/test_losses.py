@@ -150,6 +150,35 @@ def test_weights_keep_their_digits_in_float32(sde, of_x_0, weighting):
     torch.testing.assert_close(weights.double(), torch.from_numpy(of_x_0(snr) / snr), rtol=2e-5, atol=0)
 
 
+@pytest.mark.parametrize(
+    ("weighting", "of_v"),
+    [
+        ("plain", lambda snr: snr / (1 + snr)),
+        ("min_snr", lambda snr: snr.clamp_max(5) / (1 + snr)),
+        ("edm", lambda snr: (snr + 4) / (1 + snr)),
+        (EDMWeighting(1.0), torch.ones_like),
+    ],
+    ids=["plain", "min_snr", "edm", "edm of 1"],
+)
+@pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
+def test_weightings_on_the_error_of_v(sde, of_v, weighting):
+    """docs/notation.md's column of v, which a network of prediction v has as its output's error."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 40, 5, generator=generator, dtype=torch.float64)
+    t = sde.T * torch.logspace(-3, 0, 40, dtype=torch.float64)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    norm = (alpha**2 + sigma**2).sqrt()
+
+    class Cubic(nn.Module):
+        def forward(self, x, noise, cond=None):
+            return x**3
+
+    F = ((alpha * x_0 + sigma * eps) / norm) ** 3
+    error = (F - (alpha * eps - sigma * x_0) / norm).square().mean(1)
+    losses = denoising_score_matching(sde, ScoreModel(Cubic(), sde, "v"), x_0, t, eps, weighting)
+    torch.testing.assert_close(losses, of_v(((alpha / sigma) ** 2).squeeze(1)) * error, rtol=1e-8, atol=0)
+
+
 def test_a_weighting_can_be_a_function():
     x_0, noise = torch.randn(2, 5, 3)
     t = torch.rand(5)

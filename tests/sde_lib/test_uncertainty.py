@@ -50,7 +50,7 @@ def test_it_learns_the_mean_loss_at_each_level(sde, spread: float) -> None:
 def test_it_is_the_plain_loss_at_first_and_the_formula_later() -> None:
     uncertainty, t, losses = LearnedUncertainty(VPSDE()), torch.rand(6) + 0.01, torch.rand(6)
     assert torch.equal(uncertainty(losses, t), losses)
-    torch.nn.init.normal_(uncertainty.linear.weight)
+    torch.nn.init.normal_(uncertainty.weight)
     u = uncertainty.log_mean(t)
     torch.testing.assert_close(uncertainty(losses, t), losses / u.exp() + u)
 
@@ -66,7 +66,15 @@ def test_the_networks_gradient_at_the_optimum_is_that_of_the_log_loss() -> None:
 
 def test_it_is_saved_whole() -> None:
     one, other, t = LearnedUncertainty(VPSDE()), LearnedUncertainty(VPSDE()), torch.rand(4) + 0.1
-    torch.nn.init.normal_(one.linear.weight)
+    torch.nn.init.normal_(one.weight)
     assert not torch.equal(one.log_mean(t), other.log_mean(t))
     other.load_state_dict(one.state_dict())
     assert torch.equal(one.log_mean(t), other.log_mean(t))
+
+
+def test_autocast_leaves_its_digits() -> None:
+    uncertainty, t = LearnedUncertainty(VPSDE()), torch.rand(4) + 0.1
+    torch.nn.init.normal_(uncertainty.weight)
+    with torch.autocast("cpu", torch.bfloat16):
+        u = uncertainty.log_mean(t)
+    assert torch.equal(u, uncertainty.log_mean(t))
