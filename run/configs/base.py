@@ -5,11 +5,23 @@ An experiment file adds its `sde` section and sets what differs from here.
 
 from __future__ import annotations
 
+import inspect
+
 from ml_collections import ConfigDict
+
+
+def unet_defaults() -> dict[str, object]:
+    """The arguments of `models.UNet` that have a default."""
+    from models import UNet  # here, so that --help does not wait for torch
+
+    parameters = inspect.signature(UNet).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def get_config() -> ConfigDict:
     """All sections but `sde`."""
+    from models import PRESETS
+
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the data and the noise in training
 
@@ -27,7 +39,7 @@ def get_config() -> ConfigDict:
             dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )
     )
-    config.model = ConfigDict(  # after the first six, ScoreModel's: the arguments of models.UNet
+    config.model = ConfigDict(
         dict(
             name="unet",
             prediction="v",  # noise | x0 | v | score, or with EDM's names edm | vp | ve | iddpm
@@ -37,13 +49,7 @@ def get_config() -> ConfigDict:
             # log_half_level | position | step | reversed_step
             noise_input="auto",
             sigma_data=0.5,  # of prediction and weighting edm: the standard deviation of the data
-            channels=32,
-            multipliers=(1, 2),
-            blocks_per_level=2,
-            attention_levels=(1,),
-            heads=4,
-            dropout=0.0,
-            embedding="fourier",
+            **(unet_defaults() | PRESETS["digits"]),  # models/unet.py says what they are
         )
     )
     config.training = ConfigDict(

@@ -24,6 +24,8 @@ def get_config() -> ConfigDict:
             mlp_ratio=4.0,
             dropout=0.0,
             embedding="fourier",
+            embedding_dim=256,
+            num_classes=0,
         )
     )
     config.training.learning_rate = 1e-3
