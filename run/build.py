@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models import MLP, NCSN, NCSNv2, UNet
+from models import MLP, NCSN, DiT, NCSNv2, UNet
 from run.config import AUTO
 from run.errors import UserError
 from samplers import (
@@ -61,9 +61,9 @@ SDES = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2}
+MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
 # Data dimensions that the network takes: (C, H, W) images or (D,) points.
-MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3}
+MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3, "dit": 3}
 FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
 FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
 # ScoreModel's, in the section model where they are set

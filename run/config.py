@@ -46,6 +46,8 @@ AT_LEAST_ONE = (
 )
 POSITIVE = (
     "training.learning_rate",
+    "training.min_snr_gamma",
+    "training.p_std",
     "sampling.rtol",
     "sampling.atol",
     "sampling.sde_rtol",

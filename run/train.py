@@ -99,7 +99,7 @@ class Trainer:
         self.times = build_times(config.training, self.sde).to(device)
         self.raw = not (config.data.dequantize and dataset.levels)
         levels = dataset.levels if self.raw else None
-        self.objective = build_objective(config.training, self.model, self.times, levels)
+        self.objective = build_objective(config.training, self.model, self.times, levels).to(device)
         self.ema = EMA(self.model, config.training.ema_decay)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.learning_rate, fused=True
@@ -120,7 +120,7 @@ class Trainer:
         x_0 = to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, u)
         drawn = self.times.draw(len(x_0), generator)
         noise = torch.randn(x_0.shape, generator=generator, device=self.device)
-        losses = self.objective(x_0, drawn, noise)
+        losses = self.objective(self.model, x_0, drawn, noise)
         self.times.update(drawn, losses.detach())
         return (drawn.weights.to(losses) * losses).mean()
 

@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
             # what it is told of the noise: auto (what the prediction says) | log_level | quarter_log_level |
             # log_half_level | position | step | reversed_step
             noise_input="auto",
-            sigma_data=0.5,  # of prediction edm: the standard deviation of the data
+            sigma_data=0.5,  # of prediction and weighting edm: the standard deviation of the data
             **(unet_defaults() | PRESETS["digits"]),  # models/unet.py says what they are
         )
     )
@@ -59,9 +59,15 @@ def get_config() -> ConfigDict:
             learning_rate=2e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
             warmup_steps=200,
             ema_decay=0.999,  # reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
-            weighting="plain",  # plain | likelihood
-            times="continuous",  # continuous | discrete (those of the SDE's chain) | importance (of these)
-            objective="dsm",  # dsm (denoising score matching) | hybrid (with the bound, for learned_variance)
+            weighting="plain",  # plain | likelihood | min_snr | edm (by sigma_data, 1 with other predictions)
+            min_snr_gamma=5.0,  # the bound γ of min_snr
+            # continuous | lognormal (EDM's) | discrete (those of the SDE's chain) | importance (of these)
+            times="continuous",
+            p_mean=-1.2,  # of log(σ/α) in lognormal: its mean, and its standard deviation
+            p_std=1.2,
+            # dsm (denoising score matching) | uncertainty (dsm over a learned mean of the loss at each noise
+            # level) | hybrid (with the bound, for learned_variance)
+            objective="dsm",
             vlb_weight=1e-3,  # of the bound in hybrid
             grad_clip=1.0,  # largest norm of the gradient; 0 for none
             max_minutes=0.0,  # stop after so many minutes of training; 0 for no limit

@@ -186,7 +186,7 @@ def test_bare_pixels_are_what_the_model_sees(monkeypatch: pytest.MonkeyPatch):
     trainer = Trainer(config, digits, CPU)
     seen = []
     monkeypatch.setattr(
-        trainer, "objective", lambda x_0, drawn, noise: seen.append(x_0) or x_0.flatten(1).sum(1)
+        trainer, "objective", lambda model, x_0, drawn, noise: seen.append(x_0) or x_0.flatten(1).sum(1)
     )
     trainer.loss(0)
     assert torch.equal(seen[0], to_raw(digits.train[trainer.batches(0)], 17))
