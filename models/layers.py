@@ -26,6 +26,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -159,25 +160,32 @@ class Style:
         return fir_up(h) if self.filter == "fir" else F.interpolate(h, scale_factor=2, mode="nearest")
 
 
-def _fir_weight(h: Tensor, gain: float) -> Tensor:
-    """The filter's outer product for each channel, shape (C, 1, 4, ...)."""
-    i = torch.arange(4, dtype=h.dtype, device=h.device)  # made there: a host copy would be waited for
-    taps = kernel = (4 - 2 * (i - 1.5).abs()) * (gain / 8)  # (1, 3, 3, 1)/8, times the gain
-    for _ in range(h.ndim - 3):
-        kernel = kernel[..., None] * taps
-    return kernel.expand(h.shape[1], 1, *kernel.shape)
+def _filter(conv: Callable[..., Tensor], h: Tensor, gain: float, stride: int, padding: int) -> Tensor:
+    """A depthwise convolution of one kind with the filter's outer product, for each channel.
+
+    On a CPU in float32: transposed depthwise convolutions in bfloat16, which the gradients of the others are
+    too, take 20 times as long there (19 ms instead of 0.8 for 16 x 64 x 16 x 16, PyTorch 2.13).
+    """
+    half_on_cpu = h.device.type == "cpu" and h.dtype in (torch.bfloat16, torch.float16)
+    with torch.autocast(h.device.type, enabled=False):
+        x = h.float() if half_on_cpu else h
+        i = torch.arange(4, dtype=x.dtype, device=x.device)  # made there: a host copy would be waited for
+        taps = kernel = (4 - 2 * (i - 1.5).abs()) * (gain / 8)  # (1, 3, 3, 1)/8, times the gain
+        for _ in range(h.ndim - 3):
+            kernel = kernel[..., None] * taps
+        weight = kernel.expand(h.shape[1], 1, *kernel.shape)
+        return conv(x, weight, stride=stride, padding=padding, groups=h.shape[1]).to(h.dtype)
 
 
 def fir_down(h: Tensor, stride: int = 2, padding: int = 1) -> Tensor:
     """The FIR filter and every second pixel: (B, C, *size) to (B, C, *size/2), for even sizes."""
-    conv = (F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3]
-    return conv(h, _fir_weight(h, 1.0), stride=stride, padding=padding, groups=h.shape[1])
+    return _filter((F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3], h, 1.0, stride, padding)
 
 
 def fir_up(h: Tensor, padding: int = 1) -> Tensor:
     """Zeros between the pixels, then the FIR filter with twice its gain: (B, C, *size) to (B, C, 2 size)."""
     conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[h.ndim - 3]
-    return conv(h, _fir_weight(h, 2.0), stride=2, padding=padding, groups=h.shape[1])
+    return _filter(conv, h, 2.0, 2, padding)
 
 
 class Downsample(nn.Module):
