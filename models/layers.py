@@ -69,6 +69,7 @@ def zero_init(layer: Layer) -> Layer:
     """The same layer with weight and bias set to zero: the branch that it ends starts as a no-op."""
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
+    layer.starts_at_zero = True
     return layer
 
 

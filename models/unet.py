@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from models.conditions import Condition, ConditionEmbedding, read_condition
 from models.embeddings import NoiseEmbedding
 from models.layers import (
+    CONVOLUTIONS,
     CrossAttention,
     Downsample,
     ResidualBlock,
@@ -320,11 +321,10 @@ def _ddpm_initialization(net: UNet) -> None:
     if net.style.resampling != "biggan":
         small |= {m.shortcut for m in net.modules() if isinstance(m, ResidualBlock)}
     for module in net.modules():
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.ndim < 2 or not weight.any() or isinstance(module, nn.Embedding):
-            continue
-        nn.init.xavier_uniform_(weight, gain=math.sqrt(0.1) if module in small else 1.0)
-        nn.init.zeros_(module.bias)
+        projects = isinstance(module, (nn.Linear, *CONVOLUTIONS.values()))
+        if projects and not getattr(module, "starts_at_zero", False):
+            nn.init.xavier_uniform_(module.weight, gain=math.sqrt(0.1) if module in small else 1.0)
+            nn.init.zeros_(module.bias)
 
 
 def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import MLP, UNet
+from models import MLP, PRESETS, UNet
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -58,6 +58,111 @@ def test_parameter_count_closed_form() -> None:
     expected += 2 * c + conv(c, images, 3)
     net = UNet(images, channels=c, multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,))
     assert sum(p.numel() for p in net.parameters()) == expected
+
+
+def test_presets_have_the_published_sizes() -> None:
+    """score_sde_pytorch's own counts of DDPM and DDPM++, diffusers' of google/ddpm-cifar10-32."""
+    published = {
+        "cifar10_ddpm": 35_218_947,
+        "cifar10_ddpm_ho": 35_746_307,
+        "cifar10_ddpmpp": 61_804_419,
+    }
+    with torch.device("meta"):
+        for name, count in published.items():
+            assert sum(p.numel() for p in UNet(3, **PRESETS[name]).parameters()) == count
+
+
+def test_ddpm_initialization() -> None:
+    """Uniform with variance 1/(fan average), a tenth of it for projections; biases and last layers zero."""
+    net = UNet(3, **{**PRESETS["cifar10_ddpm"], "channels": 32})
+    block = net.encoder[1][0]
+    for layer, variance in (
+        (block.residual.conv1, 2 / (9 * (32 + 64))),
+        (block.residual.scale_shift, 2 / (128 + 64)),
+        (block.residual.shortcut, 0.1 * 2 / (32 + 64)),
+    ):
+        assert layer.weight.var().item() == pytest.approx(variance, rel=0.1)
+        assert layer.weight.abs().max().item() == pytest.approx((3 * variance) ** 0.5, rel=0.01)  # uniform
+        assert not layer.bias.any()
+    assert not net.conv_out.weight.any() and not block.attention.project.weight.any()
+
+
+@pytest.mark.parametrize("pyramid", ["none", "skip", "residual"])
+@pytest.mark.parametrize("combine", ["sum", "cat"])
+@pytest.mark.parametrize("filter", ["box", "fir"])
+@pytest.mark.parametrize("size", [(16, 24), (40,), (8, 8, 16)])
+def test_pyramids_in_every_dimension(
+    pyramid: str, combine: str, filter: str, size: tuple[int, ...], randomize: Randomize
+) -> None:
+    """The input reaches the output through the pyramids alone where the features are cut off."""
+    options = dict(input_pyramid=pyramid, output_pyramid=pyramid, combine=combine, filter=filter)
+    style = dict(modulation="shift", resampling="biggan", dims=len(size))
+    net = randomize(UNet(2, 8, (1, 2, 2), 1, (2,), 2, **style, **options)).double()
+    x, noise = torch.randn(2, 2, *size).double(), torch.zeros(2).double()
+    out = net(x, noise)
+    assert out.shape == x.shape
+    torch.nn.init.zeros_(net.conv_in.weight)
+    changed = (net(x, noise) - net(x + torch.randn_like(x), noise)).abs().max()
+    assert (changed > 1e-4) if pyramid != "none" else (changed < 1e-12)
+
+
+CONDITIONS = {
+    "num_classes": ("label", torch.tensor([0, 3])),
+    "vector_dim": ("vector", torch.randn(2, 6)),
+    "token_dim": ("tokens", torch.randn(2, 4, 5)),
+    "image_channels": ("image", torch.randn(2, 2, 8, 8)),
+}
+SIZES = {"num_classes": 4, "vector_dim": 6, "token_dim": 5, "image_channels": 2}
+
+
+@pytest.mark.parametrize("argument", CONDITIONS)
+def test_conditions_matter_and_may_be_missing(argument: str, randomize: Randomize) -> None:
+    kind, value = CONDITIONS[argument]
+    net = randomize(UNet(1, channels=16, **{argument: SIZES[argument]}))
+    x, noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    out = net(x, noise, {kind: value})
+    assert torch.equal(net(x, noise, value), out)  # the only kind: the tensor itself
+    other = value.flip(0)
+    assert (net(x, noise, other) - out).abs().max() > 1e-3
+    if argument == "image_channels":
+        with pytest.raises(ValueError, match="cond must have an image"):
+            net(x, noise)
+    else:
+        nothing = {"num_classes": torch.tensor([-1, -1]), "vector_dim": torch.zeros(2, 6)}.get(argument)
+        missing = net(x, noise)
+        assert (missing - out).abs().max() > 1e-3
+        if argument == "num_classes":
+            assert torch.equal(net(x, noise, nothing), missing)
+
+
+def test_masked_tokens_are_not_seen(randomize: Randomize) -> None:
+    net = randomize(UNet(1, channels=16, token_dim=5))
+    x, noise, tokens = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.randn(2, 4, 5)
+    mask = torch.tensor([[True, True, False, False], [False] * 4])
+    out = net(x, noise, {"tokens": tokens, "mask": mask})
+    changed = tokens + torch.randn_like(tokens) * ~mask[..., None]
+    assert torch.allclose(net(x, noise, {"tokens": changed, "mask": mask}), out, atol=1e-6)
+    assert torch.allclose(out[1], net(x, noise)[1], atol=1e-6)  # all masked: none
+    assert torch.allclose(out[:1], net(x[:1], noise[:1], {"tokens": tokens[:1, :2]}), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("cond", "message"),
+    [
+        ({"label": torch.zeros(3).long()}, r"the label of cond must have shape \(2,\), got \(3,\)"),
+        ({"label": torch.zeros(2)}, "the label of cond must be int64, got torch.float32"),
+        ({"vector": torch.zeros(2, 5)}, r"the vector of cond must have shape \(2, 6\), got \(2, 5\)"),
+        ({"tokens": torch.zeros(2, 6)}, r"the tokens of cond must have shape \(2, L, 5\), got \(2, 6\)"),
+        ({"mask": torch.zeros(2, 6, dtype=torch.bool)}, r"the mask of cond must have shape \(B, L\)"),
+        ({"class": torch.zeros(2)}, "cond must be a dict with keys of label, vector, tokens, got keys class"),
+        (torch.zeros(2), "cond must be a dict with keys of label, vector, tokens, got a Tensor"),
+        (3, "cond must be None, a Tensor or a dict of them, got a int"),
+    ],
+)
+def test_condition_errors(cond: object, message: str) -> None:
+    net = UNet(1, channels=16, num_classes=4, vector_dim=6, token_dim=5)
+    with pytest.raises(ValueError, match=message):
+        net(torch.zeros(2, 1, 8, 8), torch.zeros(2), cond)
 
 
 def test_whole_image_is_seen_and_detail_survives(randomize: Randomize) -> None:

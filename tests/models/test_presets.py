@@ -1,0 +1,73 @@
+"""Every preset, its widths divided by eight so that the tests are quick: gradients, precisions, saving."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from models import PRESETS, UNet
+
+
+def small(name: str) -> UNet:
+    """The preset with an eighth of its width, two blocks in a level at most, and no dropout."""
+    options = dict(PRESETS[name])
+    options["channels"] = max(16, options["channels"] // 8)
+    options["blocks_per_level"] = min(2, options["blocks_per_level"])
+    options["dropout"] = 0.0
+    if options.get("head_channels"):
+        options["head_channels"] = 8
+    if options.get("embedding_dim"):
+        options["embedding_dim"] = 2 * options["channels"]
+    if options.get("num_classes"):
+        options["num_classes"] = 5
+    return UNet(3, **options)
+
+
+def inputs(net: UNet) -> tuple[Tensor, Tensor, Tensor | None]:
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(2, 3, 32, 32, generator=generator)
+    noise = torch.tensor([-2.0, 1.0])  # in the range of all: a step of 1, or log σ
+    return x, noise, torch.tensor([1, -1]) if net.condition_sizes else None
+
+
+@pytest.fixture(params=PRESETS)
+def net(request: pytest.FixtureRequest) -> UNet:
+    """The network with nothing left at zero, its weights of a size that keeps the signal's."""
+    net = small(request.param)
+    for module in net.modules():
+        if getattr(module, "starts_at_zero", False):
+            nn.init.xavier_uniform_(module.weight)
+    return net
+
+
+def test_gradients_are_finite_everywhere(net: UNet) -> None:
+    x, noise, cond = inputs(net)
+    net(x, noise, cond).square().mean().backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+        assert p.grad.abs().max() > 0, name
+
+
+def test_float32_bfloat16_and_a_saved_copy(net: UNet, tmp_path: Path) -> None:
+    x, noise, cond = inputs(net)
+    with torch.no_grad():
+        exact = copy.deepcopy(net).double()(x.double(), noise.double(), cond)
+        single = net(x, noise, cond)
+        with torch.autocast("cpu", torch.bfloat16):
+            half = net(x, noise, cond)
+    scale = exact.square().mean().sqrt()
+    assert (single - exact).square().mean().sqrt() < 1e-5 * scale
+    assert (half.double() - exact).square().mean().sqrt() < 2e-2 * scale
+    safetensors.torch.save_file(net.state_dict(), tmp_path / "net.safetensors")
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        for p in other.parameters():
+            p.zero_()
+    other.load_state_dict(safetensors.torch.load_file(tmp_path / "net.safetensors"), strict=True)
+    with torch.no_grad():
+        assert torch.equal(other(x, noise, cond), single)

@@ -1,0 +1,162 @@
+"""diffusers' UNet2DModel: outputs equal in both directions, for its DDPM and its NCSN++ form."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from models import UNet
+from run.configs.base import unet_defaults
+from run.errors import UserError
+from run.formats import diffusers, diffusers_writer
+
+pytest.importorskip("diffusers")
+from diffusers import DDPMScheduler, ScoreSdeVeScheduler, UNet2DModel  # noqa: E402
+
+IMAGES = dict(sample_size=16, in_channels=3, out_channels=3)
+BLOCKS = dict(
+    down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D")
+)
+SKIP_BLOCKS = dict(
+    down_block_types=("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+    up_block_types=("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+    time_embedding_type="fourier",
+    mid_block_scale_factor=2**0.5,
+    norm_num_groups=None,
+    norm_eps=1e-6,
+    attention_head_dim=None,
+)
+CASES = {
+    # DDPM's own form, that of google/ddpm-cifar10-32, small
+    "ddpm": dict(
+        **BLOCKS, block_out_channels=(32, 64), layers_per_block=2, downsample_padding=0, freq_shift=1,
+        flip_sin_to_cos=False, attention_head_dim=None, norm_eps=1e-6,
+    ),
+    "defaults": dict(**BLOCKS, block_out_channels=(32, 64), layers_per_block=1),
+    "classes": dict(
+        **BLOCKS, block_out_channels=(32, 64), layers_per_block=1, num_class_embeds=5,
+        resnet_time_scale_shift="scale_shift", norm_num_groups=16, attn_norm_num_groups=16,
+    ),
+    "score_sde_ve": dict(**SKIP_BLOCKS, block_out_channels=(128, 128), layers_per_block=1),
+    "score_sde_ve_centred": dict(
+        **SKIP_BLOCKS, block_out_channels=(128, 128), layers_per_block=1, center_input_sample=True
+    ),
+}  # fmt: skip
+
+
+def peer(name):
+    torch.manual_seed(0)
+    model = UNet2DModel(**IMAGES, **CASES[name]).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model
+
+
+def ours(folder):
+    description = diffusers.describe(folder)
+    net = UNet(description.image_shape[0], **description.network).eval()
+    net.load_state_dict(diffusers.read(net, folder))
+    return net, description
+
+
+def outputs(name, model, net):
+    """What the two return for the same images, in float64."""
+    model, net, x = model.double(), net.double(), torch.rand(2, 3, 16, 16, dtype=torch.float64)
+    labels = torch.tensor([1, 4]) if name == "classes" else None
+    with torch.no_grad():
+        if name.startswith("score_sde_ve"):
+            sigma = torch.tensor([0.3, 20.0], dtype=torch.float64)
+            raw = 2 * x - 1 if name.endswith("centred") else x
+            return model(x, sigma).sample, net(raw, sigma.log()) / sigma[:, None, None, None]
+        steps = torch.tensor([3, 700])
+        return model(x, steps, class_labels=labels).sample, net(x, steps.double(), labels)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_read(name, tmp_path):
+    model = peer(name)
+    model.save_pretrained(tmp_path)
+    theirs, out = outputs(name, model, ours(tmp_path)[0])
+    assert theirs.abs().max() > 0.1
+    torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_write(name, tmp_path):
+    """What a folder that we wrote gives in diffusers is what the network gives."""
+    peer(name).save_pretrained(tmp_path / "theirs")
+    net, description = ours(tmp_path / "theirs")
+    options = unet_defaults() | description.network
+    shape = description.image_shape
+    diffusers_writer.write(net, options, description.score, description.sde, shape, tmp_path / "ours")
+    theirs, out = outputs(name, UNet2DModel.from_pretrained(tmp_path / "ours" / "unet").eval(), net)
+    torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
+    again = diffusers.describe(tmp_path / "ours")
+    assert (again.sde, again.score) == (description.sde, description.score)
+
+
+def test_schedulers(tmp_path):
+    model = peer("ddpm")
+    model.save_pretrained(tmp_path / "unet")
+    betas = dict(beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", num_train_timesteps=500)
+    DDPMScheduler(**betas).save_pretrained(tmp_path / "scheduler")
+    description = diffusers.describe(tmp_path)
+    assert description.sde == dict(name="ddpm", betas="cosine", N=500)
+    assert description.score["prediction"] == "v"
+    peer("score_sde_ve_centred").save_pretrained(tmp_path / "unet")
+    ScoreSdeVeScheduler(sigma_min=0.01, sigma_max=50.0, num_train_timesteps=1000).save_pretrained(
+        tmp_path / "scheduler"
+    )
+    description = diffusers.describe(tmp_path)
+    assert description.sde == dict(name="vesde", sigma_min=0.02, sigma_max=100.0, N=1000)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"down_block_types": ["DownBlock2D", "KDownBlock2D"]}, "KDownBlock2D.* cannot be converted"),
+        ({"act_fn": "gelu"}, "act_fn = 'gelu' cannot be converted"),
+        ({"time_embedding_type": "learned"}, "time_embedding_type = 'learned'"),
+        ({"block_out_channels": [32, 48]}, r"block_out_channels = \[32, 48\]"),
+        ({"block_out_channels": [64, 64]}, "does not fit the configured network"),
+    ],
+)
+def test_refusals(changes, match, tmp_path):
+    peer("ddpm").save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | changes))
+    with pytest.raises(UserError, match=match):
+        ours(tmp_path)
+
+
+def test_damaged_folders(tmp_path):
+    with pytest.raises(UserError, match="expected config.json and"):
+        diffusers.describe(tmp_path)
+    peer("ddpm").save_pretrained(tmp_path)
+    net = ours(tmp_path)[0]
+    weights = tmp_path / diffusers.WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(UserError, match="is damaged"):
+        diffusers.read(net, tmp_path)
+    weights.unlink()
+    with pytest.raises(UserError, match="is missing: only safetensors are read"):
+        diffusers.read(net, tmp_path)
+
+
+def test_what_diffusers_has_no_network_for():
+    net = UNet(1, channels=16)
+    options = unet_defaults() | dict(channels=16)
+    score, sde = dict(prediction="v", noise_input="position"), dict(name="ddpm", betas="linear", N=1000)
+    for changes, match in (
+        (dict(embedding="fourier"), "embedding='fourier'"),
+        (dict(embedding_scale=1.0), "norms of one number of groups, this network has 4, 8"),
+        (dict(embedding_scale=1.0, filter="fir"), "filter='fir'"),
+    ):
+        with pytest.raises(UserError, match=match):
+            diffusers_writer.write(net, options | changes, score, sde, (1, 8, 8), None)
+    with pytest.raises(UserError, match="to be told the step"):
+        told = dict(prediction="v", noise_input="log_level")
+        diffusers_writer.write(net, options, told, sde, (1, 8, 8), None)

@@ -1,0 +1,87 @@
+"""--mode convert: run directories that sample, score and train, and the way back."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from run import checkpoint
+from run.config import read_config
+from run.main import main
+from run.rundir import load_trained
+from sde_lib import DDPM, linear_betas
+
+pytest.importorskip("diffusers")
+from diffusers import UNet2DModel  # noqa: E402
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A diffusers network of DDPM's form for grey images of 8x8."""
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(16, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=8, freq_shift=1, flip_sin_to_cos=False, attention_head_dim=None,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+def convert(*arguments):
+    return main(["--mode", "convert", *map(str, arguments)])
+
+
+def test_a_converted_network_has_the_score_of_its_own(folder, tmp_path):
+    assert convert("--from", "diffusers", folder, "--workdir", tmp_path / "run") == 0
+    trained = load_trained(tmp_path / "run", read_config(tmp_path / "run"), torch.device("cpu"))
+    model, sde, k = UNet2DModel.from_pretrained(folder).eval(), DDPM(linear_betas(1000)), 300
+    x, t = torch.randn(2, 1, 8, 8), torch.full((2,), (k + 1) / 1000)
+    with torch.no_grad():
+        theirs = -model(x, k).sample / sde.sqrt_1m_alphas_cumprod[k]
+        torch.testing.assert_close(trained.score(x, t), theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_it_samples_scores_trains_and_goes_back(folder, tmp_path, capsys):
+    run = tmp_path / "run"
+    data = "--config.data.path=" + str(_pixels(tmp_path))
+    assert convert("--from", "diffusers", folder, "--workdir", run, data, "--config.training.steps=2") == 0
+    small = ["--workdir", str(run), "--config.sampling.num_samples=2", "--nfe", "4"]
+    assert main(["--mode", "sample", "--sampler", "ddim", *small]) == 0
+    scored = ["--config.likelihood.num_images=2", "--config.likelihood.rtol=1e-2"]
+    assert main(["--mode", "likelihood", "--workdir", str(run), *scored]) == 0
+    back = tmp_path / "back"
+    assert convert("--to", "diffusers", back, "--workdir", run) == 0
+    assert json.loads((back / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    x, before, after = torch.randn(2, 1, 8, 8), UNet2DModel.from_pretrained(folder), None
+    after = UNet2DModel.from_pretrained(back / "unet")
+    with torch.no_grad():
+        torch.testing.assert_close(after.eval()(x, 7).sample, before.eval()(x, 7).sample)
+
+
+def _pixels(tmp_path):
+    import numpy as np
+
+    images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    return tmp_path / "images.npy"
+
+
+def test_bad_input(folder, tmp_path, refused):
+    run = tmp_path / "run"
+    assert "one of --from=score_sde_pytorch|diffusers|" in refused(convert(folder, "--workdir", run))
+    unknown = convert("--from", "jax", folder, "--workdir", run)
+    assert "unknown format 'jax'; choose one of" in refused(unknown)
+    assert "needs the path" in refused(convert("--from", "diffusers", "--workdir", run))
+    assert "does not exist" in refused(convert("--from", "diffusers", tmp_path / "no", "--workdir", run))
+    wrong = convert("--from", "guided_diffusion", folder / "config.json", "--workdir", run)
+    assert "it holds more than tensors and numbers, or is damaged" in refused(wrong)
+    assert not run.exists()
+    assert convert("--from", "diffusers", folder, "--workdir", run) == 0
+    assert checkpoint.exists(run)
+    assert "is not empty" in refused(convert("--from", "diffusers", folder, "--workdir", run))
+    assert "is there already" in refused(convert("--to", "diffusers", folder, "--workdir", run))
+    dry = convert("--from", "diffusers", folder, "--workdir", tmp_path / "other", "--dry_run")
+    assert "--dry_run has no meaning" in refused(dry)
