@@ -129,7 +129,9 @@ def _derived_arguments(
         derived["log_levels"] = sde.noise_level(noisy_times(sde))
     if learned_variance:
         if "out_channels" not in accepted:
-            raise UserError(f"model {name!r} has no outputs for model.learned_variance=True: choose unet")
+            raise UserError(
+                f"model {name!r} has no outputs for model.learned_variance=True: choose unet or dit"
+            )
         derived["out_channels"] = 2 * shape[0]
     return derived
 

@@ -164,6 +164,22 @@ def test_dropout_only_in_training(randomize: Randomize) -> None:
     assert torch.equal(net(x, noise), net(x, noise))
 
 
+def test_autocast_and_one_graph(randomize: Randomize) -> None:
+    """bfloat16 autocast within 2e-2; the compiler sees one graph without breaks, forwards and backwards."""
+    net = randomize(DiT(3, **SMALL, num_classes=5))
+    inputs = torch.randn(4, 3, 12, 8), torch.linspace(-6, 4, 4), torch.tensor([0, 1, -1, 4])
+    exact = net(*inputs)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = net(*inputs)
+    assert (rounded - exact).norm() < 2e-2 * exact.norm()
+    compiled = torch.compile(net, backend="aot_eager", fullgraph=True)(*inputs)
+    torch.testing.assert_close(compiled, exact, rtol=1e-5, atol=1e-5)
+    gradients = [
+        torch.autograd.grad(out.square().mean(), list(net.parameters())) for out in (compiled, exact)
+    ]
+    torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-5)
+
+
 def test_first_weights_follow_the_authors_laws() -> None:
     net = DiT(4, **DIT_S, num_classes=1000)
     W = 384
