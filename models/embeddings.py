@@ -122,9 +122,10 @@ class NoiseEmbedding(nn.Module):
 
     def forward(self, noise: Tensor) -> Tensor:
         """The conditioning vectors, shape (B, width), of noise levels (B,), in front of their last SiLU; in
-        the dtype of the weights.
+        the dtype of the weights, also under autocast: rounded, the noise level would be another.
         """
-        return self.layers(self.embed(noise).to(self.layers[0].weight.dtype))
+        with torch.autocast(noise.device.type, enabled=False):
+            return self.layers(self.embed(noise).to(self.layers[0].weight.dtype))
 
 
 def _check_embedding(name: str, dim: int, smallest: int, scale: float) -> None:
