@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from run.errors import UserError
-from run.sealed import numbered, read_file, write_directory
+from run.sealed import belongs, numbered, read_file, write_directory
 
 FOLDER = "checkpoints"
 SUMMARY = "summary.json"
@@ -169,7 +169,7 @@ def read(directory: Path) -> Checkpoint:
     ema = read_file(directory / "ema.safetensors", safetensors.torch.load)
     training = read_file(directory / "training.pt", _load_training)
     path = directory / "averages.safetensors"
-    averages = read_file(path, safetensors.torch.load) if path.exists() else {}
+    averages = read_file(path, safetensors.torch.load) if belongs(path) else {}
     return Checkpoint(model=model, ema=ema, averages=averages, **training)
 
 

@@ -50,11 +50,20 @@ def read_file(path: Path, parse: Callable[[bytes], dict]) -> dict:
     Raises:
         UserError: If the file or the digests are missing, truncated or corrupt.
     """
-    digests = path.with_name(DIGESTS)  # checkpoints from before there were digests have none
-    expected = _parsed(digests, json.loads).get(path.name) if digests.is_file() else None
+    expected = _digests(path.parent).get(path.name)
     if not path.is_file():
         raise UserError(f"checkpoint file {path} is missing")
     return _parsed(path, parse, expected)
+
+
+def belongs(path: Path) -> bool:
+    """Whether a file is, or should be, in such a directory."""
+    return path.is_file() or path.name in _digests(path.parent)
+
+
+def _digests(directory: Path) -> dict[str, str]:
+    path = directory / DIGESTS
+    return _parsed(path, json.loads) if path.is_file() else {}  # older checkpoints have none
 
 
 def _parsed(path: Path, parse: Callable[[bytes], dict], digest: str | None = None) -> dict:
@@ -73,5 +82,6 @@ def _parsed(path: Path, parse: Callable[[bytes], dict], digest: str | None = Non
 def numbered(folder: Path) -> list[Path]:
     """The directories of a folder that are named by a step, in the order of their steps."""
     return sorted(
-        (path for path in folder.glob("[0-9]*") if path.name.isdecimal()), key=lambda path: int(path.name)
+        (path for path in folder.glob("[0-9]*") if path.name.isdecimal() and path.is_dir()),
+        key=lambda path: int(path.name),
     )
