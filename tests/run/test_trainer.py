@@ -129,6 +129,26 @@ def test_precisions_and_formats_agree_with_float32(keys: dict, make: Callable):
     assert saved.model.keys() == plain.model.state_dict().keys()  # the names are those of any precision
 
 
+@pytest.mark.parametrize(
+    "keys", [dict(precision="bf16"), dict(precision="fp16", channels_last="true"), dict(accumulate=4)]
+)
+def test_every_kind_of_step_resumes_to_the_same_bits(keys: dict, make: Callable, tmp_path):
+    keys = {f"training__{key}": value for key, value in keys.items()} | {"model__dropout": 0.1}
+    straight, stopped, resumed = (make(**keys) for _ in range(3))
+    for _ in range(4):
+        straight.advance()
+    for _ in range(2):
+        stopped.advance()
+    checkpoint.save(tmp_path, stopped.checkpoint(0.0), keep=1)
+    resumed.restore(checkpoint.latest(tmp_path), tmp_path)
+    for _ in range(2):
+        resumed.advance()
+    a, b = state(straight), state(resumed)
+    assert a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+    a, b = straight.running.state_dict(), resumed.running.state_dict()
+    assert all(torch.equal(a[key], b[key]) for key in a)
+
+
 def test_the_compiled_network_trains_the_same_weights(make: Callable, monkeypatch: pytest.MonkeyPatch):
     calls = []
 
