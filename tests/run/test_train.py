@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from run import checkpoint
+from run import checkpoint, sealed
 from run.batches import Batch
 from run.config import read_config
 from run.data import load_dataset
@@ -110,6 +111,25 @@ def test_the_time_limit_stops_after_the_step(cli: Callable, tmp_path: Path, caps
     assert not checkpoint.exists(workdir)
     assert cli("train", workdir) == 0
     assert checkpoint.latest(workdir).step == 8
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
+    cli: Callable, tmp_path: Path, finished_run: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    workdir, write = tmp_path / "run", sealed.write_durable
+
+    def full(path: Path, data: bytes) -> None:
+        if "00000008" in str(path) and path.name == "training.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, data)
+
+    monkeypatch.setattr(sealed, "write_durable", full)
+    sentence = refused(cli("train", workdir))
+    assert "is full" in sentence and "checkpoint of step 4 is intact" in sentence
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000004"]
+    monkeypatch.setattr(sealed, "write_durable", write)
+    assert cli("train", workdir) == 0
+    assert same(checkpoint.latest(workdir).model, checkpoint.latest(finished_run).model)
 
 
 def test_other_settings_are_refused_and_nothing_changes(
