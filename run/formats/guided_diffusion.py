@@ -59,9 +59,7 @@ def rules(net: UNet, legacy: bool) -> Rules:
     k = 1
     for level, blocks in enumerate(net.encoder):
         if level > 0:
-            resampling(
-                f"downsample.{level - 1}", f"input_blocks.{k}.0", net.downsample[level - 1], name="op"
-            )
+            resampling(f"downsample.{level - 1}", f"input_blocks.{k}.0", net.downsample[level - 1], name="op")
             k += 1
         for i, block in enumerate(blocks):
             residual(f"encoder.{level}.{i}.residual", f"input_blocks.{k}.0")
