@@ -20,6 +20,7 @@ def get_config() -> ConfigDict:
         batch_size=2048,
         learning_rate=3e-4,
         warmup_steps=0,
+        schedule="constant",
         ema_decay=0.9999,
         sample_every=10_000,
         checkpoint_every=10_000,

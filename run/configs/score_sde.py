@@ -58,6 +58,7 @@ def get_config(name: str) -> ConfigDict:
         batch_size=128,
         learning_rate=2e-4,
         warmup_steps=5000,
+        schedule="constant",
         ema_decay=0.999 if variance_exploding else 0.9999,
         times="discrete" if chain else "continuous",
         log_every=100,
