@@ -30,7 +30,7 @@ from run.errors import UserError
 from run.files import write_json
 from run.objectives import build_times
 from run.post_hoc import reconstruct
-from sde_lib import SDE, ScoreModel
+from sde_lib import SDE, ConditionalScore, ScoreModel
 
 DATA_FILE = "data.json"
 
@@ -58,7 +58,7 @@ class DataInfo:
 class TrainedModel:
     """A trained score model with what belongs to it."""
 
-    score: ScoreModel
+    score: ScoreModel | ConditionalScore
     """The averaged weights, in evaluation mode, on the device asked for."""
     sde: SDE
     data: DataInfo
@@ -103,7 +103,22 @@ def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> Tra
     weights, words = _average(workdir, saved, config)
     checkpoint.load_weights(model, weights, workdir)
     first_time = build_times(config.training, sde).first
-    return TrainedModel(model.to(device).eval(), sde, info, saved.step, first_time, words)
+    score = _of_class(model.to(device).eval(), config.sampling.label)
+    return TrainedModel(score, sde, info, saved.step, first_time, words)
+
+
+def _of_class(model: ScoreModel, label: int) -> ScoreModel | ConditionalScore:
+    """The model, or its score of one class."""
+    if label == -1:
+        return model
+    classes = getattr(model.net, "condition_sizes", {}).get("label", 0)
+    if not 0 <= label < classes:
+        raise UserError(
+            f"sampling.label must be one of the network's {classes} classes, 0 to {classes - 1}, got {label}"
+            if classes
+            else f"sampling.label={label} needs a network with classes, which this one has not"
+        )
+    return ConditionalScore(model, {"label": torch.tensor([label])})
 
 
 CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}

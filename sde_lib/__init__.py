@@ -32,7 +32,7 @@ from sde_lib.ncsn_levels import (
 from sde_lib.noise import SampleNoise, generator_for
 from sde_lib.noise_levels import BETA_TABLES, cosine_betas, linear_betas, quadratic_betas, sigmoid_betas
 from sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
-from sde_lib.score import ScoreModel, tweedie
+from sde_lib.score import ConditionalScore, ScoreModel, tweedie
 from sde_lib.score_matching import (
     draw_probes,
     implicit_score_matching,
@@ -58,6 +58,7 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "WEIGHTINGS",
+    "ConditionalScore",
     "CosineVPSDE",
     "EDMSDE",
     "EDMWeighting",

@@ -42,7 +42,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -254,3 +254,36 @@ class ScoreModel(nn.Module):
         if self.prediction == "x0":
             return F  # exact at σ → 0, where x - σ ε̂ divides and multiplies by σ
         return (x - sigma * noise) / expand(self.sde.alpha(t), x)
+
+
+class ConditionalScore:
+    """The score ∇ log p_t(x | c) of a model for a condition c that all samples share: a score function.
+
+    Args:
+        model: The model.
+        cond: The condition of one sample: a tensor of shape (1, ...), or a dict of them.
+    """
+
+    def __init__(self, model: ScoreModel, cond: Tensor | Mapping[str, Tensor]) -> None:
+        self._model, self._cond = model, cond
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the model."""
+        return self._model.device
+
+    def _expanded(self, x: Tensor) -> Tensor | dict[str, Tensor]:
+        def expand_one(value: Tensor) -> Tensor:
+            return value.to(x.device).expand(len(x), *value.shape[1:])
+
+        if isinstance(self._cond, Mapping):
+            return {kind: expand_one(value) for kind, value in self._cond.items()}
+        return expand_one(self._cond)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score of x, shape (B, *shape), at times t, shape (B,)."""
+        return self._model(x, t, self._expanded(x))
+
+    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score and the fraction of a learned variance, see `ScoreModel.score_and_fraction`."""
+        return self._model.score_and_fraction(x, t, self._expanded(x))

@@ -95,6 +95,7 @@ def get_config() -> ConfigDict:
             checkpoint="latest",
             ema=0.0,  # their average: one of training.extra_ema_decays; 0 for training.ema_decay
             ema_sigma_rel=0.0,  # or the power average of this width, made of snapshots; 0 for none
+            label=-1,  # the class to draw and score, of a network with classes; -1 for none
             sampler="eabm",  # --sampler list shows all of them
             num_samples=64,
             batch_size=256,

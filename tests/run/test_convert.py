@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -62,8 +63,6 @@ def test_it_samples_scores_trains_and_goes_back(folder, tmp_path, capsys):
 
 
 def _pixels(tmp_path):
-    import numpy as np
-
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
     return tmp_path / "images.npy"
@@ -85,3 +84,25 @@ def test_bad_input(folder, tmp_path, refused):
     assert "is there already" in refused(convert("--to", "diffusers", folder, "--workdir", run))
     dry = convert("--from", "diffusers", folder, "--workdir", tmp_path / "other", "--dry_run")
     assert "--dry_run has no meaning" in refused(dry)
+
+
+def test_classes(tmp_path, refused):
+    """A network with classes draws the class that is asked for, each from the same noise."""
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(16, 16), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D"), up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=8, num_class_embeds=3,
+    )  # fmt: skip
+    model.save_pretrained(tmp_path / "theirs")
+    run = str(tmp_path / "run")
+    assert convert("--from", "diffusers", tmp_path / "theirs", "--workdir", run) == 0
+    draw = ["--mode", "sample", "--workdir", run, "--sampler", "ddim", "--nfe", "3"]
+    for label in ("0", "2", "2"):
+        draw_one = ["--config.sampling.num_samples=2", f"--config.sampling.label={label}"]
+        assert main([*draw, *draw_one]) == 0
+    first, second, again = (
+        np.load(tmp_path / "run" / "samples" / f"ddim{suffix}.npz")["samples"] for suffix in ("", "-2", "-3")
+    )
+    assert np.array_equal(second, again) and not np.array_equal(first, second)
+    wrong = main([*draw, "--config.sampling.label=3"])
+    assert "one of the network's 3 classes, 0 to 2, got 3" in refused(wrong)
