@@ -31,6 +31,7 @@ from run.objectives import build_objective, build_times
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
+from run.samples import batch_feed
 from samplers import make_sampler
 from sde_lib import generator_for
 
@@ -104,8 +105,9 @@ class Trainer:
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.learning_rate, fused=True
         )
-        self.data = dataset.train.to(device)
-        self.batches = BatchOrder(len(self.data), config.training.batch_size, config.seed, device)
+        self.shape = dataset.shape
+        order = BatchOrder(len(dataset.train), config.training.batch_size, config.seed, torch.device("cpu"))
+        self.batches = batch_feed(dataset.train, order, device)
         self.step = 0
         self._reset_sums()
 
@@ -115,7 +117,7 @@ class Trainer:
     def loss(self, step: int) -> Tensor:
         """The mean loss of the batch of a step."""
         generator = generator_for(self.config.seed, "step", step, device=self.device)
-        batch = self._flipped(self.data[self.batches(step)], step)
+        batch = self._flipped(self.batches(step), step)
         u = torch.rand(batch.shape, generator=generator, device=self.device)
         x_0 = to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, u)
         drawn = self.times.draw(len(x_0), generator)
@@ -186,7 +188,7 @@ class Trainer:
         """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
         count = PREVIEW_IMAGES if self.levels else PREVIEW_POINTS
         sampler = make_sampler("eabm", self.sde, PREVIEW_NFE, denoise=True)
-        samples = sampler(self.ema.module, (count, *self.data.shape[1:]), device=self.device).samples
+        samples = sampler(self.ema.module, (count, *self.shape), device=self.device).samples
         plots.save_samples(path, samples_to_raw(samples, self.levels).cpu().numpy())
 
 
