@@ -39,7 +39,7 @@ class ArraySource(Source):
     """
 
     def __init__(self, array: np.ndarray) -> None:
-        self._array = array
+        self._array = np.asarray(array)
         images = array.ndim == 4
         self.shape = tuple(array.shape[index] for index in ((3, 1, 2) if images else (1,)))
         self.dtype = torch.uint8 if images else torch.float32
@@ -48,13 +48,13 @@ class ArraySource(Source):
         return len(self._array)
 
     def read(self, rows: Tensor) -> Tensor:
-        return self._samples(self._array[rows.numpy()])
+        return self._samples(self._array.take(rows.numpy(), axis=0))  # without Python's lock
 
     def read_all(self, workers: int) -> Tensor:  # a copy needs no threads
         return self._samples(self._array)
 
     def chunks(self, title: str) -> Iterator[Tensor]:
-        with progress_bar(len(self), title, "sample") as bar:
+        with progress_bar(len(self), title, "sample", delay=1) as bar:
             for first in range(0, len(self), CHUNK):
                 chunk = self._samples(self._array[first : first + CHUNK])
                 yield chunk

@@ -98,7 +98,7 @@ def _load(name: str) -> DatasetDict | dict[str, Dataset]:
         import datasets
     except ImportError as error:
         raise UserError(
-            f"data.name={HUB}{name} needs the package datasets: pip install 'score-diffusion[hub]'"
+            f"data.name={HUB}{name} needs the package datasets: pip install 'score-diffusion[datasets]'"
         ) from error
     folder = Path(name)
     try:

@@ -191,7 +191,7 @@ class Pictures(Source):
         return torch.from_numpy(samples)
 
     def fingerprints(self) -> Iterator[bytes]:
-        with progress_bar(len(self), "reading checksums", "image") as bar:
+        with progress_bar(len(self), "reading checksums", "image", delay=1) as bar:
             for i in range(len(self)):
                 try:
                     yield self._images.fingerprint(i)
@@ -206,7 +206,7 @@ class Pictures(Source):
             UserError: If they differ in size.
         """
         if self._prepare.size is None:
-            with progress_bar(len(self), "reading sizes", "image") as bar:
+            with progress_bar(len(self), "reading sizes", "image", delay=1) as bar:
                 for i in range(len(self)):
                     self._check_size(i, self._header(i, self._prepare))
                     bar.update()

@@ -131,7 +131,7 @@ def gather(samples: Stream) -> Tensor:
 
     pool = ThreadPoolExecutor(samples.workers)
     try:
-        with progress_bar(len(samples), "reading samples", "sample") as bar:
+        with progress_bar(len(samples), "reading samples", "sample", delay=1) as bar:
             for count in pool.map(fill, spans):
                 bar.update(count)
     finally:

@@ -139,6 +139,11 @@ def test_image_files(tmp_path: Path):
         ({}, "no array"),
         ({"x_train": IMAGES, "y_train": np.zeros(3, int)}, "class indices"),
         ({"x_train": IMAGES, "y_train": np.full(20, 0.5)}, "class indices"),
+        ({"x_train": IMAGES, "y_train": np.arange(20) - 1}, "class indices"),
+        (
+            dict(x_train=IMAGES, y_train=np.arange(20) % 3, x_test=IMAGES[:2], y_test=np.array([0, 3])),
+            "y_test of .* holds the class 3, and y_train none above 2",
+        ),
     ],
 )
 def test_bad_arrays_are_refused(arrays: dict, message: str, tmp_path: Path):
@@ -255,6 +260,14 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
     (tmp_path / "mixed").mkdir()
     for name, size in (("a", (4, 4)), ("b", (4, 5))):
         Image.new("L", size).save(tmp_path / f"mixed/{name}.png")
+    for name, member in (("up.zip", "../../cats/a.png"), ("root.zip", "/cats/a.png")):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(member, b"")
+    flipped = bytearray(whole)
+    flipped[flipped.index(b"IDAT") + 20] ^= 1  # in the data of the first image
+    (tmp_path / "flipped.zip").write_bytes(flipped)
+    shutil.copytree(folder, tmp_path / "short")
+    (tmp_path / "short/cats/01.png").write_bytes((folder / "cats/01.png").read_bytes()[:-30])
     shutil.copytree(folder, tmp_path / "broken")
     (tmp_path / "broken/cats/01.png").write_bytes(b"not an image")
     (tmp_path / "cut-idx3-ubyte").write_bytes(
@@ -264,15 +277,22 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
     (tmp_path / "bad.tar.gz").write_bytes(b"no archive")
     (tmp_path / "cifar").mkdir()
     (tmp_path / "cifar/data_batch_1.bin").write_bytes(b"12345")
+    (tmp_path / "cifar100").mkdir()
+    (tmp_path / "cifar100/data_batch_1.bin").write_bytes(bytes([10, *bytes(3072)]))
     for name, message in {
         "cut.zip": "cut short or damaged",
         "empty": "holds no image",
-        "mixed": "differ in size.*image_size",
+        "mixed": "differ in size.*a.png.* is 4x4 and image b.png .*is 5x4.*image_size",
+        "up.zip": "member '../../cats/a.png' whose name leads out of it",
+        "root.zip": "member '/cats/a.png' whose name leads out of it",
+        "flipped.zip": "image cats/01.png of .* cannot be read .*CRC",
+        "short": "image cats/01.png of .* cannot be read .*truncated",
         "broken": "image cats/01.png of .* cannot be read",
         "cut-idx3-ubyte": "36 bytes, and 1 follow",
         "no-idx3-ubyte": "not an idx file",
         "bad.tar.gz": "cut short or damaged",
         "cifar": "not a multiple of 3073",
+        "cifar100": "label 10",
         "nothing.zip": "does not exist",
     }.items():
         with pytest.raises(UserError, match=message) as error:
