@@ -6,6 +6,8 @@ import json
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from run import plots
@@ -60,14 +62,26 @@ class Recorder:
             self._writer.add_scalar(name, value, step)
         self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
 
+    def show_picture(self, path: Path, step: int) -> None:
+        """Shows a picture of samples, which lies at `path`, in TensorBoard too."""
+        with Image.open(path) as picture:
+            self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
     def save_loss_curve(self) -> None:
-        losses = {}  # by step: steps done again after a crash replace those that were lost
-        for line in (self._workdir / LOG_FILE).read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a line torn by a crash
-                continue
-            losses[row["step"]] = row["loss"]
+        rows = read_log(self._workdir)
         plots.save_loss_curve(
-            self._workdir / LOSS_CURVE, sorted(losses), [losses[step] for step in sorted(losses)]
+            self._workdir / LOSS_CURVE, [row["step"] for row in rows], [row["loss"] for row in rows]
         )
+
+
+def read_log(workdir: Path) -> list[dict]:
+    """The rows of log.jsonl by ascending step; none if there is no log."""
+    rows = {}  # by step: steps done again after a crash replace those that were lost
+    path = workdir / LOG_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line torn by a crash
+            continue
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]

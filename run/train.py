@@ -275,6 +275,7 @@ def _loop(
             recorder.save_loss_curve()
         if step % section.sample_every == 0 or (last and not stop.signal):
             trainer.save_preview(_preview_path(workdir, step))
+            recorder.show_picture(_preview_path(workdir, step), step)
     return means
 
 

@@ -25,7 +25,7 @@ def load(name: object, **keys: object) -> Dataset:
 
 def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(UserError, match=r"hf:ylecun/mnist needs the package datasets: pip install .*\[datasets\]"):
+    with pytest.raises(UserError, match=r"hf:ylecun/mnist needs the package datasets: pip install"):
         load("ylecun/mnist")
 
 
