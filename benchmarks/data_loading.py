@@ -7,7 +7,7 @@ The same 32x32 colour images as an array in memory, a mapped .npy, a folder of P
 files; all but the first are read batch by batch (data.memory_gib=0), as a set larger than memory is. The step
 is that of `--config cifar10`.
 
-    start        from the path to the first batch: listing, sizes, checksums of the held-out split
+    start        from the path to a data set: listing, sizes, checksums for the held-out split
     alone        batches as fast as they come, nothing else running
     in training  whole training steps on them; "of memory" is the share of the speed with the array in memory
 
@@ -33,8 +33,7 @@ from PIL import Image
 from run.config import load_config
 from run.data import load_dataset
 from run.report import print_table
-from run.samples import batch_feed
-from run.train import BatchOrder, Trainer
+from run.trainer import Trainer
 
 ROUNDS = 3
 
@@ -72,21 +71,16 @@ class Contestant:
         config = config.copy_and_resolve_references()
         config.data.update(path=str(path), memory_gib=64.0 if in_memory else 0.0)
         start = time.perf_counter()
-        self.samples = load_dataset(config.data).train
-        order = BatchOrder(len(self.samples), config.training.batch_size, 0, torch.device("cpu"))
-        self.feed = batch_feed(self.samples, order, device)
-        self.feed(0)
+        dataset = load_dataset(config.data)
         self.start = time.perf_counter() - start
-        self.trainer = Trainer(config, load_dataset(config.data), device)
+        self.device, self.trainer = device, Trainer(config, dataset, device)
         self.trainer.advance()
-        self.device, self.step = device, 1
 
     def alone(self, steps: int) -> float:
         """Images a second."""
-        count, start = 0, self._clock()
-        for step in range(self.step, self.step + steps):
-            count += len(self.feed(step))
-        self.step += steps
+        draws = [self.trainer.draw(self.trainer.step + k) for k in range(steps)]
+        start = self._clock()
+        count = sum(len(self.trainer.feed.read(draw)) for draw in draws)
         return count / (self._clock() - start)
 
     def in_training(self, steps: int) -> float:

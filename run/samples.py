@@ -1,18 +1,15 @@
-"""Samples in a row, held in memory or read when they are needed, and the batches of training steps from them.
+"""Samples in a row, held in memory or read when they are needed.
 
 A `Tensor` (N, *shape) is such a row. So is a `Stream` over a source larger than memory: the same length,
-shape and indexing, each access reads. Batches of a stream are read ahead by threads. Threads suffice:
-decoding and decompression, which take the time, run without Python's lock, and nothing has to be copied
-between processes.
-Batch k is a function of the order alone, read ahead or not, so that a resumed run sees the same data.
+shape and indexing, each access reads.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -22,7 +19,6 @@ from torch import Tensor
 
 from run.report import progress_bar
 
-AHEAD = 2  # batches read ahead of the one in use
 CHUNK = 64  # samples of one task of `gather`
 GIB = 2**30
 
@@ -164,71 +160,3 @@ def fingerprints(samples: Samples) -> Iterable[bytes]:
     if isinstance(samples, Tensor):
         return (sample.tobytes() for sample in samples.numpy())
     return samples.source.fingerprints()
-
-
-class Feed(Protocol):
-    """The batches of training steps."""
-
-    def __call__(self, step: int) -> Tensor:
-        """The batch of a step, on the device, (B, *shape)."""
-
-
-def batch_feed(samples: Samples, order: Callable[[int], Tensor], device: torch.device) -> Feed:
-    """Batches of samples in an order.
-
-    Args:
-        samples: The training set.
-        order: Gives the indices of a step's batch, int64 (B,), a function of the step alone.
-        device: Where the batches shall be.
-    """
-    if isinstance(samples, Tensor):
-        return ResidentFeed(samples, order, device)
-    return StreamFeed(samples, order, device)
-
-
-class ResidentFeed:
-    """Of samples that lie on the device themselves."""
-
-    def __init__(self, samples: Tensor, order: Callable[[int], Tensor], device: torch.device) -> None:
-        self._samples, self._order = samples.to(device), order
-
-    def __call__(self, step: int) -> Tensor:
-        return self._samples[self._order(step).to(self._samples.device)]
-
-
-class StreamFeed:
-    """Of a stream; the batches of the next steps are read while one is in use."""
-
-    def __init__(self, samples: Stream, order: Callable[[int], Tensor], device: torch.device) -> None:
-        self._samples, self._order, self._device = samples, order, device
-        self._pool = ThreadPoolExecutor(samples.workers, thread_name_prefix="data")
-        self._ahead: dict[int, tuple[Tensor, list[Future]]] = {}
-
-    def __call__(self, step: int) -> Tensor:
-        """The batch of a step, on the device.
-
-        Raises:
-            UserError: If a sample cannot be read.
-        """
-        wanted = range(step, step + 1 + AHEAD)
-        self._ahead = {k: self._ahead.get(k) or self._begin(k) for k in wanted}
-        batch, parts = self._ahead.pop(step)
-        for part in parts:
-            part.result()
-        return batch.to(self._device, non_blocking=True)
-
-    def _begin(self, step: int) -> tuple[Tensor, list[Future]]:
-        indices = self._order(step).cpu()
-        pinned = self._device.type == "cuda"  # so that the copy to the device need not be waited for
-        batch = torch.empty(
-            (len(indices), *self._samples.shape[1:]), dtype=self._samples.dtype, pin_memory=pinned
-        )
-        share = -(-len(indices) // self._samples.workers)
-        parts = [
-            self._pool.submit(self._fill, part, chosen)
-            for part, chosen in zip(batch.split(share), indices.split(share), strict=True)
-        ]
-        return batch, parts
-
-    def _fill(self, part: Tensor, chosen: Tensor) -> None:
-        part.copy_(self._samples[chosen])

@@ -20,7 +20,7 @@ from run.likelihood import bound_held_out, score_held_out
 from run.main import main
 from run.objectives import build_times
 from run.rundir import DataInfo, TrainedModel
-from run.train import Trainer
+from run.trainer import Trainer
 from sde_lib import DDPM, GaussianMixture, geometric_levels, ncsnv2_levels, relative_step_size
 
 CPU = torch.device("cpu")
@@ -189,7 +189,7 @@ def test_bare_pixels_are_what_the_model_sees(monkeypatch: pytest.MonkeyPatch):
         trainer, "objective", lambda x_0, drawn, noise: seen.append(x_0) or x_0.flatten(1).sum(1)
     )
     trainer.loss(0)
-    assert torch.equal(seen[0], to_raw(digits.train[trainer.batches(0)], 17))
+    assert torch.equal(seen[0], to_raw(digits.train[trainer.feed.order(0)], 17))
 
 
 def test_ncsnv2_resolves_its_levels_once(trained: Callable, tmp_path: Path, refused: Callable, capsys):

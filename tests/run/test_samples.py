@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import shutil
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,10 +14,8 @@ from run import checkpoint
 from run.config import load_config
 from run.data import Dataset, load_dataset
 from run.errors import UserError
-from run.samples import AHEAD, Source, Stream, batch_feed, in_memory
-from run.train import BatchOrder
+from run.samples import Source, Stream, in_memory
 
-CPU = torch.device("cpu")
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 4, 6, 3), np.uint8)
 
 
@@ -140,67 +137,23 @@ def test_points_that_are_no_numbers_are_refused_though_they_are_streamed(tmp_pat
         load(tmp_path / "points.npy", 0.0)
 
 
-class Recorded(Source):
-    """Points (i, i), and a record of what was read."""
-
-    shape, dtype = (2,), torch.float32
-
-    def __init__(self) -> None:
-        self.read_rows: list[int] = []
-        self._lock = threading.Lock()
-
-    def __len__(self) -> int:
-        return 50
-
-    def read(self, rows: torch.Tensor) -> torch.Tensor:
-        with self._lock:
-            self.read_rows += rows.tolist()
-        if (rows == 13).any():
-            raise UserError("sample 13 cannot be read")
-        return rows[:, None].expand(-1, 2).float()
-
-    def fingerprints(self) -> Iterator[bytes]:
-        return (bytes([i]) for i in range(50))
-
-
-def test_a_batch_is_a_function_of_its_step_alone():
-    """Read ahead, again, or after a jump: as from a tensor, in one order."""
-    rows = torch.arange(14, 50)
-    held = rows[:, None].expand(-1, 2).float()
-    order = BatchOrder(len(rows), 7, 0, CPU)
-    feed, expected = batch_feed(Stream(Recorded(), rows, 3), order, CPU), batch_feed(held, order, CPU)
-    for step in (0, 1, 2, 3, 3, 9, 4, 5):
-        assert torch.equal(feed(step), expected(step))
-
-
-def test_the_next_batches_are_read_ahead_and_once():
-    source = Recorded()
-    order = BatchOrder(36, 6, 0, CPU)
-    feed = batch_feed(Stream(source, torch.arange(14, 50), 4), order, CPU)
-    for step in range(4):
-        feed(step)
-    feed._pool.shutdown()
-    ahead = torch.cat([order(step) for step in range(4 + AHEAD)]) + 14
-    assert sorted(source.read_rows) == sorted(ahead.tolist())
-
-
-def test_what_cannot_be_read_ends_the_step_that_needs_it():
-    feed = batch_feed(Stream(Recorded(), torch.arange(50), 2), lambda step: torch.arange(6) + 6 * step, CPU)
-    for step in (0, 1):
-        feed(step)
-    with pytest.raises(UserError, match="sample 13"):
-        feed(2)
-
-
 def test_of_a_large_stream_a_part_is_looked_at():
-    class Large(Recorded):
+    class Numbers(Source):
+        shape, dtype = (1,), torch.float32
+
         def __len__(self) -> int:
             return 30_000
 
-    stream = Stream(Large(), torch.arange(14, 30_000), 2)
+        def read(self, rows: torch.Tensor) -> torch.Tensor:
+            return rows[:, None].float()
+
+        def fingerprints(self) -> Iterator[bytes]:
+            return iter(())
+
+    stream = Stream(Numbers(), torch.arange(30_000), 2)
     some = in_memory(stream)
-    assert some.shape == (10_000, 2) and len(some.unique()) == 10_000
-    assert abs(some[:, 0].mean() - 15_000) < 500 and torch.equal(in_memory(stream), some)
+    assert some.shape == (10_000, 1) and len(some.unique()) == 10_000
+    assert abs(some.mean() - 15_000) < 500 and torch.equal(in_memory(stream), some)
 
 
 def test_a_stream_trains_as_memory_does_bit_for_bit(cli: Callable, tmp_path: Path, capsys):

@@ -1,0 +1,84 @@
+"""The samples of training steps, on the device: taken from memory, or read ahead of the step by threads.
+
+Which samples a step takes is a function of (seed, step) alone, read ahead or not, so that a run that goes on
+sees the data of one that was not stopped. Threads suffice: decoding and decompression, which take the time,
+run without Python's lock, and nothing has to be copied between processes.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from run.batches import BatchOrder, Draw
+from run.samples import Samples, Stream
+
+AHEAD = 2  # steps whose samples are read while one is under way
+
+
+class Feed(Protocol):
+    """The samples of training steps."""
+
+    order: BatchOrder
+    """Which samples each step takes."""
+
+    def read(self, draw: Draw) -> Tensor:
+        """The samples of a step, or of a part of it, on the device, shape (B, *shape)."""
+
+
+def make_feed(samples: Samples, batch_size: int, seed: int, device: torch.device) -> Feed:
+    """Batches of a training set on a device, in the order of a seed."""
+    kind = ResidentFeed if isinstance(samples, Tensor) else StreamFeed
+    return kind(samples, batch_size, seed, device)
+
+
+class ResidentFeed:
+    """Of samples that are held in memory: they lie on the device, and so does their order."""
+
+    def __init__(self, samples: Tensor, batch_size: int, seed: int, device: torch.device) -> None:
+        self._samples = samples.to(device)
+        self.order = BatchOrder(len(samples), batch_size, seed, device)
+
+    def read(self, draw: Draw) -> Tensor:
+        return self._samples[draw.indices]
+
+
+class StreamFeed:
+    """Of a stream. Who reads some rows of a step will read the same rows of the next: they are begun now."""
+
+    def __init__(self, samples: Stream, batch_size: int, seed: int, device: torch.device) -> None:
+        self._samples, self._device = samples, device
+        self.order = BatchOrder(len(samples), batch_size, seed, torch.device("cpu"))
+        self._pool = ThreadPoolExecutor(samples.workers, thread_name_prefix="data")
+        self._begun: dict[tuple[int, int, int], tuple[Tensor, list[Future]]] = {}
+
+    def read(self, draw: Draw) -> Tensor:
+        """As `Feed.read`.
+
+        Raises:
+            UserError: If a sample cannot be read.
+        """
+        first, size = draw.first, len(draw.indices)
+        self._begun = {key: begun for key, begun in self._begun.items() if key[0] >= draw.step}
+        for step in range(draw.step, draw.step + 1 + AHEAD):
+            if (step, first, size) not in self._begun:
+                self._begun[step, first, size] = self._begin(self.order(step)[first : first + size])
+        batch, parts = self._begun.pop((draw.step, first, size))
+        for part in parts:
+            part.result()
+        return batch.to(self._device, non_blocking=True)
+
+    def _begin(self, indices: Tensor) -> tuple[Tensor, list[Future]]:
+        """A batch yet to be filled, and the work that fills it."""
+        shape = (len(indices), *self._samples.shape[1:])
+        pinned = self._device.type == "cuda"  # so that the copy to the device need not be waited for
+        batch = torch.empty(shape, dtype=self._samples.dtype, pin_memory=pinned)
+        share = -(-len(indices) // self._samples.workers)
+        pieces = zip(batch.split(share), indices.split(share), strict=True)
+        return batch, [self._pool.submit(self._fill, piece, rows) for piece, rows in pieces]
+
+    def _fill(self, piece: Tensor, rows: Tensor) -> None:
+        piece.copy_(self._samples[rows])
