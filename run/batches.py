@@ -7,7 +7,7 @@ batch in one process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import TypeVar
 
 import torch
@@ -20,7 +20,9 @@ Rows = TypeVar("Rows", "Draw", DrawnTimes)
 
 
 class BatchOrder:
-    """Batch k of an endless sequence of epochs, each a permutation of its own; no sample is dropped."""
+    """An endless sequence of epochs, each a permutation of its own, of which step k takes the places from
+    k batch_size on; no sample is dropped.
+    """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
@@ -34,10 +36,18 @@ class BatchOrder:
 
     def __call__(self, step: int) -> Tensor:
         """Indices of the batch of a step, shape (batch_size,)."""
-        parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
-        while position < end:
+        return self.at(self.places(step))
+
+    def places(self, step: int) -> range:
+        """Where in the sequence the batch of a step is."""
+        return range(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def at(self, places: range) -> Tensor:
+        """Indices of the samples at consecutive places of the sequence, shape (len(places),)."""
+        parts, position = [], places.start
+        while position < places.stop:
             epoch, offset = divmod(position, self.n)
-            take = min(self.n - offset, end - position)
+            take = min(self.n - offset, places.stop - position)
             parts.append(self._permutation(epoch)[offset : offset + take])
             position += take
         return torch.cat(parts)
@@ -45,14 +55,10 @@ class BatchOrder:
 
 @dataclass(frozen=True)
 class Draw:
-    """The samples of a batch by their indices, and all that is random about them."""
+    """The samples of a batch by their places in the order, and all that is random about them."""
 
-    step: int
-    """The training step."""
-    first: int
-    """The position of the first sample in the batch of the step."""
-    indices: Tensor
-    """Which samples, shape (B,)."""
+    places: range
+    """Which samples: B places in the sequence of a `BatchOrder`."""
     mirrored: Tensor | None
     """Whether each is flipped left to right, shape (B,); None where none is."""
     u: Tensor
@@ -63,8 +69,8 @@ class Draw:
 
     def part(self, r: int, parts: int) -> Draw:
         """The r-th of `parts` equal, consecutive parts."""
-        size = len(self.indices) // parts
-        return replace(_rows(self, slice(r * size, (r + 1) * size)), first=self.first + r * size)
+        size = len(self.places) // parts
+        return _rows(self, slice(r * size, (r + 1) * size))
 
 
 def _rows(batch: Rows, rows: slice) -> Rows:
@@ -75,5 +81,5 @@ def _rows(batch: Rows, rows: slice) -> Rows:
         if isinstance(value, DrawnTimes):
             taken[field.name] = _rows(value, rows)
         else:
-            taken[field.name] = value[rows] if isinstance(value, Tensor) else value
+            taken[field.name] = None if value is None else value[rows]
     return type(batch)(**taken)

@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from run.batches import BatchOrder, Draw
+from run.batches import BatchOrder
 from run.samples import Samples, Stream
 
 AHEAD = 2  # steps whose samples are read while one is under way
@@ -25,12 +25,12 @@ class Feed(Protocol):
     order: BatchOrder
     """Which samples each step takes."""
 
-    def read(self, draw: Draw) -> Tensor:
-        """The samples of a step, or of a part of it, on the device, shape (B, *shape)."""
+    def read(self, places: range) -> Tensor:
+        """The samples at some places of the order, a step's or a part of them, on the device, (B, *shape)."""
 
 
 def make_feed(samples: Samples, batch_size: int, seed: int, device: torch.device) -> Feed:
-    """Batches of a training set on a device, in the order of a seed."""
+    """The samples of a training set on a device, in the order of a seed."""
     kind = ResidentFeed if isinstance(samples, Tensor) else StreamFeed
     return kind(samples, batch_size, seed, device)
 
@@ -42,37 +42,38 @@ class ResidentFeed:
         self._samples = samples.to(device)
         self.order = BatchOrder(len(samples), batch_size, seed, device)
 
-    def read(self, draw: Draw) -> Tensor:
-        return self._samples[draw.indices]
+    def read(self, places: range) -> Tensor:
+        return self._samples[self.order.at(places)]
 
 
 class StreamFeed:
-    """Of a stream. Who reads some rows of a step will read the same rows of the next: they are begun now."""
+    """Of a stream. Who reads a part of a step will read the same part of the next: these are begun now."""
 
     def __init__(self, samples: Stream, batch_size: int, seed: int, device: torch.device) -> None:
         self._samples, self._device = samples, device
         self.order = BatchOrder(len(samples), batch_size, seed, torch.device("cpu"))
         self._pool = ThreadPoolExecutor(samples.workers, thread_name_prefix="data")
-        self._begun: dict[tuple[int, int, int], tuple[Tensor, list[Future]]] = {}
+        self._begun: dict[range, tuple[Tensor, list[Future]]] = {}
 
-    def read(self, draw: Draw) -> Tensor:
+    def read(self, places: range) -> Tensor:
         """As `Feed.read`.
 
         Raises:
             UserError: If a sample cannot be read.
         """
-        first, size = draw.first, len(draw.indices)
-        self._begun = {key: begun for key, begun in self._begun.items() if key[0] >= draw.step}
-        for step in range(draw.step, draw.step + 1 + AHEAD):
-            if (step, first, size) not in self._begun:
-                self._begun[step, first, size] = self._begin(self.order(step)[first : first + size])
-        batch, parts = self._begun.pop((draw.step, first, size))
+        later = [k * self.order.batch_size for k in range(AHEAD + 1)]
+        self._begun = {key: begun for key, begun in self._begun.items() if key.stop > places.start}
+        for wanted in (range(places.start + offset, places.stop + offset) for offset in later):
+            if wanted not in self._begun:
+                self._begun[wanted] = self._begin(wanted)
+        batch, parts = self._begun.pop(places)
         for part in parts:
             part.result()
         return batch.to(self._device, non_blocking=True)
 
-    def _begin(self, indices: Tensor) -> tuple[Tensor, list[Future]]:
+    def _begin(self, places: range) -> tuple[Tensor, list[Future]]:
         """A batch yet to be filled, and the work that fills it."""
+        indices = self.order.at(places)
         shape = (len(indices), *self._samples.shape[1:])
         pinned = self._device.type == "cuda"  # so that the copy to the device need not be waited for
         batch = torch.empty(shape, dtype=self._samples.dtype, pin_memory=pinned)

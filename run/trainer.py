@@ -37,7 +37,7 @@ def learning_rate(step: int, section: ConfigDict) -> float:
 class Trainer:
     """Model, average and optimizer, and how one step changes them.
 
-    `draw(step)` is the whole batch of a step: indices, noise and times. Process r of W would read and work on
+    `draw(step)` is the whole batch of a step: places, noise and times. Process r of W would read and work on
     `draw(step).part(r, W)`, and the mean of their gradients is that of one process, which has all of it.
     """
 
@@ -63,14 +63,14 @@ class Trainer:
         self._sums, self._count = torch.zeros(2, device=self.device), 0
 
     def draw(self, step: int) -> Draw:
-        """The whole batch of a step: its samples' indices, its noise and its times."""
+        """The whole batch of a step: its samples' places, its noise and its times."""
         generator = generator_for(self.config.seed, "step", step, device=self.device)
-        indices = self.feed.order(step)
-        shape = (len(indices), *self.shape)
+        places = self.feed.order.places(step)
+        shape = (len(places), *self.shape)
         u = torch.rand(shape, generator=generator, device=self.device)
-        times = self.times.draw(len(indices), generator)
+        times = self.times.draw(len(places), generator)
         noise = torch.randn(shape, generator=generator, device=self.device)
-        return Draw(step, 0, indices, self._mirrored(step, len(indices)), u, times, noise)
+        return Draw(places, self._mirrored(step, len(places)), u, times, noise)
 
     def _mirrored(self, step: int, batch_size: int) -> Tensor | None:
         if not self.config.data.flip:
@@ -80,7 +80,7 @@ class Trainer:
 
     def read(self, draw: Draw) -> Tensor:
         """The samples of a batch as the model sees them without noise, shape (B, *shape)."""
-        batch = self.feed.read(draw)
+        batch = self.feed.read(draw.places)
         if draw.mirrored is not None:
             batch = torch.where(draw.mirrored[:, None, None, None], batch.flip(-1), batch)
         return to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, draw.u)
