@@ -1,6 +1,7 @@
 """Images that are opened one by one: of a folder or a zip file, of an array, of a hub's data set (hub.py).
 
-    a folder or a .zip of .png, .jpg, .jpeg, .webp or .bmp files; subfolders are classes
+    a folder or a .zip of .png, .jpg, .jpeg, .webp or .bmp files; subfolders are classes, but where they are
+    below two folders train and test (or validation, val), the second is held out
 
 They become uint8 samples (C, H, W), see preparation.py, decoded by threads: all at once where they fit in
 memory, else when they are asked for. Nothing is unpacked to the disk.
@@ -25,8 +26,9 @@ from torch import Tensor
 from run.errors import UserError
 from run.preparation import Preparation
 from run.report import progress_bar
-from run.samples import Found, Samples, Source, hold_or_stream
+from run.samples import Found, Samples, Source, hold_or_stream, part
 
+TRAIN, HELD_OUT = "train", ("test", "validation", "val")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # What Pillow, a damaged or an encrypted archive raise.
 UNREADABLE = (
@@ -258,14 +260,21 @@ def find_images(path: Path, section: ConfigDict) -> Found:
     images = Folder(path) if path.is_dir() else Zip(path)
     if not images:
         raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
-    labels, classes = _classes(images.names)
-    return Found(hold_or_stream_pictures(images, section, Preparation.of(section)), 256, labels, classes)
+    samples = hold_or_stream_pictures(images, section, Preparation.of(section))
+    paths = [PurePosixPath(name) for name in images.names]
+    top = {path.parts[0] for path in paths}
+    if len(top) != 2 or TRAIN not in top or not top <= {TRAIN, *HELD_OUT}:
+        return Found(samples, 256, *_classes(paths))
+    labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
+    train = torch.tensor([path.parts[0] == TRAIN for path in paths])
+    of_train, of_test = (None, None) if labels is None else (labels[train], labels[~train])
+    return Found(part(samples, train), 256, of_train, classes, part(samples, ~train), of_test)
 
 
-def _classes(names: Sequence[str]) -> tuple[Tensor | None, tuple[str, ...]]:
+def _classes(paths: Sequence[PurePosixPath]) -> tuple[Tensor | None, tuple[str, ...]]:
     """Class indices and the names of the classes, the images' folders; none if they are all in one."""
-    folders = [PurePosixPath(name).parent.as_posix() for name in names]
+    folders = [path.parent.as_posix() for path in paths]
     index = {folder: k for k, folder in enumerate(sorted(set(folders)))}
-    return (
-        (torch.tensor([index[folder] for folder in folders]), tuple(index)) if len(index) > 1 else (None, ())
-    )
+    if len(index) == 1:
+        return None, ()
+    return torch.tensor([index[folder] for folder in folders]), tuple(index)

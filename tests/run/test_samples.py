@@ -109,6 +109,25 @@ def test_an_image_stays_on_its_side_of_the_split_as_others_come(tmp_path: Path):
     assert names[few] and names[few] == names[many] & remaining
 
 
+@pytest.mark.parametrize("memory_gib", [4.0, 0.0])
+def test_folders_train_and_test_are_the_two_parts(memory_gib: float, tmp_path: Path):
+    pets = image_folder(tmp_path / "pets")
+    for name, moved in (("train", slice(40)), ("test", slice(40, 60))):
+        for i in range(60)[moved]:
+            file = next(pets.rglob(f"{i:02d}.png"))
+            target = tmp_path / "set" / name / file.parent.name / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(file, target)
+    data = load(zipped(tmp_path / "set"), memory_gib)
+    assert data.classes == ("cats", "dogs") and (len(data.train), len(data.test)) == (40, 20)
+    for samples, labels, first in ((data.train, data.labels, 0), (data.test, data.test_labels, 40)):
+        images = {
+            image.numpy().tobytes(): label.item() for image, label in zip(samples[:], labels, strict=True)
+        }
+        for i in range(first, first + len(samples)):
+            assert images[PIXELS[i].transpose(2, 0, 1).tobytes()] == (0 if i % 3 else 1)
+
+
 def test_a_grey_image_among_colour_ones_takes_their_channels(tmp_path: Path):
     for name, image in (("a", PIXELS[0, ..., 0]), ("b", PIXELS[1]), ("c", PIXELS[2, ..., 1])):
         Image.fromarray(image).save(tmp_path / f"{name}.png")
