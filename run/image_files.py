@@ -51,6 +51,10 @@ class Images(ABC):
     def open(self, i: int) -> Image.Image:
         """Image i; its pixels may not be decoded yet."""
 
+    def header(self, i: int) -> Image.Image:
+        """Image i, whose pixels will not be asked for; to be closed."""
+        return self.open(i)
+
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
         """Bytes that depend on the content of image i alone."""
@@ -113,6 +117,9 @@ class Folder(EncodedImages):
     def content(self, i: int) -> bytes:
         return (self._path / self.names[i]).read_bytes()
 
+    def header(self, i: int) -> Image.Image:
+        return Image.open(self._path / self.names[i])
+
 
 class Zip(EncodedImages):
     """The image files in a zip file, by name.
@@ -150,6 +157,9 @@ class Zip(EncodedImages):
 
     def content(self, i: int) -> bytes:
         return self._archive.read(self._members[i])
+
+    def header(self, i: int) -> Image.Image:
+        return Image.open(self._archive.open(self._members[i]))
 
     def fingerprint(self, i: int) -> bytes:
         return _fingerprint(self._members[i].file_size, self._members[i].CRC)  # that of the content, unread
@@ -223,7 +233,8 @@ class Pictures(Source):
 
     def _header(self, i: int, prepare: Preparation) -> tuple[int, int, int]:
         try:
-            return prepare.shape(self._images.open(i))
+            with self._images.header(i) as image:
+                return prepare.shape(image)
         except UNREADABLE as error:
             raise self._unreadable(i, error) from error
 

@@ -68,7 +68,9 @@ class Preparation:
     def shape(self, image: Image.Image) -> tuple[int, int, int]:
         """(C, H, W) of what the call would give, from the image's header alone."""
         width, height = image.size
-        if image.getexif().get(ORIENTATION) in ON_ITS_SIDE:
+        # Of a PNG file without tags in its head Pillow would decode the pixels, to look behind them.
+        has_tags = image.format != "PNG" or "exif" in image.info
+        if has_tags and image.getexif().get(ORIENTATION) in ON_ITS_SIDE:
             width, height = height, width
         return (self.channels or (1 if image.mode in GREY_MODES else 3), *(self.size or (height, width)))
 

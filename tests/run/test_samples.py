@@ -196,6 +196,6 @@ def test_an_image_damaged_after_the_start_stops_training_with_its_name(
     folder = image_folder(tmp_path / "pets")
     content = (folder / "cats/01.png").read_bytes()
     (folder / "cats/01.png").write_bytes(content[: len(content) // 2])  # its header is whole
-    keys = (f"--config.data.path={folder}", "--config.data.memory_gib=0", "--config.data.image_size=4")
+    keys = (f"--config.data.path={folder}", "--config.data.memory_gib=0", "--config.data.image_size=8")
     sentence = refused(cli("train", tmp_path / "run", *keys, "--config.training.batch_size=64"))
     assert "image cats/01.png of" in sentence and "truncated" in sentence
