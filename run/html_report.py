@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import zipfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
@@ -26,19 +25,20 @@ from run.config import differing_keys, flatten
 from run.configs import base
 from run.errors import UserError
 from run.files import write_atomic
-from run.recorder import read_log
+from run.recorder import logged, read_log
 from run.report import format_duration, print_result
 from run.rundir import DATA_FILE, read_data_info
 from run.sample import SAMPLES
 
 REPORT_FILE = "report.html"
 MOST_PICTURES = 12  # of the pictures drawn while training, so that the page stays small; evenly spaced
-LOGARITHMIC = {"loss": "log", "grad_norm": "log"}  # axes of the curves; the others are linear
-LOGGED = {
-    "loss": "loss",
-    "grad_norm": "norm of the gradient",
-    "learning_rate": "learning rate",
-    "steps_per_second": "steps per second",
+WINDOWS = 4  # parts of the training whose losses by noise level are shown
+LOGARITHMIC = ("loss", "norm of the gradient")  # curves with such an axis; the others have a linear one
+CURVES = {  # title of each, and its lines: keys of the log by name
+    "loss": {"training": "loss", "held out": "held_out_loss"},
+    "norm of the gradient": {"norm": "grad_norm"},
+    "learning rate": {"rate": "learning_rate"},
+    "steps per second": {"steps": "steps_per_second"},
 }
 
 PAGE = Template("""<!doctype html>
@@ -87,6 +87,7 @@ def page(config: ConfigDict, workdir: Path) -> str:
         "Summary": _summary(config, workdir, rows),
         "Configuration": _configuration(config),
         "Training": _curves(rows),
+        "Loss by noise level": _noise_levels(rows),
         "Samples while training": _previews(workdir),
         "Likelihood": _results(workdir, "likelihood"),
         "Distances to held-out data": _results(workdir, "evaluation"),
@@ -113,7 +114,7 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
         last = rows[-1]
         lines.append(("steps", f"{last['step']:,} of {config.training.steps:,}"))
         lines += [("time", format_duration(last["seconds"]))] if "seconds" in last else []
-        lines += [("loss", _number(last["loss"]))] if "loss" in last else []
+        lines += [(name, _number(values[-1])) for name, values in _last_losses(rows).items() if values]
     else:
         lines.append(("steps", f"none logged, of {config.training.steps:,}"))
     return [_table([*lines, ("page written", written)])]
@@ -133,15 +134,46 @@ def _configuration(config: ConfigDict) -> list[str]:
     ]
 
 
+def _last_losses(rows: list[dict]) -> dict[str, list[float]]:
+    return {f"loss, {name}": logged(rows, key)[1] for name, key in CURVES["loss"].items()}
+
+
 def _curves(rows: list[dict]) -> list[str]:
     images = []
-    for key, label in LOGGED.items():
-        points = [(row["step"], row[key]) for row in rows if _is_finite(row.get(key))]
-        if points:
-            steps, values = zip(*points, strict=True)
-            scale = LOGARITHMIC.get(key, "linear") if min(values) > 0 else "linear"
-            images.append(_figure(plots.curves(steps, {"": values}, "step", label, yscale=scale), label))
+    for title, keys in CURVES.items():
+        lines = {name: logged(rows, key) for name, key in keys.items()}
+        lines = {name: line for name, line in lines.items() if line[0]}
+        if lines:
+            positive = title in LOGARITHMIC and all(min(y) > 0 for _, y in lines.values())
+            scale = "log" if positive else "linear"
+            images.append(_figure(plots.curves(lines, "step", title, yscale=scale), title))
     return [_gallery(images)] if images else []
+
+
+def _noise_levels(rows: list[dict]) -> list[str]:
+    """Mean losses by noise level in equal parts of the training, from what the log has of them."""
+    rows = [row for row in rows if row.get("level_losses") and row.get("level_edges")]
+    lines = {}
+    for window in np.array_split(np.arange(len(rows)), min(WINDOWS, len(rows)) or 1):
+        if len(window):
+            chosen = [rows[k] for k in window]
+            losses = np.array([row["level_losses"] for row in chosen], dtype=float)  # null becomes NaN
+            known = np.isfinite(losses)
+            counts = known.sum(0)
+            means = np.where(known, losses, 0).sum(0)[counts > 0] / counts[counts > 0]
+            centres = _centres(np.array(chosen[0]["level_edges"], dtype=float))[counts > 0]
+            lines[f"to step {chosen[-1]['step']:,}"] = (centres, means)
+    if not lines:
+        return []
+    scale = "log" if all((y > 0).all() for _, y in lines.values()) else "linear"
+    figure = plots.curves(lines, "noise level log(σ/α)", "loss", yscale=scale)
+    return [_gallery([_figure(figure, "loss by noise level, means over parts of the training")])]
+
+
+def _centres(edges: np.ndarray) -> np.ndarray:
+    """Of bins between equally spaced edges; the first and the last, which are open, as wide as the others."""
+    width = edges[1] - edges[0]
+    return np.append(edges[0] - width / 2, edges + width / 2)
 
 
 def _previews(workdir: Path) -> list[str]:
@@ -267,7 +299,3 @@ def _value(value: object) -> str:
 
 def _number(value: float) -> str:
     return f"{value:.6g}"
-
-
-def _is_finite(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)

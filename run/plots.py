@@ -62,21 +62,20 @@ def save_scatter(path: Path, points: np.ndarray) -> None:
 
 def save_loss_curve(path: Path, steps: list[int], losses: list[float]) -> None:
     """The logged losses over the steps; both axes logarithmic."""
-    _save(path, curves(steps, {"": losses}, "step", "loss", xscale="log", yscale="log"))
+    _save(path, curves({"loss": (steps, losses)}, "step", "loss", xscale="log", yscale="log"))
 
 
 def curves(
-    x: Sequence[float],
-    lines: dict[str, Sequence[float]],
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]],
     xlabel: str,
     ylabel: str,
     xscale: str = "linear",
     yscale: str = "linear",
 ) -> Figure:
-    """Lines over common x, with a legend of their names if there is more than one."""
+    """Lines (x, y) by name, with a legend if there is more than one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
-    for name, y in lines.items():
+    for name, (x, y) in lines.items():
         axes.plot(x, y, label=name, marker="." if len(x) < SHORT_LINE else None)
     axes.grid(alpha=0.3, which="both")
     if len(lines) > 1:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -68,10 +69,7 @@ class Recorder:
             self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def save_loss_curve(self) -> None:
-        rows = read_log(self._workdir)
-        plots.save_loss_curve(
-            self._workdir / LOSS_CURVE, [row["step"] for row in rows], [row["loss"] for row in rows]
-        )
+        plots.save_loss_curve(self._workdir / LOSS_CURVE, *logged(read_log(self._workdir), "loss"))
 
 
 def read_log(workdir: Path) -> list[dict]:
@@ -85,3 +83,10 @@ def read_log(workdir: Path) -> list[dict]:
             continue
         rows[row["step"]] = row
     return [rows[step] for step in sorted(rows)]
+
+
+def logged(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """The steps at which a key of the log is a finite number, and the numbers."""
+    points = [(row["step"], row.get(key)) for row in rows]
+    points = [(step, y) for step, y in points if isinstance(y, int | float) and math.isfinite(y)]
+    return [step for step, _ in points], [y for _, y in points]

@@ -10,7 +10,10 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
+
+from run import html_report, plots
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -84,6 +87,35 @@ def test_changed_keys_come_first(cli: Callable, trained: Path):
     assert (
         words.index("training.batch_size") < words.index("keys at their defaults") < words.index("data.name")
     )
+
+
+def test_losses_by_noise_level_are_a_curve(cli: Callable, trained: Path, monkeypatch: pytest.MonkeyPatch):
+    """Means of what the log has; a level without any is left out. Older logs have none."""
+    drawn = {}
+
+    def record(lines: dict, xlabel: str, ylabel: str, **options: object) -> Figure:
+        drawn[xlabel, ylabel] = lines
+        return plots_curves(lines, xlabel, ylabel, **options)
+
+    plots_curves = plots.curves
+    monkeypatch.setattr(plots, "curves", record)
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0,
+            "held_out_loss": 2.0,
+            "level_edges": [-1.0, 1.0, 3.0],
+            "level_losses": losses,
+        }
+        for step, losses in ((1, [4.0, 2.0, None, 1.0]), (2, [2.0, None, None, 3.0]))
+    ]
+    monkeypatch.setattr(html_report, "WINDOWS", 1)
+    (trained / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli("report", trained) == 0
+    ((x, y),) = drawn["noise level log(σ/α)", "loss"].values()
+    assert x.tolist() == [-2, 0, 4] and y.tolist() == [3, 2, 2]
+    assert drawn["step", "loss"]["held out"] == ([1, 2], [2.0, 2.0])
+    assert any("by noise level" in caption for caption in read(trained).captions)
 
 
 def test_a_run_that_has_only_its_configuration(cli: Callable, finished_run: Path, tmp_path: Path):
