@@ -27,6 +27,7 @@ from run.errors import UserError
 from run.hub import HUB, find_on_hub
 from run.image_archives import CIFAR_CLASSES, CIFAR_FILES, read_cifar, read_idx
 from run.image_files import find_images
+from run.preparation import Preparation
 from run.samples import Found, Samples, fingerprints, part
 from run.user_function import call_function, names_function
 from sde_lib import dequantize, generator_for, quantize
@@ -85,25 +86,25 @@ def load_dataset(section: ConfigDict) -> Dataset:
     Raises:
         UserError: If the name is unknown, or the source cannot be used.
     """
+    dataset = _load(section)
+    if section.flip and not dataset.levels:
+        raise UserError("data.flip mirrors images, and these data are points: leave it false")
+    return dataset
+
+
+def _load(section: ConfigDict) -> Dataset:
     if section.path:
         return _with_held_out(*_find(section), section)
     if section.name.startswith(HUB):
         return _with_held_out(section.name, find_on_hub(section.name.removeprefix(HUB), section), section)
-    if section.name == "digits":
-        return load_digits()
-    if section.name not in TOYS:
+    if section.name not in ("digits", *TOYS):
         raise UserError(
             f"unknown data set {section.name!r}; choose one of digits, {', '.join(TOYS)}, {HUB}NAME of the "
             "Hugging Face hub, or set data.path"
         )
-    draw = TOYS[section.name]
-    train, test = (
-        draw(_numpy_generator(section.seed, section.name, part), section.num_points)
-        for part in ("train", "test")
-    )
-    return Dataset(
-        section.name, *(torch.from_numpy(points.astype(np.float32)) for points in (train, test)), None
-    )
+    if Preparation.of(section) != Preparation(crop=section.crop):
+        raise UserError(f"data.image_size and data.channels change your own images, not {section.name}")
+    return load_digits() if section.name == "digits" else _load_toy(section)
 
 
 def load_digits() -> Dataset:
@@ -118,6 +119,15 @@ def load_digits() -> Dataset:
     train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
     labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
     return Dataset("digits", train, test, 17, labels, test_labels, tuple("0123456789"))
+
+
+def _load_toy(section: ConfigDict) -> Dataset:
+    draw = TOYS[section.name]
+    train, test = (
+        torch.from_numpy(draw(_numpy_generator(section.seed, section.name, side), section.num_points)).float()
+        for side in ("train", "test")
+    )
+    return Dataset(section.name, train, test, None)
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.

@@ -154,11 +154,13 @@ def test_bad_arrays_are_refused(arrays: dict, message: str, tmp_path: Path):
 
 def test_bad_files_are_refused(tmp_path: Path):
     whole = save(tmp_path / "whole.npz", x=IMAGES).read_bytes()
+    np.save(tmp_path / "images.npy", IMAGES)
     cases = {
         "cut.npz": whole[: len(whole) // 2],
         "noise.npz": b"noise" * 99,
         "nothing.npz": b"",
         "cut.npy": b"\x93NUMPY",
+        "short.npy": (tmp_path / "images.npy").read_bytes()[:-99],
     }
     for name, content in cases.items():
         (tmp_path / name).write_bytes(content)
@@ -266,6 +268,10 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
     flipped = bytearray(whole)
     flipped[flipped.index(b"IDAT") + 20] ^= 1  # in the data of the first image
     (tmp_path / "flipped.zip").write_bytes(flipped)
+    locked = bytearray(whole)
+    for signature, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # the headers of the first image
+        locked[locked.index(signature) + flags] |= 1
+    (tmp_path / "locked.zip").write_bytes(locked)
     shutil.copytree(folder, tmp_path / "short")
     (tmp_path / "short/cats/01.png").write_bytes((folder / "cats/01.png").read_bytes()[:-30])
     shutil.copytree(folder, tmp_path / "broken")
@@ -286,6 +292,7 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
         "up.zip": "member '../../cats/a.png' whose name leads out of it",
         "root.zip": "member '/cats/a.png' whose name leads out of it",
         "flipped.zip": "image cats/01.png of .* cannot be read .*CRC",
+        "locked.zip": "image cats/01.png of .* cannot be read .*encrypted",
         "short": "image cats/01.png of .* cannot be read .*truncated",
         "broken": "image cats/01.png of .* cannot be read",
         "cut-idx3-ubyte": "36 bytes, and 1 follow",
@@ -298,6 +305,17 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
         with pytest.raises(UserError, match=message) as error:
             load(tmp_path / name)
         assert "\n" not in str(error.value)
+
+
+def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
+    np.save(tmp_path / "points.npy", POINTS)
+    with pytest.raises(UserError, match="data.flip mirrors images"):
+        load(tmp_path / "points.npy", flip=True)
+    for key in ("image_size", "channels"):
+        section = load_config("vpsde").data
+        section[key] = 3
+        with pytest.raises(UserError, match="your own images, not digits"):
+            load_dataset(section)
 
 
 def test_an_unknown_name_is_refused():
