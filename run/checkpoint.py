@@ -1,24 +1,24 @@
-"""Checkpoints: one directory each, complete or absent.
+"""Checkpoints: one directory each, complete or absent (see sealed.py).
 
     checkpoints/00004000/model.safetensors     weights
-                         ema.safetensors       their exponential moving average, used for samples and scores
-                         training.pt           optimizer state, step, seconds trained, averaged updates,
-                                               losses behind times drawn by importance
-                         sha256.json           digests of the three, checked when they are read
+                         ema.safetensors       their moving average, used for samples and scores
+                         averages.safetensors  further averages, if there are any: "NAME/WEIGHT"
+                         training.pt           all other state: see `Checkpoint`
+                         summary.json          step and held-out loss
+                         sha256.json           digests of these, checked when they are read
 
-The directory is written under a temporary name, flushed to the disk and renamed. The batch and the noise of a
-step are functions of the seed and the step, so that nothing else is needed to resume exactly.
+The newest few are kept, and the one with the lowest held-out loss. The batch and the noise of a step are
+functions of the seed and the step, so that nothing else is needed to resume exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
+import math
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,82 +27,82 @@ import torch
 from torch import Tensor, nn
 
 from run.errors import UserError
-from run.files import write_durable
+from run.sealed import belongs, numbered, read_file, write_directory
 
 FOLDER = "checkpoints"
-DIGESTS = "sha256.json"
+SUMMARY = "summary.json"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds, on the CPU."""
+    """What a checkpoint holds, on the CPU once it is read."""
 
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps done, those skipped included."""
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict
     seconds: float
     """Wall-clock time of training so far."""
     ema_updates: int
+    """Steps in the averages, those skipped left out."""
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    """The weights of further averages as "NAME/WEIGHT"."""
     times: dict[str, Tensor] = field(default_factory=dict)
     """State of the choice of times; empty for choices that have none."""
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters of the objective's own."""
+    scaler: dict = field(default_factory=dict)
+    """The loss scale of fp16."""
+    running: dict[str, Tensor] = field(default_factory=dict)
+    """Sums since the last point of the log."""
+    held_out_loss: float | None = None
+
+    def average(self, name: str) -> dict[str, Tensor]:
+        """The weights of a further average; empty if there is none of this name."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): w for key, w in self.averages.items() if key.startswith(prefix)}
+
+
+IN_TRAINING_FILE = ("step", "optimizer", "seconds", "ema_updates")
+SINCE_THEN = ("times", "objective", "scaler", "running", "held_out_loss")  # older checkpoints lack some
 
 
 def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint, then removes all but the newest `keep`; returns its directory."""
-    folder = workdir / FOLDER
-    target = folder / f"{checkpoint.step:08d}"
-    temporary = folder / f".{target.name}"
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
-    temporary.mkdir(parents=True)
-    try:
-        training = {
-            "step": checkpoint.step,
-            "optimizer": checkpoint.optimizer,
-            "seconds": checkpoint.seconds,
-            "ema_updates": checkpoint.ema_updates,
-            "times": checkpoint.times,
-        }
-        buffer = io.BytesIO()
-        torch.save(training, buffer)
-        files = {
-            "model.safetensors": safetensors.torch.save(checkpoint.model),
-            "ema.safetensors": safetensors.torch.save(checkpoint.ema),
-            "training.pt": buffer.getvalue(),
-        }
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        for name, data in {**files, DIGESTS: json.dumps(digests).encode()}.items():
-            write_durable(temporary / name, data)
-        _sync_folder(temporary)
-        shutil.rmtree(
-            target, ignore_errors=True
-        )  # there is one only if it was damaged and training went on before it
-        os.rename(temporary, target)
-        _sync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    for old in _directories(workdir)[:-keep]:
-        shutil.rmtree(old)
+    """Writes a checkpoint, then removes all but the newest `keep` and the best; returns its directory."""
+    target = workdir / FOLDER / f"{checkpoint.step:08d}"
+    buffer = io.BytesIO()
+    torch.save({key: getattr(checkpoint, key) for key in (*IN_TRAINING_FILE, *SINCE_THEN)}, buffer)
+    files = {
+        "model.safetensors": pack(checkpoint.model),
+        "ema.safetensors": pack(checkpoint.ema),
+        "training.pt": buffer.getvalue(),
+        SUMMARY: json.dumps({"step": checkpoint.step, "held_out_loss": checkpoint.held_out_loss}).encode(),
+    }
+    if checkpoint.averages:
+        files["averages.safetensors"] = pack(checkpoint.averages)
+    write_directory(target, files)
+    directories = numbered(workdir / FOLDER)
+    kept = {*directories[-keep:], *_by_held_out_loss(directories)[:1]}
+    for old in directories:
+        if old not in kept:
+            shutil.rmtree(old)
     return target
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _directories(workdir: Path) -> list[Path]:
-    """The checkpoint directories, oldest first."""
-    return sorted(path for path in (workdir / FOLDER).glob("[0-9]*") if path.name.isdigit())
+def pack(weights: dict[str, Tensor]) -> bytes:
+    """Weights as the bytes of a safetensors file, in the usual order of memory."""
+    return safetensors.torch.save({key: weight.contiguous() for key, weight in weights.items()})
 
 
 def exists(workdir: Path) -> bool:
     """Whether the run directory holds any checkpoint, intact or not."""
-    return bool(_directories(workdir))
+    return bool(steps(workdir))
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints, ascending."""
+    return [int(directory.name) for directory in numbered(workdir / FOLDER)]
 
 
 def latest(workdir: Path) -> Checkpoint:
@@ -111,18 +111,52 @@ def latest(workdir: Path) -> Checkpoint:
     Raises:
         UserError: If there is no checkpoint, or none is intact.
     """
-    directories = _directories(workdir)
-    if not directories:
-        raise UserError(f"{workdir} holds no checkpoint: train first with --mode train --workdir {workdir}")
-    for directory in reversed(directories):
+    return _first_intact(reversed(numbered(workdir / FOLDER)), workdir)
+
+
+def best(workdir: Path) -> Checkpoint:
+    """The intact checkpoint with the lowest held-out loss; damaged ones are named on stderr.
+
+    Raises:
+        UserError: If there is no checkpoint with a held-out loss, or none is intact.
+    """
+    directories = numbered(workdir / FOLDER)
+    ranked = _by_held_out_loss(directories)
+    if directories and not ranked:
+        raise UserError(
+            f"no checkpoint of {workdir} has a held-out loss, so none is the best: train with "
+            "training.held_out above 0, or take sampling.checkpoint=latest"
+        )
+    return _first_intact(ranked, workdir)
+
+
+def _first_intact(directories: Iterable[Path], workdir: Path) -> Checkpoint:
+    damage = None
+    for directory in directories:
         try:
             return read(directory)
         except UserError as error:
             damage = error
-            print(f"warning: {error}", file=sys.stderr)
+            print(f"warning: {error}; it is passed over", file=sys.stderr)
+    if damage is None:
+        raise UserError(f"{workdir} holds no checkpoint: train first with --mode train --workdir {workdir}")
     raise UserError(
         f"no checkpoint of {workdir} is intact ({damage}): restore one, or train again in another --workdir"
     )
+
+
+def _by_held_out_loss(directories: list[Path]) -> list[Path]:
+    """Those with a held-out loss, the lowest first, of equals the newer."""
+    losses = {directory: _held_out_loss(directory) for directory in reversed(directories)}
+    return sorted((d for d in losses if math.isfinite(losses[d])), key=losses.__getitem__)
+
+
+def _held_out_loss(directory: Path) -> float:
+    try:
+        loss = read_file(directory / SUMMARY, json.loads)["held_out_loss"]
+    except (UserError, KeyError):  # an older checkpoint, or a damaged one: `latest` names it when it is read
+        return math.inf
+    return loss if isinstance(loss, float) else math.inf
 
 
 def read(directory: Path) -> Checkpoint:
@@ -131,31 +165,18 @@ def read(directory: Path) -> Checkpoint:
     Raises:
         UserError: If a file of it is missing, truncated or corrupt.
     """
-    digests = {}  # checkpoints from before there were digests have none
-    if (directory / DIGESTS).is_file():
-        digests = _read_file(directory / DIGESTS, json.loads, {})
-    model = _read_file(directory / "model.safetensors", safetensors.torch.load, digests)
-    ema = _read_file(directory / "ema.safetensors", safetensors.torch.load, digests)
-    training = _read_file(directory / "training.pt", _load_training, digests)
-    return Checkpoint(model=model, ema=ema, **training)
+    model = read_file(directory / "model.safetensors", safetensors.torch.load)
+    ema = read_file(directory / "ema.safetensors", safetensors.torch.load)
+    training = read_file(directory / "training.pt", _load_training)
+    path = directory / "averages.safetensors"
+    averages = read_file(path, safetensors.torch.load) if belongs(path) else {}
+    return Checkpoint(model=model, ema=ema, averages=averages, **training)
 
 
 def _load_training(data: bytes) -> dict:
     training = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    fields = {key: training[key] for key in ("step", "optimizer", "seconds", "ema_updates")}
-    return fields | {"times": training.get("times", {})}  # older checkpoints have none
-
-
-def _read_file(path: Path, parse: Callable[[bytes], dict], digests: dict[str, str]) -> dict:
-    if not path.is_file():
-        raise UserError(f"checkpoint file {path} is missing")
-    data = path.read_bytes()
-    if path.name in digests and hashlib.sha256(data).hexdigest() != digests[path.name]:
-        raise UserError(f"checkpoint file {path} is damaged: its bytes are not those that were written")
-    try:
-        return parse(data)
-    except Exception as error:  # torn bytes make a parser raise anything, IndexError among them
-        raise UserError(f"checkpoint file {path} is damaged") from error
+    fields = {key: training[key] for key in IN_TRAINING_FILE}
+    return fields | {key: training[key] for key in SINCE_THEN if key in training}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], workdir: Path) -> None:

@@ -13,13 +13,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from run import plots
 from run.report import progress_bar
+from run.running import Means
 
 LOG_FILE = "log.jsonl"
 LOSS_CURVE = "loss_curve.png"
 
 
 class Recorder:
-    """The records of one run, appended to those of the same run before it was stopped.
+    """The records of one run, appended to those of the same run before it was stopped; `loss` is the last.
 
     Args:
         workdir: The run directory.
@@ -34,6 +35,7 @@ class Recorder:
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = progress_bar(total, "training", "step", initial=step)
         self._last = (step, time.perf_counter())
+        self.loss: float | None = None
 
     def __enter__(self) -> Recorder:
         return self
@@ -45,23 +47,34 @@ class Recorder:
     def advance(self) -> None:
         self._bar.update()
 
-    def log(self, step: int, loss: float, grad_norm: float, learning_rate: float, seconds: float) -> None:
-        """Adds one point to every record."""
+    def log(
+        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+    ) -> None:
+        """Adds one point to every record.
+
+        `level_losses` are the mean losses between the noise levels `level_edges`; the first and the last bin
+        are open.
+        """
         now = time.perf_counter()
         rate = (step - self._last[0]) / max(1e-9, now - self._last[1])
-        self._last = (step, now)
+        self._last, self.loss = (step, now), means.loss
         row = dict(
-            loss=loss,
-            grad_norm=grad_norm,
+            loss=means.loss,
+            grad_norm=means.grad_norm,
             learning_rate=learning_rate,
+            skipped=means.skipped,
             steps_per_second=rate,
             seconds=seconds,
+            held_out_loss=held_out_loss,
         )
+        levels = dict(level_edges=means.level_edges, level_losses=means.level_losses)
         with open(self._workdir / LOG_FILE, "a") as file:
-            file.write(json.dumps(dict(step=step, **row)) + "\n")
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            file.write(json.dumps(_without_nan(dict(step=step, **row, **levels))) + "\n")
+        scalars = row | {f"level_loss/{k}": value for k, value in enumerate(means.level_losses)}
+        for name, value in scalars.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self._bar.set_postfix(loss=f"{means.loss:.4f}", refresh=False)
 
     def show_picture(self, path: Path, step: int) -> None:
         """Shows a picture of samples, which lies at `path`, in TensorBoard too."""
@@ -69,7 +82,9 @@ class Recorder:
             self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def save_loss_curve(self) -> None:
-        plots.save_loss_curve(self._workdir / LOSS_CURVE, *logged(read_log(self._workdir), "loss"))
+        steps, losses = logged(read_log(self._workdir), "loss")
+        if steps:
+            plots.save_loss_curve(self._workdir / LOSS_CURVE, steps, losses)
 
 
 def read_log(workdir: Path) -> list[dict]:
@@ -90,3 +105,12 @@ def logged(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
     points = [(row["step"], row.get(key)) for row in rows]
     points = [(step, y) for step, y in points if isinstance(y, int | float) and math.isfinite(y)]
     return [step for step, _ in points], [y for _, y in points]
+
+
+def _without_nan(value: object) -> object:
+    """JSON has null where there is no number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -77,6 +77,7 @@ def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
     for key, value in (("training.steps", "8"), ("training.steps", "2600"), ("data.name", "digits")):
         assert key in page.words and value in page.words
     curves = {"loss", "norm of the gradient", "learning rate", "steps per second"}
+    curves.add("loss by noise level, means over parts of the training")
     assert {*curves, "step 8", "likelihood.png", "eabm.png"} == set(page.captions)
     assert cli("report", trained) == 0  # in the place of the old one, which is no file of the run
 
