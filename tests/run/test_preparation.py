@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from run.config import apply_overrides, load_config
+from run.config import apply_overrides, differing_keys, load_config, read_config, save_config
 from run.errors import UserError
 from run.preparation import ALPHA_MODES, GREY_MODES, MODES, ORIENTATION, Preparation, middle
 
@@ -111,6 +112,22 @@ def test_sizes_are_one_number_or_two():
     for text in ("4.5", "big", "4,b"):
         with pytest.raises(UserError, match="data.image_size"):
             shape(text)
+
+
+def test_a_configuration_file_may_give_a_pair_and_a_run_keeps_it(tmp_path: Path):
+    (tmp_path / "mine.py").write_text(
+        "from run.configs import vpsde\n"
+        "def get_config():\n"
+        "    config = vpsde.get_config()\n"
+        "    config.data.image_size = (4, 7)\n"
+        "    return config\n"
+    )
+    config = apply_overrides(load_config(str(tmp_path / "mine.py")), [])
+    save_config(config, tmp_path)
+    kept = read_config(tmp_path)
+    assert not differing_keys(kept, config)
+    for found in (config, kept):
+        assert Preparation.of(found.data).size == (4, 7)
 
 
 def test_channels_are_checked():
