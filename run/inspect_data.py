@@ -32,9 +32,10 @@ def inspect_data(config: ConfigDict, workdir: Path, device: torch.device) -> int
     if looked_at is dataset.train:
         memory = [("memory", f"{size:,.1f} MiB, held there")]
     else:
+        which = "all" if len(raw) == len(dataset.train) else f"{len(raw):,} drawn at random"
         memory = [
             ("memory", f"would take {size:,.1f} MiB: read from the disk, see data.memory_gib"),
-            ("looked at", f"{len(raw):,} training samples, drawn at random; all below is theirs"),
+            ("looked at", f"{which} of the training samples, for what follows"),
         ]
     rows: list[tuple[str, object]] = [
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {kind}"),

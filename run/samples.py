@@ -156,7 +156,7 @@ def in_memory(samples: Samples) -> Tensor:
 
 
 def fingerprints(samples: Samples) -> Iterable[bytes]:
-    """Of each sample bytes that depend on its content alone."""
+    """Of each sample bytes that depend on its content alone; of all samples that a stream's source has."""
     if isinstance(samples, Tensor):
         return (sample.tobytes() for sample in samples.numpy())
     return samples.source.fingerprints()
