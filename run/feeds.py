@@ -2,9 +2,9 @@
 
 Which samples a step takes is a function of (seed, step) alone, read ahead or not, so that a run that goes on
 sees the data of one that was not stopped. Threads, and not processes: reading, decoding and resampling run
-without Python's lock, an error arrives as it was raised, and nothing has to be started, copied, or left behind
-when this process is killed. The price is paid for files of very small images, whose headers, read in Python,
-take longer than their pixels.
+without Python's lock, an error arrives as it was raised, and nothing is started, copied, or left behind when
+this process is killed. The price is paid for files of very small images, whose headers, read in Python, take
+longer than their pixels.
 """
 
 from __future__ import annotations
