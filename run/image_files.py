@@ -1,7 +1,7 @@
 """Images that are opened one by one: of a folder or a zip file, of an array, of a hub's data set (hub.py).
 
-    a folder or a .zip of .png, .jpg, .jpeg, .webp or .bmp files; subfolders are classes, but where they are
-    below two folders train and test (or validation, val), the second is held out
+    a folder or a .zip of .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff files; subfolders are classes, but
+    where they are below two folders train and test (or validation, val), the second is held out
 
 They become uint8 samples (C, H, W), see preparation.py, decoded by threads: all at once where they fit in
 memory, else when they are asked for. Nothing is unpacked to the disk.
@@ -29,7 +29,7 @@ from run.report import progress_bar
 from run.samples import Found, Samples, Source, hold_or_stream, part
 
 TRAIN, HELD_OUT = "train", ("test", "validation", "val")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 # What Pillow, a damaged or an encrypted archive raise.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,

@@ -1,7 +1,7 @@
 """From an opened image to grey levels: which way up, how many channels, cropped and resized.
 
 orientation   as the camera's EXIF tag says
-depth         16-bit grey levels give their high byte, floor(k / 256)
+depth         16-bit grey levels give their high byte, floor(k / 256); floating-point pixels are refused
 channels      1 of grey images, 3 of all others, or as many as asked for: 1 grey, 2 grey and alpha, 3 RGB,
               4 RGB and alpha
 alpha         kept where 2 or 4 channels are asked for; else the image is laid on white
@@ -53,7 +53,11 @@ class Preparation:
         return cls(_size(section.image_size), section.crop, section.channels)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
-        """The image's grey levels, uint8 (C, H, W)."""
+        """The image's grey levels, uint8 (C, H, W).
+
+        Raises:
+            ValueError: If its pixels are floating-point numbers.
+        """
         ImageOps.exif_transpose(image, in_place=True)
         image = self._converted(image)
         if self.size is not None:
@@ -75,6 +79,8 @@ class Preparation:
         return (self.channels or (1 if image.mode in GREY_MODES else 3), *(self.size or (height, width)))
 
     def _converted(self, image: Image.Image) -> Image.Image:
+        if image.mode == "F":
+            raise ValueError("its pixels are floating-point numbers of no known range, save 8 or 16 bits")
         mode = MODES[self.channels or (1 if image.mode in GREY_MODES else 3)]
         if image.mode.startswith("I"):  # Pillow would set all levels above 255 to white
             image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))

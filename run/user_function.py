@@ -33,9 +33,9 @@ def names_function(path: str) -> bool:
 def absolute(path: str) -> str:
     """data.path for use from any folder: files become absolute, the names of modules stay."""
     if not names_function(path):
-        return str(Path(path).resolve())
+        return str(Path(path).expanduser().resolve())  # no shell expands ~ behind the = of a flag
     module, function = FUNCTION.fullmatch(path).groups()
-    return f"{Path(module).resolve()}:{function}" if module.endswith(".py") else path
+    return f"{Path(module).expanduser().resolve()}:{function}" if module.endswith(".py") else path
 
 
 def call_function(path: str) -> dict[str, np.ndarray]:

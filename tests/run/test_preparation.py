@@ -38,6 +38,11 @@ def test_sixteen_bits_give_their_high_byte():
         assert Preparation(channels=3)(image)[2].tolist() == [[0, 0, 1, 3, 254, 255]]
 
 
+def test_floating_point_pixels_are_refused():
+    with pytest.raises(ValueError, match="floating-point"):
+        Preparation()(Image.fromarray(np.zeros((2, 2), np.float32)))
+
+
 def test_transparent_images_are_laid_on_white():
     image = Image.fromarray(np.concatenate([COLOUR, ALPHA], 2))
     a = ALPHA / 255

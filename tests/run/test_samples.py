@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +17,7 @@ from run.config import load_config
 from run.data import Dataset, load_dataset
 from run.errors import UserError
 from run.samples import Source, Stream, in_memory
+from run.trainer import Trainer
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (60, 4, 6, 3), np.uint8)
 
@@ -175,19 +178,31 @@ def test_of_a_large_stream_a_part_is_looked_at():
     assert abs(some.mean() - 15_000) < 500 and torch.equal(in_memory(stream), some)
 
 
-def test_a_stream_trains_as_memory_does_bit_for_bit(cli: Callable, tmp_path: Path, capsys):
-    """And all the modes work on it."""
+def test_a_stream_trains_as_memory_does_bit_for_bit(
+    cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
+    """Though it is stopped and goes on in between. And all the modes work on it."""
     np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (40, 8, 8), np.uint8))
-    weights = []
-    for gib in (4, 0):
-        workdir = tmp_path / f"run{gib}"
-        keys = (f"--config.data.path={tmp_path / 'a.npy'}", f"--config.data.memory_gib={gib}")
-        assert cli("train", workdir, *keys, "--config.data.flip=true") == 0
-        weights.append(checkpoint.latest(workdir).model)
-    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
-    assert cli("data", workdir, *keys) == cli("likelihood", workdir) == cli("evaluate", workdir) == 0
+    keys = (f"--config.data.path={tmp_path / 'a.npy'}", "--config.data.flip=true")
+    held, streamed = tmp_path / "held", tmp_path / "streamed"
+    assert cli("train", held, *keys) == 0
+    keys += ("--config.data.memory_gib=0",)
+    advance = Trainer.advance
+
+    def stopped(trainer: Trainer) -> None:
+        if trainer.step == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        advance(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", stopped)
+    assert cli("train", streamed, *keys) == 143
+    monkeypatch.setattr(Trainer, "advance", advance)
+    assert cli("train", streamed, *keys, "--config.data.workers=2") == 0  # on which nothing depends
+    weights, expected = (checkpoint.latest(workdir).model for workdir in (streamed, held))
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert cli("data", streamed, *keys) == cli("likelihood", streamed) == cli("evaluate", streamed) == 0
     printed = capsys.readouterr().out
-    assert "read from the disk" in printed and (workdir / "data.png").exists()
+    assert "read from the disk" in printed and (streamed / "data.png").exists()
 
 
 def test_an_image_damaged_after_the_start_stops_training_with_its_name(

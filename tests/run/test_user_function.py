@@ -63,6 +63,9 @@ def test_paths_of_functions_hold_in_other_folders(tmp_path: Path, monkeypatch: p
     assert absolute("mine.py:load") == f"{tmp_path / 'mine.py'}:load"
     assert absolute("package.module:load") == "package.module:load"
     assert absolute("images") == str(tmp_path / "images")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert absolute("~/images") == str(tmp_path / "images")
+    assert absolute("~/mine.py:load") == f"{tmp_path / 'mine.py'}:load"
     (tmp_path / "odd:name").mkdir()  # a folder, whatever its name
     assert absolute("odd:name") == str(tmp_path / "odd:name")
 
