@@ -206,27 +206,37 @@ def _results(workdir: Path, stem: str) -> list[str]:
 
 
 def _record(record: dict) -> str:
-    """Numbers and texts first; the parts of a result side by side; the settings folded away."""
-    plain = {key: value for key, value in record.items() if not isinstance(value, dict | list)}
-    tables = {key: value for key, value in record.items() if isinstance(value, dict) and key != "settings"}
-    parts = [_table([(_words(key), _value(value)) for key, value in plain.items()])]
-    columns = {
-        key: value for key, value in tables.items() if value and not any(map(_is_nested, value.values()))
-    }
+    """Numbers and texts, parts side by side that have the same; folded away the whole, with its settings."""
+    shown = {key: value for key, value in record.items() if key != "settings"}
+    flat = {key: part for key, part in shown.items() if isinstance(part, dict) and _is_flat(part)}
+    columns = flat if len(flat) > 1 else {}
+    parts = [_table(_leaves({key: value for key, value in shown.items() if key not in columns}))]
     if columns:
         names = list(dict.fromkeys(name for column in columns.values() for name in column))
         rows = [
             (_words(name), *(_value(column.get(name, "")) for column in columns.values())) for name in names
         ]
         parts.append(_table(rows, ("", *map(_words, columns))))
-    rest = {key: value for key, value in record.items() if key not in plain and key not in columns}
-    for key, value in rest.items():
-        parts.append(_folded(_words(key), f"<pre class='scroll'>{escape(json.dumps(value, indent=1))}</pre>"))
+    parts.append(
+        _folded("the whole file", f"<pre class='scroll'>{escape(json.dumps(record, indent=1))}</pre>")
+    )
     return "\n".join(parts)
 
 
-def _is_nested(value: object) -> bool:
-    return isinstance(value, dict | list)
+def _is_flat(part: dict) -> bool:
+    return not any(isinstance(value, dict | list) for value in part.values())
+
+
+def _leaves(record: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """The numbers and texts of a record and of those in it, with the names that lead there."""
+    rows = []
+    for key, value in record.items():
+        name = f"{prefix}{_words(key)}"
+        if isinstance(value, dict):
+            rows += _leaves(value, f"{name}: ")
+        elif not isinstance(value, list):
+            rows.append((name, _value(value)))
+    return rows
 
 
 def _sample_files(workdir: Path) -> list[str]:

@@ -158,6 +158,24 @@ def test_no_run_no_page(cli: Callable, tmp_path: Path, refused: Callable):
     assert "holds no run" in refused(cli("report", tmp_path / "none"))
 
 
+def test_every_number_of_a_result_is_shown(cli: Callable, trained: Path):
+    bound = {"bits_per_dim": 4.25, "terms": {"L_0": {"bits_per_dim": 0.75}}, "steps": [0.5, 0.125]}
+    record = {"bits_per_dim": 3.5, "bound": bound, "settings": {"n_probes": 17}}
+    (trained / "likelihood.json").write_text(json.dumps(record))
+    parts = {"file": "pc.npz", "samples": {"a": 1.5, "b": 2.5}, "real": {"a": 3.25}}
+    (trained / "evaluation.json").write_text(json.dumps(parts))
+    assert cli("report", trained) == 0
+    words = read(trained).words
+    for cells in (
+        "bits per dim3.5",
+        "bound: bits per dim4.25",
+        "bound: terms: L_0: bits per dim0.75",
+        "b2.5",
+    ):
+        assert cells in words.replace("L 0", "L_0")
+    assert "0.125" in words and "17" in words and "a1.53.25" in words  # one row of two columns
+
+
 def test_many_pictures_are_thinned_out(cli: Callable, trained: Path):
     for step in range(9, 48):
         shutil.copy(trained / "samples/step_00000008.png", trained / f"samples/step_{step:08d}.png")
