@@ -77,9 +77,8 @@ def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps:
         for key, step in contestants.items():
             seconds[key].append(timed(step, steps, device))
     bare, engine, data = (statistics.median(seconds[key]) for key in contestants)
-    over = statistics.median(
-        e / b - 1 for e, b in zip(seconds["engine"], seconds["bare"], strict=True)
-    )  # of turns beside each other, which a machine that slows down slows alike
+    # Of turns beside each other, which a machine that slows down slows alike.
+    over = statistics.median(e / b - 1 for e, b in zip(seconds["engine"], seconds["bare"], strict=True))
     rate = config.training.batch_size / engine
     cells = (f"{1e3 * bare:.2f}", f"{1e3 * engine:.2f}", f"{100 * over:+.1f} %", f"{rate:,.0f}")
     return f"| {name} | {' | '.join(cells)} | {100 * data / engine:.2f} % |"

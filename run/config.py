@@ -310,6 +310,9 @@ def read_config(workdir: Path) -> ConfigDict:
     for name, section in base.get_config().items():  # a run from before a key existed gets its default
         if isinstance(section, ConfigDict) and name != "model" and isinstance(config.get(name), ConfigDict):
             config[name] = ConfigDict({**section.to_dict(), **config[name].to_dict()})
+    if isinstance(config.get("model"), ConfigDict) and config.model.get("name") == "unet":
+        defaults = base.get_config().model.to_dict() | base.unet_defaults()  # without the preset's numbers
+        config.model = ConfigDict(defaults | config.model.to_dict())
     _check_complete(config, str(path))
     return config.lock()
 

@@ -81,7 +81,7 @@ class Trainer:
         self.raw = not (config.data.dequantize and dataset.levels)
         levels = dataset.levels if self.raw else None
         self.objective = build_objective(section, self.model, self.times, levels).to(device)
-        self.in_training = for_training(self.model, section, device)
+        self.training_model = for_training(self.model, section, device)
         self.averages = Averages(self.model, section, device)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
@@ -137,7 +137,7 @@ class Trainer:
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""
-        losses = self.objective(self.in_training, batch.x_0, batch.times, batch.noise)
+        losses = self.objective(self.training_model, batch.x_0, batch.times, batch.noise)
         mean = (batch.times.weights.to(losses) * losses).mean() / self.config.training.accumulate
         self.scaler.scale(mean).backward()
         return losses.detach()
