@@ -11,11 +11,14 @@ Reference:
 
 from __future__ import annotations
 
+import math
+
 from ml_collections import ConfigDict
 
 from run.config import AUTO
 from run.data import Dataset, to_raw
 from run.errors import UserError
+from run.samples import in_memory
 from sde_lib import largest_distance, number_of_levels
 
 LEVELS = ("sigma_max", "N")  # keys of the section sde
@@ -50,9 +53,9 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
         )
     levels = config.sde.to_dict()
     if "sigma_max" in unresolved:
-        levels["sigma_max"] = largest_distance(to_raw(dataset.train, dataset.levels))
+        levels["sigma_max"] = largest_distance(to_raw(in_memory(dataset.train), dataset.levels))
     if "N" in unresolved:
-        levels["N"] = number_of_levels(levels["sigma_max"], levels["sigma_min"], dataset.train[0].numel())
+        levels["N"] = number_of_levels(levels["sigma_max"], levels["sigma_min"], math.prod(dataset.shape))
     return _with_levels(config, {key: levels[key] for key in unresolved})
 
 

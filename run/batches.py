@@ -20,7 +20,9 @@ Part = TypeVar("Part")
 
 
 class BatchOrder:
-    """Batch k of an endless sequence of epochs, each a permutation of its own; no sample is dropped."""
+    """An endless sequence of epochs, each a permutation of its own, of which step k takes the places from
+    k batch_size on; no sample is dropped.
+    """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
@@ -34,17 +36,25 @@ class BatchOrder:
 
     def __call__(self, step: int) -> Tensor:
         """Indices of the batch of a step, shape (batch_size,)."""
-        parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
-        while position < end:
+        return self.at(self.places(step))
+
+    def places(self, step: int) -> range:
+        """Where in the sequence the batch of a step is."""
+        return range(step * self.batch_size, (step + 1) * self.batch_size)
+
+    def at(self, places: range) -> Tensor:
+        """Indices of the samples at consecutive places of the sequence, shape (len(places),)."""
+        parts, position = [], places.start
+        while position < places.stop:
             epoch, offset = divmod(position, self.n)
-            take = min(self.n - offset, end - position)
+            take = min(self.n - offset, places.stop - position)
             parts.append(self._permutation(epoch)[offset : offset + take])
             position += take
         return torch.cat(parts)
 
 
 class Rows:
-    """Base of dataclasses whose fields are tensors of B rows, more dataclasses of such, or None."""
+    """Base of dataclasses whose fields are tensors or ranges of B rows, dataclasses of such, or None."""
 
     def __len__(self) -> int:
         return len(self.noise)
@@ -71,10 +81,10 @@ def _take(batch: Part, rows: slice) -> Part:
 
 @dataclass(frozen=True)
 class Draw(Rows):
-    """The samples of a batch by their indices, and all that is random about them."""
+    """The samples of a batch by their places in the order, and all that is random about them."""
 
-    indices: Tensor
-    """Which samples, shape (B,)."""
+    places: range
+    """Which samples: B places in the sequence of a `BatchOrder`."""
     mirrored: Tensor | None
     """Whether each is flipped left to right, shape (B,); None where none is."""
     u: Tensor

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from run.configs import base
 from run.errors import UserError
 from run.files import write_atomic
+from run.user_function import absolute
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
@@ -30,8 +31,11 @@ AUTO_KEYS = {  # keys that may be "auto", NCSNv2's rule (auto.py and build.py), 
     "sampling.ald_step_size": float,
 }
 
+SIZE_KEYS = ("data.image_size",)  # keys that may be one number or two, (height, width)
+
 AT_LEAST_ONE = (
     "data.num_points",
+    "data.workers",
     "training.steps",
     "training.batch_size",
     "training.accumulate",
@@ -66,7 +70,7 @@ NOT_NEGATIVE = (
     "training.max_minutes",
     "training.held_out",
     "training.vlb_weight",
-    "data.image_size",
+    "data.memory_gib",
     "sampling.clip",
     "sampling.nfe",
     "sampling.steps",
@@ -124,7 +128,7 @@ def load_config(name: str) -> ConfigDict:
         )
     config = module.get_config(experiment) if experiment else module.get_config()
     _check_complete(config, name)
-    config.data.path = str(Path(config.data.path).resolve()) if config.data.path else ""
+    config.data.path = absolute(config.data.path) if config.data.path else ""
     return config.lock()
 
 
@@ -200,7 +204,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[tuple[str, str]]) ->
             raise UserError(_unknown_key(key, flat))
         value = parse_value(key, text, flat[key])
         if key == "data.path" and value:
-            value = str(Path(value).resolve())  # the run directory is used from other folders too
+            value = absolute(value)  # the run directory is used from other folders too
         with config.unlocked(), config.ignore_type():  # a number may take the place of "auto"
             section, _, name = key.rpartition(".")
             (config[section] if section else config)[name] = value
@@ -225,6 +229,8 @@ def parse_value(key: str, text: str, default: object) -> object:
     if key in AUTO_KEYS and text == AUTO:
         return AUTO
     try:
+        if key in SIZE_KEYS:
+            default = (0, 0) if "," in text else 0
         return AUTO_KEYS[key](text) if key in AUTO_KEYS else _parse(text, default)
     except (ValueError, SyntaxError) as error:
         kind = AUTO_KEYS.get(key, type(default))

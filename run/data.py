@@ -1,4 +1,8 @@
-"""Data sets: handwritten digits, 2-D toys, and a user's own arrays and images (see image_files.py).
+"""Data sets: handwritten digits, 2-D toys, and a user's own.
+
+Of a user's own, image_files.py reads folders and zip files, arrays.py arrays, image_archives.py MNIST's and
+CIFAR-10's files, hub.py data sets of the Hugging Face hub, user_function.py calls a Python function. What is
+larger than data.memory_gib is not held in memory, see samples.py.
 
 Images are kept as integer grey levels k in 0..levels-1 of shape (N, C, H, W). The model sees them
 dequantized, with fresh uniform noise at every step. Pictures, sample files and distances use the raw pixels
@@ -9,10 +13,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +22,14 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from run.arrays import find_arrays, read_array_files
 from run.errors import UserError
-from run.image_files import read_images
+from run.hub import HUB, find_on_hub
+from run.image_archives import CIFAR_CLASSES, CIFAR_FILES, read_cifar, read_idx
+from run.image_files import find_images
+from run.preparation import Preparation
+from run.samples import Found, Samples, fingerprints, part
+from run.user_function import call_function, names_function
 from sde_lib import dequantize, generator_for, quantize
 
 
@@ -30,9 +38,9 @@ class Dataset:
     """A training set and a held-out set of one kind."""
 
     name: str
-    train: Tensor
-    """Grey levels, uint8 (N, C, H, W), or points, float32 (N, D)."""
-    test: Tensor
+    train: Samples
+    """Grey levels, uint8 (N, C, H, W), or points, float32 (N, D); a tensor, or a stream if it is large."""
+    test: Samples
     """Held-out data of the same kind."""
     levels: int | None
     """Number of grey levels; None for points."""
@@ -76,25 +84,27 @@ def load_dataset(section: ConfigDict) -> Dataset:
     """The data set of a `data` section.
 
     Raises:
-        UserError: If the name is unknown, or the file cannot be used.
+        UserError: If the name is unknown, or the source cannot be used.
     """
+    dataset = _load(section)
+    if section.flip and not dataset.levels:
+        raise UserError("data.flip mirrors images, and these data are points: leave it false")
+    return dataset
+
+
+def _load(section: ConfigDict) -> Dataset:
     if section.path:
-        path = Path(section.path)
-        if path.suffix in (".npy", ".npz"):
-            return load_arrays(path, section.seed)
-        return load_images(path, section.seed, section.image_size, section.crop)
-    if section.name == "digits":
-        return load_digits()
-    if section.name not in TOYS:
+        return _with_held_out(*_find(section), section)
+    if section.name.startswith(HUB):
+        return _with_held_out(section.name, find_on_hub(section.name.removeprefix(HUB), section), section)
+    if section.name not in ("digits", *TOYS):
         raise UserError(
-            f"unknown data set {section.name!r}; choose one of digits, {', '.join(TOYS)}, or set data.path"
+            f"unknown data set {section.name!r}; choose one of digits, {', '.join(TOYS)}, {HUB}NAME of the "
+            "Hugging Face hub, or set data.path"
         )
-    draw = TOYS[section.name]
-    train, test = (
-        draw(_numpy_generator(section.seed, section.name, part), section.num_points)
-        for part in ("train", "test")
-    )
-    return Dataset(section.name, _points(train), _points(test), None)
+    if Preparation.of(section) != Preparation(crop=section.crop):
+        raise UserError(f"data.image_size and data.channels change your own images, not {section.name}")
+    return load_digits() if section.name == "digits" else _load_toy(section)
 
 
 def load_digits() -> Dataset:
@@ -109,6 +119,15 @@ def load_digits() -> Dataset:
     train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
     labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
     return Dataset("digits", train, test, 17, labels, test_labels, tuple("0123456789"))
+
+
+def _load_toy(section: ConfigDict) -> Dataset:
+    draw = TOYS[section.name]
+    train, test = (
+        torch.from_numpy(draw(_numpy_generator(section.seed, section.name, side), section.num_points)).float()
+        for side in ("train", "test")
+    )
+    return Dataset(section.name, train, test, None)
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.
@@ -151,140 +170,57 @@ TOYS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
 }
 
 
-# A user's own arrays.
+# A user's own data.
 
 
-def load_images(path: Path, seed: int, size: int, crop: str) -> Dataset:
-    """Images of a folder, a zip file or an archive; a tenth of them is held out.
-
-    Args:
-        path: The source, see image_files.py.
-        seed: Seed of the held-out split.
-        size: Height and width to bring the images to; 0 to keep them.
-        crop: "center" or "none", before resizing.
-
-    Raises:
-        UserError: As for `read_images`, or if there is only one image.
-    """
-    images = read_images(path, size, crop)
-    pixels = torch.from_numpy(np.ascontiguousarray(images.pixels.transpose(0, 3, 1, 2)))
-    labels = None if images.labels is None else torch.from_numpy(images.labels)
+def _find(section: ConfigDict) -> tuple[str, Found]:
+    """What `data.path` names, with a name for it."""
+    if names_function(section.path):
+        arrays = call_function(section.path)
+        return section.path.rpartition(":")[2], find_arrays(arrays, section.path, section)
+    path = Path(section.path)
+    if path.suffix in (".npy", ".npz") or (path / "x_train.npy").exists():
+        return path.stem, find_arrays(read_array_files(path, section.memory_gib), str(path), section)
+    if not path.exists():
+        raise UserError(f"data.path {path} does not exist")
     name = path.name.split(".")[0]
-    return _split(name, pixels, 256, labels, images.classes, seed, str(path))
+    if path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
+        return name, find_arrays(read_idx(path), str(path), section)
+    if path.name.endswith(".tar.gz") or any(path.glob(CIFAR_FILES)):
+        return name, replace(find_arrays(read_cifar(path), str(path), section), classes=CIFAR_CLASSES)
+    if path.is_dir() or path.suffix == ".zip":
+        return name, find_images(path, section)
+    raise UserError(
+        "data.path must name a .npy or .npz file or a folder of .npy files, a folder or .zip of images, an "
+        f"idx file (…idx3-ubyte[.gz]), CIFAR-10's .tar.gz, or FILE.py:FUNCTION, got {path}"
+    )
 
 
-def _split(
-    name: str,
-    samples: Tensor,
-    levels: int | None,
-    labels: Tensor | None,
-    classes: tuple[str, ...],
-    seed: int,
-    source: str,
-) -> Dataset:
-    """Holds out the samples with a hash in the lowest tenth: a sample stays on its side as others come."""
-    if len(samples) < 2:
-        raise UserError(f"{source} must hold at least 2 samples, one of them to hold out, got {len(samples)}")
+def _with_held_out(name: str, found: Found, section: ConfigDict) -> Dataset:
+    """Holds out the samples with a hash in the lowest tenth, unless the source has some apart: a sample stays
+    on its side as others come.
+    """
+    train, test, labels, test_labels = found.train, found.test, found.labels, found.test_labels
+    if test is None:
+        if len(train) < 2:
+            source = section.path or name
+            raise UserError(f"{source} must hold at least 2 samples, one to hold out, got {len(train)}")
+        held_out = _held_out(fingerprints(train), section.seed)
+        train, test = part(train, ~held_out), part(train, held_out)
+        if labels is not None:
+            labels, test_labels = labels[~held_out], labels[held_out]
+    return Dataset(name, train, test, found.levels, labels, test_labels, found.classes)
+
+
+def _held_out(fingerprints: Iterable[bytes], seed: int) -> Tensor:
+    """Which samples are held out, bool (N,)."""
     key = generator_for(seed, "held-out split").initial_seed().to_bytes(8, "big")
     hashes = [
-        int.from_bytes(hashlib.blake2b(sample.tobytes(), digest_size=8, key=key).digest(), "big")
-        for sample in samples.numpy()
+        int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "big")
+        for content in fingerprints
     ]
     held_out = torch.tensor([h < 2**64 // 10 for h in hashes])
     if held_out.all() or not held_out.any():  # of very few samples: the one with the lowest hash
-        held_out = torch.zeros(len(samples), dtype=torch.bool)
+        held_out = torch.zeros(len(hashes), dtype=torch.bool)
         held_out[min(range(len(hashes)), key=hashes.__getitem__)] = True
-    parts = [None, None] if labels is None else [labels[~held_out], labels[held_out]]
-    return Dataset(name, samples[~held_out], samples[held_out], levels, *parts, classes)
-
-
-def load_arrays(path: Path, seed: int) -> Dataset:
-    """A .npy array, or a .npz with x_train (and y_train, x_test, y_test) or one array; without x_test a
-    tenth is held out.
-
-    Args:
-        path: The file: uint8 images (N, H, W) or (N, H, W, C), or floating-point points (N, D).
-        seed: Seed of the held-out split.
-
-    Raises:
-        UserError: If the file is missing, damaged, or does not hold such an array.
-    """
-    arrays = _read_arrays(path)
-    key = "x_train" if "x_train" in arrays else next(iter(arrays))
-    if len(arrays) > 1 and key != "x_train":
-        raise UserError(
-            f"{path} must hold x_train (and x_test) or a single array, it holds {', '.join(arrays)}"
-        )
-    train, levels = _check_array(arrays[key], f"{path}:{key}")
-    labels = _check_labels(arrays, "y_train", train, path)
-    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    if "x_test" in arrays and key == "x_train":
-        test, test_levels = _check_array(arrays["x_test"], f"{path}:x_test")
-        if (test.shape[1:], test_levels) != (train.shape[1:], levels):
-            raise UserError(
-                f"x_train and x_test of {path} must agree in dtype and shape, got samples of "
-                f"{tuple(train.shape[1:])} and {tuple(test.shape[1:])}"
-            )
-        test_labels = _check_labels(arrays, "y_test", test, path)
-        return Dataset(path.stem, train, test, levels, labels, test_labels, classes)
-    return _split(path.stem, train, levels, labels, classes, seed, str(path))
-
-
-def _check_labels(arrays: dict[str, np.ndarray], key: str, samples: Tensor, path: Path) -> Tensor | None:
-    """Class indices beside samples, if the file has them."""
-    if key not in arrays:
-        return None
-    labels = arrays[key]
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == (len(samples),)
-    if not whole or (len(labels) and labels.min() < 0):
-        raise UserError(
-            f"{key} of {path} must be class indices from 0, integers of shape ({len(samples)},), got "
-            f"{labels.dtype} of shape {labels.shape}"
-        )
-    return torch.from_numpy(labels.astype(np.int64))
-
-
-def _read_arrays(path: Path) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise UserError(f"data file {path} does not exist")
-    try:
-        loaded = np.load(path, allow_pickle=False)
-        arrays = {"array": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(
-            f"data file {path} cannot be read ({reason}): write it again with numpy.save or numpy.savez"
-        ) from error
-    if not arrays:
-        raise UserError(f"data file {path} holds no array")
-    return arrays
-
-
-def _check_array(array: np.ndarray, source: str) -> tuple[Tensor, int | None]:
-    """The array as (grey levels or points, number of levels), or one sentence about what is wrong with it."""
-    images, points = array.dtype == np.uint8, np.issubdtype(array.dtype, np.floating)
-    if not images and not points:
-        raise UserError(f"{source} must be uint8 images or floating-point points, got dtype {array.dtype}")
-    if array.size == 0:
-        raise UserError(f"{source} is empty: its shape is {array.shape}")
-    if points:
-        if array.ndim != 2:
-            raise UserError(
-                f"{source} of dtype {array.dtype} must be points of shape (N, D), got {array.shape}; "
-                "images must be uint8"
-            )
-        points = _points(array)
-        if not points.isfinite().all():
-            raise UserError(f"{source} holds NaN or infinite values: remove those rows")
-        return points, None
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] > 4):
-        raise UserError(
-            f"{source} must be images of shape (N, H, W) or (N, H, W, C) with C at most 4, got {array.shape}"
-        )
-    channels_last = array if array.ndim == 4 else array[..., None]
-    return torch.from_numpy(np.ascontiguousarray(channels_last.transpose(0, 3, 1, 2))), 256
-
-
-def _points(array: np.ndarray) -> Tensor:
-    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
-        return torch.from_numpy(array.astype(np.float32))
+    return held_out

@@ -19,6 +19,7 @@ from run.fitted_grid import build_trained_sampler
 from run.report import print_result
 from run.rundir import load_trained
 from run.sample import SAMPLES, draw_and_save, settings
+from run.samples import in_memory
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,9 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         raise UserError(
             f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
         )
-    train, held_out = (to_raw(part, dataset.levels).numpy() for part in (dataset.train, dataset.test))
+    train, held_out = (
+        to_raw(in_memory(part), dataset.levels).numpy() for part in (dataset.train, dataset.test)
+    )
     of_samples, of_train = _distances(file.samples, held_out), _distances(train, held_out)
     # New data are as far from the training data as held-out data are: samples that are nearer are copies.
     of_samples["nearest_training_sample"] = _median_distance(file.samples, train)

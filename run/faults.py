@@ -73,7 +73,7 @@ def stop_if_all_are_skipped(trainer: Trainer, means: Means, workdir: Path) -> No
     step, (t, losses) = int(running.bad_step), running.bad
     draw = trainer.draw(step)
     arrays = dict(
-        indices=draw.indices,
+        indices=trainer.feed.order.at(draw.places),
         x_0=trainer.read(draw).x_0,
         noise=draw.noise,
         t=t,

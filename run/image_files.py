@@ -1,213 +1,291 @@
-"""Images from folders, zip files and the archives of MNIST and CIFAR-10.
+"""Images that are opened one by one: of a folder or a zip file, of an array, of a hub's data set (hub.py).
 
-    a folder or a .zip of .png, .jpg, .jpeg, .webp or .bmp files; subfolders are classes
-    train-images-idx3-ubyte[.gz], with train-labels-idx1-ubyte[.gz] beside it            MNIST's idx format
-    cifar-10-binary.tar.gz, or the data_batch_*.bin files in a folder                    CIFAR-10's binary
-    format
+    a folder or a .zip of .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff files; subfolders are classes, but
+    where they are below two folders train and test (or validation, val), the second is held out
 
-All give uint8 arrays (N, H, W, C) with C = 1 or 3, class indices (N,) or None, and the names of the classes.
-
-References:
-    The MNIST database (LeCun, Cortes & Burges, 1998), http://yann.lecun.com/exdb/mnist: the idx format.
-    Learning Multiple Layers of Features from Tiny Images (Krizhevsky, 2009),
-        https://www.cs.toronto.edu/~kriz/cifar.html: the binary version.
+They become uint8 samples (C, H, W), see preparation.py, decoded by threads: all at once where they fit in
+memory, else when they are asked for. Nothing is unpacked to the disk.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
-import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import torch
+from ml_collections import ConfigDict
+from PIL import Image
+from torch import Tensor
 
 from run.errors import UserError
+from run.preparation import Preparation
 from run.report import progress_bar
+from run.samples import Found, Samples, Source, hold_or_stream, part
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-CROPS = ("center", "none")
-CIFAR_RECORD = 1 + 3 * 32 * 32  # bytes: a label, then red, green and blue planes
-CIFAR_CLASSES = (
-    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
+TRAIN, HELD_OUT = "train", ("test", "validation", "val")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# What Pillow, a damaged or an encrypted archive raise.
+UNREADABLE = (
+    OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
+    Image.DecompressionBombError,
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Images:
-    """What a source held."""
+class Images(ABC):
+    """Images in a row, opened by any number of threads at a time."""
 
-    pixels: np.ndarray
-    """uint8 (N, H, W, C)."""
-    labels: np.ndarray | None
-    """Class indices, int64 (N,)."""
-    classes: tuple[str, ...]
-    """Names of the classes; empty without labels."""
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @abstractmethod
+    def name(self, i: int) -> str:
+        """What to call image i in a message."""
+
+    @abstractmethod
+    def open(self, i: int) -> Image.Image:
+        """Image i; its pixels may not be decoded yet."""
+
+    def header(self, i: int) -> Image.Image:
+        """Image i, whose pixels will not be asked for; to be closed."""
+        return self.open(i)
+
+    @abstractmethod
+    def fingerprint(self, i: int) -> bytes:
+        """Bytes that depend on the content of image i alone."""
 
 
-def read_images(path: Path, size: int, crop: str) -> Images:
-    """The images of a folder, a zip file, an idx file or a CIFAR-10 archive.
+class ArrayImages(Images):
+    """The images of an array.
 
     Args:
-        path: The source.
-        size: Height and width to bring each image to; 0 to keep them, which must then be equal.
-        crop: "center", the largest square in the middle before resizing, or "none", each side scaled on its
-            own.
+        array: uint8 (N, H, W, C).
+        source: What to call it in a message.
+    """
+
+    def __init__(self, array: np.ndarray, source: str) -> None:
+        self._array, self._source = array, source
+
+    def __len__(self) -> int:
+        return len(self._array)
+
+    def name(self, i: int) -> str:
+        return f"image {i} of {self._source}"
+
+    def open(self, i: int) -> Image.Image:
+        image = self._array[i]
+        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
+
+    def fingerprint(self, i: int) -> bytes:
+        return self._array[i].tobytes()
+
+
+class EncodedImages(Images):
+    """Images as PNG, JPEG, ... files."""
+
+    @abstractmethod
+    def content(self, i: int) -> bytes:
+        """The bytes of file i."""
+
+    def open(self, i: int) -> Image.Image:
+        return Image.open(io.BytesIO(self.content(i)))
+
+    def fingerprint(self, i: int) -> bytes:
+        content = self.content(i)
+        return _fingerprint(len(content), zlib.crc32(content))
+
+
+class Folder(EncodedImages):
+    """The image files below a folder, by name."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        files = (file.relative_to(path) for file in path.rglob("*") if _is_image(file.name))
+        self.names = sorted(file.as_posix() for file in files)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def name(self, i: int) -> str:
+        return f"image {self.names[i]} of {self._path}"
+
+    def content(self, i: int) -> bytes:
+        return (self._path / self.names[i]).read_bytes()
+
+    def header(self, i: int) -> Image.Image:
+        return Image.open(self._path / self.names[i])
+
+
+class Zip(EncodedImages):
+    """The image files in a zip file, by name.
 
     Raises:
-        UserError: If the source is missing, damaged, empty or of mixed sizes.
+        UserError: If the file is damaged, or a member's name leads out of it.
     """
-    if crop not in CROPS:
-        raise UserError(f"data.crop must be one of {', '.join(CROPS)}, got {crop!r}")
-    if not path.exists():
-        raise UserError(f"data.path {path} does not exist")
-    if path.is_dir() and list(path.glob("data_batch_*.bin")):
-        return _cifar(
-            [(file.name, file.read_bytes()) for file in sorted(path.glob("data_batch_*.bin"))], path
-        )
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES)
-        names = [file.relative_to(path).as_posix() for file in files]
-        return _decoded(path, names, lambda name: (path / name).read_bytes(), size, crop)
-    if path.suffix == ".zip":
-        return _zip(path, size, crop)
-    if path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
-        return _idx(path)
-    if path.name.endswith(".tar.gz"):
-        return _cifar(list(_tar_members(path)), path)
-    raise UserError(
-        "data.path must name a .npy or .npz file, a folder or .zip of images, an idx file (…idx3-ubyte[.gz]) "
-        f"or CIFAR-10's .tar.gz, got {path}"
-    )
 
-
-def _zip(path: Path, size: int, crop: str) -> Images:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = sorted(
-                name
-                for name in archive.namelist()
-                if PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith("__MACOSX")
-            )
-            return _decoded(path, names, archive.read, size, crop)
-    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
-        raise UserError(f"zip file {path} is cut short or damaged ({error}): copy it again") from error
-
-
-def _decoded(source: Path, names: list[str], read: Callable[[str], bytes], size: int, crop: str) -> Images:
-    if not names:
-        raise UserError(f"{source} holds no image: expected files that end in {', '.join(SUFFIXES)}")
-    pixels, first_shape = None, None
-    with progress_bar(len(names), "reading images", "image") as bar:
-        for i, name in enumerate(names):
-            image = _prepared(_open(source, name, read), size, crop)
-            if pixels is None:
-                first_shape = image.shape
-                pixels = np.empty((len(names), *image.shape), np.uint8)
-            if image.shape[:2] != first_shape[:2]:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        try:
+            self._archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, EOFError) as error:
+            raise UserError(f"zip file {path} is cut short or damaged ({error}): copy it again") from error
+        members = [
+            member
+            for member in self._archive.infolist()
+            if _is_image(PurePosixPath(member.filename).name) and not member.filename.startswith("__MACOSX")
+        ]
+        for member in members:  # nothing is ever unpacked under these names, but they would name classes
+            parts = PurePosixPath(member.filename).parts
+            if ".." in parts or parts[0] == "/":
                 raise UserError(
-                    f"images of {source} differ in size: {names[0]} is {_size(first_shape)} and {name} is "
-                    f"{_size(image.shape)} (height x width); set --config.data.image_size=N"
+                    f"zip file {path} has a member {member.filename!r} whose name leads out of it: do not "
+                    "trust this file, or pack it again with names below one folder"
                 )
-            if image.shape[2] > pixels.shape[3]:  # a colour image among grey ones
-                pixels = np.repeat(pixels, 3, axis=3)
-            pixels[i] = image
-            bar.update()
-    folders = [PurePosixPath(name).parent.as_posix() for name in names]
-    classes = tuple(sorted(set(folders)))
-    labels = None
-    if len(classes) > 1:
-        labels = np.array([classes.index(folder) for folder in folders], np.int64)
-    return Images(pixels, labels, classes if labels is not None else ())
+        self._members = sorted(members, key=lambda member: member.filename)
+        self.names = [member.filename for member in self._members]
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    def name(self, i: int) -> str:
+        return f"image {self.names[i]} of {self._path}"
+
+    def content(self, i: int) -> bytes:
+        return self._archive.read(self._members[i])
+
+    def header(self, i: int) -> Image.Image:
+        return Image.open(self._archive.open(self._members[i]))
+
+    def fingerprint(self, i: int) -> bytes:
+        return _fingerprint(self._members[i].file_size, self._members[i].CRC)  # that of the content, unread
 
 
-def _open(source: Path, name: str, read: Callable[[str], bytes]) -> Image.Image:
-    try:
-        image = Image.open(io.BytesIO(read(name)))
-        image.load()
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-        raise UserError(
-            f"image {name} of {source} cannot be read ({str(error).split(chr(10))[0]}): remove or replace it"
-        ) from error
-    return image.convert("L" if image.mode in ("1", "L", "LA", "I;16") else "RGB")
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
 
 
-def _prepared(image: Image.Image, size: int, crop: str) -> np.ndarray:
-    """uint8 (H, W, C)."""
-    if size:
-        if crop == "center":
-            side = min(image.size)
-            left, top = (image.width - side) // 2, (image.height - side) // 2
-            image = image.crop((left, top, left + side, top + side))
-        if image.size != (size, size):
-            image = image.resize((size, size), Image.Resampling.LANCZOS)
-    array = np.asarray(image)
-    return array if array.ndim == 3 else array[..., None]
+def _fingerprint(size: int, checksum: int) -> bytes:
+    return size.to_bytes(8, "big") + checksum.to_bytes(4, "big")
 
 
-def _size(shape: tuple[int, ...]) -> str:
-    return f"{shape[0]}x{shape[1]}"
+class Pictures(Source):
+    """Images, prepared when they are read.
 
-
-def _idx(path: Path) -> Images:
-    images = _idx_array(path, dimensions=3)
-    labels_path = path.with_name(path.name.replace("images", "labels").replace("idx3", "idx1"))
-    labels = None
-    if labels_path != path and labels_path.exists():
-        labels = _idx_array(labels_path, dimensions=1).astype(np.int64)
-        if len(labels) != len(images):
-            raise UserError(f"{labels_path} holds {len(labels)} labels for {len(images)} images of {path}")
-    classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    return Images(images[..., None], labels, classes)
-
-
-def _idx_array(path: Path, dimensions: int) -> np.ndarray:
-    """An idx file: two zero bytes, 8 for uint8, the number of dimensions, the big-endian sizes, the
-    numbers.
+    Args:
+        images: At least one.
+        prepare: What is done to each. If it leaves the number of channels to the images, all have those of
+            the one that has most.
     """
-    try:
-        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"idx file {path} is cut short or damaged ({error}): copy it again") from error
-    header = 4 + 4 * dimensions
-    if len(data) < header or data[:4] != bytes([0, 0, 8, dimensions]):
-        raise UserError(
-            f"{path} is not an idx file of uint8 numbers in {dimensions} dimensions, by its first bytes"
-        )
-    shape = tuple(int(n) for n in np.frombuffer(data[4:header], ">u4"))
-    if len(data) - header != int(np.prod(shape)):
-        raise UserError(
-            f"idx file {path} is cut short: its header says {shape}, {int(np.prod(shape))} bytes, and "
-            f"{len(data) - header} follow; copy it again"
-        )
-    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
+    def __init__(self, images: Images, prepare: Preparation) -> None:
+        self._images = images
+        channels, *size = self._header(0, prepare)
+        if not prepare.channels:
+            if channels == 1 and any(self._header(i, prepare)[0] > 1 for i in range(1, len(images))):
+                channels = 3  # colour images among grey ones
+            prepare = replace(prepare, channels=channels)
+        self._prepare, self.shape = prepare, (channels, *size)
 
-def _tar_members(path: Path) -> Iterator[tuple[str, bytes]]:
-    try:
-        with tarfile.open(path) as archive:
-            for member in sorted(archive.getmembers(), key=lambda m: m.name):
-                if member.isfile() and PurePosixPath(member.name).match("data_batch_*.bin"):
-                    yield member.name, archive.extractfile(member).read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        reason = str(error).split("\n")[0]
-        raise UserError(f"archive {path} is cut short or damaged ({reason}): copy it again") from error
+    def __len__(self) -> int:
+        return len(self._images)
 
+    def read(self, rows: Tensor) -> Tensor:
+        samples = np.empty((len(rows), *self.shape), np.uint8)
+        for sample, i in zip(samples, rows.tolist(), strict=True):
+            levels = self._read(i)
+            self._check_size(i, levels.shape)
+            sample[...] = levels
+        return torch.from_numpy(samples)
 
-def _cifar(batches: list[tuple[str, bytes]], source: Path) -> Images:
-    if not batches:
-        raise UserError(f"{source} holds no data_batch_*.bin, the files of CIFAR-10's binary version")
-    for name, data in batches:
-        if not data or len(data) % CIFAR_RECORD:
+    def fingerprints(self) -> Iterator[bytes]:
+        with progress_bar(len(self), "reading checksums", "image", delay=1) as bar:
+            for i in range(len(self)):
+                try:
+                    yield self._images.fingerprint(i)
+                except UNREADABLE as error:
+                    raise self._unreadable(i, error) from error
+                bar.update()
+
+    def check_sizes(self) -> None:
+        """Looks at every image's header if the images keep their sizes.
+
+        Raises:
+            UserError: If they differ in size.
+        """
+        if self._prepare.size is None:
+            with progress_bar(len(self), "reading sizes", "image", delay=1) as bar:
+                for i in range(len(self)):
+                    self._check_size(i, self._header(i, self._prepare))
+                    bar.update()
+
+    def _check_size(self, i: int, shape: tuple[int, ...]) -> None:
+        if shape != self.shape:
+            first, this = (f"{height}x{width}" for _, height, width in (self.shape, shape))
             raise UserError(
-                f"{name} of {source} is cut short: its {len(data)} bytes are not a multiple of "
-                f"{CIFAR_RECORD}, the bytes of one image"
+                f"images differ in size: {self._images.name(0)} is {first} and {self._images.name(i)} is "
+                f"{this} (height x width); set --config.data.image_size=N or HEIGHT,WIDTH"
             )
-    records = np.concatenate([np.frombuffer(data, np.uint8).reshape(-1, CIFAR_RECORD) for _, data in batches])
-    pixels = records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return Images(pixels, records[:, 0].astype(np.int64), CIFAR_CLASSES)
+
+    def _header(self, i: int, prepare: Preparation) -> tuple[int, int, int]:
+        try:
+            with self._images.header(i) as image:
+                return prepare.shape(image)
+        except UNREADABLE as error:
+            raise self._unreadable(i, error) from error
+
+    def _read(self, i: int) -> np.ndarray:
+        try:
+            return self._prepare(self._images.open(i))
+        except UNREADABLE as error:
+            raise self._unreadable(i, error) from error
+
+    def _unreadable(self, i: int, error: Exception) -> UserError:
+        reason = str(error).split("\n")[0]
+        return UserError(f"{self._images.name(i)} cannot be read ({reason}): remove or replace it")
+
+
+def hold_or_stream_pictures(images: Images, section: ConfigDict, prepare: Preparation) -> Samples:
+    """Images as samples, by the keys `memory_gib` and `workers` of a `data` section.
+
+    Raises:
+        UserError: If one cannot be read, or they differ in size.
+    """
+    pictures = Pictures(images, prepare)
+    samples = hold_or_stream(pictures, section)
+    if not isinstance(samples, Tensor):
+        pictures.check_sizes()
+    return samples
+
+
+def find_images(path: Path, section: ConfigDict) -> Found:
+    """The images of a folder or a zip file.
+
+    Raises:
+        UserError: If there is none, one cannot be read, or they differ in size.
+    """
+    images = Folder(path) if path.is_dir() else Zip(path)
+    if not images:
+        raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
+    samples = hold_or_stream_pictures(images, section, Preparation.of(section))
+    paths = [PurePosixPath(name) for name in images.names]
+    top = {path.parts[0] for path in paths}
+    if len(top) != 2 or TRAIN not in top or not top <= {TRAIN, *HELD_OUT}:
+        return Found(samples, 256, *_classes(paths))
+    labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
+    train = torch.tensor([path.parts[0] == TRAIN for path in paths])
+    of_train, of_test = (None, None) if labels is None else (labels[train], labels[~train])
+    return Found(part(samples, train), 256, of_train, classes, part(samples, ~train), of_test)
+
+
+def _classes(paths: Sequence[PurePosixPath]) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Class indices and the names of the classes, the images' folders; none if they are all in one."""
+    folders = [path.parent.as_posix() for path in paths]
+    index = {folder: k for k, folder in enumerate(sorted(set(folders)))}
+    if len(index) == 1:
+        return None, ()
+    return torch.tensor([index[folder] for folder in folders]), tuple(index)

@@ -11,6 +11,7 @@ from run import plots
 from run.data import Dataset, load_dataset, to_raw
 from run.files import unused_stem
 from run.report import print_result
+from run.samples import in_memory
 from sde_lib import SMALLEST_DIMENSION, largest_distance, number_of_levels, relative_step_size
 
 PICTURED_IMAGES, PICTURED_POINTS = 100, 2000
@@ -20,18 +21,28 @@ STEPS_EACH = 5  # Langevin steps at each level that the suggested step size is f
 def inspect_data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Prints what the data are, and draws some; returns the exit code."""
     dataset = load_dataset(config.data)
-    raw = to_raw(dataset.train, dataset.levels)
+    looked_at = in_memory(dataset.train)
+    raw = to_raw(looked_at, dataset.levels)
     count = PICTURED_IMAGES if dataset.levels else PICTURED_POINTS
     picture = unused_stem(workdir, "data", ".png").with_suffix(".png")
-    picture.parent.mkdir(parents=True, exist_ok=True)
     shown = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:count]
     plots.save_samples(picture, raw[shown].numpy())
     kind = f"{dataset.levels} grey levels" if dataset.levels else "points"
+    size = len(dataset.train) * looked_at[0].nbytes / 2**20
+    if looked_at is dataset.train:
+        memory = [("memory", f"{size:,.1f} MiB, held there")]
+    else:
+        which = "all" if len(raw) == len(dataset.train) else f"{len(raw):,} drawn at random"
+        memory = [
+            ("memory", f"would take {size:,.1f} MiB: read from the disk, see data.memory_gib"),
+            ("looked at", f"{which} of the training samples, for what follows"),
+        ]
     rows: list[tuple[str, object]] = [
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {kind}"),
         ("held out", f"{len(dataset.test):,}"),
-        ("range", f"{raw.min():.4g} to {raw.max():.4g} as the model sees them, mean {raw.mean():.4g}"),
         ("classes", _classes(dataset)),
+        *memory,
+        ("range", f"{raw.min():.4g} to {raw.max():.4g} as the model sees them, mean {raw.mean():.4g}"),
         *_suggestions(raw),
         ("picture", picture),
     ]

@@ -5,6 +5,7 @@
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
     python run/main.py --mode data --config.data.path=FOLDER
+    python run/main.py --mode report --config vpsde
     python run/main.py --mode convert --from diffusers FOLDER --workdir runs/NAME
 
 Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
@@ -29,7 +30,7 @@ if TYPE_CHECKING:  # imported where they are needed: --help must not wait for to
     import torch
     from ml_collections import ConfigDict
 
-MODES = ("train", "sample", "likelihood", "evaluate", "data", "convert")
+MODES = ("train", "sample", "likelihood", "evaluate", "data", "report", "convert")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -191,6 +192,8 @@ def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device
         from run.inspect_data import inspect_data as command
     elif mode == "likelihood":
         from run.likelihood import likelihood as command
+    elif mode == "report":
+        from run.html_report import report as command
     else:
         from run.evaluate import evaluate as command
     return command(config, workdir, device)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
 from run.files import write_atomic
 
+SHORT_LINE = 12  # points of a line that are marked, so that a single one can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read
 GAP = 2
 
@@ -58,11 +62,33 @@ def save_scatter(path: Path, points: np.ndarray) -> None:
 
 def save_loss_curve(path: Path, steps: list[int], losses: list[float]) -> None:
     """The logged losses over the steps; both axes logarithmic."""
+    _save(path, curves({"loss": (steps, losses)}, "step", "loss", xscale="log", yscale="log"))
+
+
+def curves(
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]],
+    xlabel: str,
+    ylabel: str,
+    xscale: str = "linear",
+    yscale: str = "linear",
+) -> Figure:
+    """Lines (x, y) by name, with a legend if there is more than one."""
     figure = Figure(figsize=(6, 4), layout="constrained")
-    axes = figure.add_subplot(xlabel="step", ylabel="loss", xscale="log", yscale="log")
-    axes.plot(steps, losses)
+    axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
+    for name, (x, y) in lines.items():
+        axes.plot(x, y, label=name, marker="." if len(x) < SHORT_LINE else None)
     axes.grid(alpha=0.3, which="both")
-    _save(path, figure)
+    if len(lines) > 1:
+        axes.legend()
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """A figure as an SVG image, the same bytes for the same figure."""
+    buffer = io.BytesIO()
+    with rc_context({"svg.hashsalt": "figure"}):
+        FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()
 
 
 def save_histogram(path: Path, values: np.ndarray, label: str) -> None:

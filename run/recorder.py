@@ -7,6 +7,8 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from run import plots
@@ -74,20 +76,35 @@ class Recorder:
                 self._writer.add_scalar(name, value, step)
         self._bar.set_postfix(loss=f"{means.loss:.4f}", refresh=False)
 
+    def show_picture(self, path: Path, step: int) -> None:
+        """Shows a picture of samples, which lies at `path`, in TensorBoard too."""
+        with Image.open(path) as picture:
+            self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+
     def save_loss_curve(self) -> None:
-        if not (self._workdir / LOG_FILE).exists():
-            return
-        losses = {}  # by step: steps done again after a crash replace those that were lost
-        for line in (self._workdir / LOG_FILE).read_text().splitlines():
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError:  # a line torn by a crash
-                continue
-            if row["loss"] is not None:  # where every step was skipped
-                losses[row["step"]] = row["loss"]
-        plots.save_loss_curve(
-            self._workdir / LOSS_CURVE, sorted(losses), [losses[step] for step in sorted(losses)]
-        )
+        steps, losses = logged(read_log(self._workdir), "loss")
+        if steps:
+            plots.save_loss_curve(self._workdir / LOSS_CURVE, steps, losses)
+
+
+def read_log(workdir: Path) -> list[dict]:
+    """The rows of log.jsonl by ascending step; none if there is no log."""
+    rows = {}  # by step: steps done again after a crash replace those that were lost
+    path = workdir / LOG_FILE
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # a line torn by a crash
+            continue
+        rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def logged(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
+    """The steps at which a key of the log is a finite number, and the numbers."""
+    points = [(row["step"], row.get(key)) for row in rows]
+    points = [(step, y) for step, y in points if isinstance(y, int | float) and math.isfinite(y)]
+    return [step for step, _ in points], [y for _, y in points]
 
 
 def _without_nan(value: object) -> object:

@@ -7,10 +7,19 @@ import sys
 from tqdm import tqdm
 
 
-def progress_bar(total: int | None, title: str, unit: str, initial: int = 0) -> tqdm:
-    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second."""
-    interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=title, unit=unit, initial=initial, mininterval=interval, dynamic_ncols=True)
+def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
+    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second. What
+    ends within `delay` seconds shows none.
+    """
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        initial=initial,
+        delay=delay,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+    )
 
 
 def format_duration(seconds: float) -> str:

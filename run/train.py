@@ -126,6 +126,7 @@ def _loop(
             recorder.save_loss_curve()
         if step % section.sample_every == 0 or ended not in (None, "signal"):
             save_preview(trainer, _preview_path(workdir, step))
+            recorder.show_picture(_preview_path(workdir, step), step)
     return ended
 
 
@@ -151,7 +152,8 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
 
 def _is_free(key: str) -> bool:
     section, _, name = key.partition(".")
-    return section in ("sampling", "likelihood") or (section == "training" and name in FREE_KEYS)
+    free = {"training": FREE_KEYS, "data": ("workers",)}
+    return section in ("sampling", "likelihood") or name in free.get(section, ())
 
 
 def _check_same_data(dataset: Dataset, workdir: Path) -> None:

@@ -19,12 +19,13 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from run import checkpoint
-from run.batches import Batch, BatchOrder, Draw
+from run.batches import Batch, Draw
 from run.build import build_model, build_sde, choose
 from run.checkpoint import Checkpoint
 from run.data import Dataset, to_continuous, to_raw
 from run.ema import Average, Averages, named_weights
 from run.errors import UserError
+from run.feeds import make_feed
 from run.network import for_training
 from run.objectives import build_objective, build_times
 from run.running import Running
@@ -54,7 +55,7 @@ def learning_rate(step: int, section: ConfigDict) -> float:
 class Trainer:
     """Model, averages and optimizer, and how one step changes them.
 
-    `draw(step)` is the whole batch of a step: indices, noise and times. Process r of W would `read` and work
+    `draw(step)` is the whole batch of a step: places, noise and times. Process r of W would `read` and work
     on `draw(step).part(r, W)` alone: the mean of their gradients is that of one process, which has all of it,
     as the mean over micro-batches is that of the batch. Only `finish` wants the losses of all parts.
 
@@ -85,8 +86,7 @@ class Trainer:
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
-        self.data = dataset.train.to(device)
-        self.batches = BatchOrder(len(self.data), section.batch_size, config.seed, device)
+        self.feed = make_feed(dataset.train, section.batch_size, config.seed, device)
         self.running = Running(self.sde, self.times.first, section.batch_size).to(device)
         self.step = 0
         self._held_out = self._draw_held_out(dataset.test[: section.held_out].to(device))
@@ -97,14 +97,14 @@ class Trainer:
         return self.averages.main
 
     def draw(self, step: int) -> Draw:
-        """The whole batch of a step: its samples' indices, its noise and its times."""
+        """The whole batch of a step: its samples' places, its noise and its times."""
         generator = generator_for(self.config.seed, "step", step, device=self.device)
-        indices = self.batches(step)
-        shape = (len(indices), *self.shape)
+        places = self.feed.order.places(step)
+        shape = (len(places), *self.shape)
         u = torch.rand(shape, generator=generator, device=self.device)
-        times = self.times.draw(len(indices), generator)
+        times = self.times.draw(len(places), generator)
         noise = torch.randn(shape, generator=generator, device=self.device)
-        return Draw(indices, self._mirrored(step, len(indices)), u, times, noise)
+        return Draw(places, self._mirrored(step, len(places)), u, times, noise)
 
     def _mirrored(self, step: int, batch_size: int) -> Tensor | None:
         if not self.config.data.flip:
@@ -114,7 +114,7 @@ class Trainer:
 
     def read(self, draw: Draw) -> Batch:
         """A draw with its samples as the model sees them without noise."""
-        samples = self.data[draw.indices]
+        samples = self.feed.read(draw.places)
         if draw.mirrored is not None:
             samples = torch.where(draw.mirrored[:, None, None, None], samples.flip(-1), samples)
         return Batch(self._seen(samples, draw.u), draw.times, draw.noise)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import inspect
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 
 def unet_defaults() -> dict[str, object]:
@@ -27,14 +27,19 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict(
         dict(
-            name="digits",  # digits | swiss_roll | moons | checkerboard | 8gaussians
+            # digits | swiss_roll | moons | checkerboard | 8gaussians | hf:NAME of the Hugging Face hub
+            name="digits",
             # instead, your own: a .npy or .npz (uint8 (N, H, W[, C]) images, float (N, D) points), a folder
-            # or zip of images, MNIST's idx files, CIFAR-10's binary archive
+            # or zip of images, MNIST's idx files, CIFAR-10's archive, FILE.py:FUNCTION; see docs/data.md
             path="",
             num_points=20000,  # points drawn for training, and again for the held-out set; 2-D toys only
             seed=0,  # of the toys' points and of the held-out split of your own data
-            image_size=0,  # bring images of a folder or zip to this height and width; 0 to keep them
-            crop="center",  # before that: center (the largest square) | none
+            # bring images to this size: one number or (height, width); 0 to keep them
+            image_size=FieldReference(0, field_type=object),
+            crop="center",  # before that: center (the largest part of that aspect ratio) | none
+            channels=0,  # 1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; 0 for 1 or 3, as images are
+            memory_gib=4.0,  # sets that take more are read from the disk batch by batch
+            workers=8,  # threads that read images
             flip=False,  # mirror each image of a training batch left to right with probability one half
             dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )

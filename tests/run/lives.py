@@ -28,6 +28,7 @@ torch.set_num_threads(1)
 
 from run import plots, sealed  # noqa: E402
 from run.main import main  # noqa: E402
+from run.recorder import Recorder  # noqa: E402
 
 LONGEST = 0.4  # seconds of a life that is killed
 PAUSE = 0.008  # seconds, twice in every file of a checkpoint
@@ -51,7 +52,7 @@ def live(arguments: list[str], slowly: bool) -> int:
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
-        plots.save_loss_curve = plots.save_samples = lambda *arguments: None
+        plots.save_loss_curve = plots.save_samples = Recorder.show_picture = lambda *arguments: None
         if slowly:
             sealed.write_durable = write_slowly
         code = main(arguments)

@@ -184,7 +184,7 @@ def test_bare_pixels_are_what_the_model_sees():
     config.model.update(channels=8, blocks_per_level=1, heads=1)
     digits = load_digits()
     trainer = Trainer(config, digits, CPU)
-    assert torch.equal(trainer.read(trainer.draw(0)).x_0, to_raw(digits.train[trainer.batches(0)], 17))
+    assert torch.equal(trainer.read(trainer.draw(0)).x_0, to_raw(digits.train[trainer.feed.order(0)], 17))
 
 
 def test_ncsnv2_resolves_its_levels_once(trained: Callable, tmp_path: Path, refused: Callable, capsys):

@@ -57,7 +57,8 @@ def test_the_loss_of_a_step_depends_on_seed_and_step_alone(make: Callable):
 def test_parts_of_a_draw_are_the_whole(make: Callable):
     draw = make(data__flip="true", training__times="discrete").draw(5)
     parts = [draw.part(r, 4) for r in range(4)]
-    for name in ("indices", "mirrored", "u", "noise"):
+    assert [place for part in parts for place in part.places] == list(draw.places)
+    for name in ("mirrored", "u", "noise"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(draw, name))
     for name in ("t", "weights", "k"):
         assert torch.equal(
