@@ -5,6 +5,7 @@
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
     python run/main.py --mode data --config.data.path=FOLDER
+    torchrun --nproc-per-node 4 run/main.py --mode train --config vpsde
 
 Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
 directory and take keys of the sections sampling and likelihood alone.
@@ -12,7 +13,9 @@ directory and take keys of the sections sampling and likelihood alone.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,7 +76,20 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    return _fail(message)
+
+
+def _fail(message: str) -> int:
+    """Says why the command ends, in one line on stderr, and ends with code 2.
+
+    Of several processes that fail, often together, rank 0 speaks first; torchrun ends the others with it.
+    """
+    rank, message = int(os.environ.get("RANK", "0")), " ".join(message.split())
+    if rank == 0:
+        print("error:", message, file=sys.stderr)
+    else:
+        time.sleep(3)
+        print(f"error of rank {rank}:", message, file=sys.stderr)
     return 2
 
 
@@ -99,7 +115,10 @@ def _run(argv: list[str]) -> int:
     config = _resolve(values.mode, values.config, workdir, overrides)
     if values.dry_run:
         return _dry_run(values.mode, config, workdir)
-    return _dispatch(values.mode, config, workdir, _device(values.device))
+    from run.distributed import processes
+
+    with processes():
+        return _dispatch(values.mode, config, workdir, _device(values.device))
 
 
 def _list_samplers() -> int:
@@ -128,11 +147,24 @@ def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str
 
 
 def _device(name: str) -> torch.device:
+    """The device of this process: of several on a machine with GPUs, each has its own."""
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    from run.distributed import local_rank, world_size
+
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    if local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"each process needs a GPU of its own, and there are {torch.cuda.device_count()}: "
+            "start as many with --nproc-per-node, or use --device cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
@@ -163,4 +195,9 @@ def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code and "RANK" in os.environ:  # taking a broken process group down in order may hang or crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

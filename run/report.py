@@ -6,11 +6,23 @@ import sys
 
 from tqdm import tqdm
 
+from run.distributed import is_first
+
 
 def progress_bar(total: int | None, title: str, unit: str, initial: int = 0) -> tqdm:
-    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second."""
+    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second. Of
+    several processes the first shows it.
+    """
     interval = 0.1 if sys.stderr.isatty() else 10.0
-    return tqdm(total=total, desc=title, unit=unit, initial=initial, mininterval=interval, dynamic_ncols=True)
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        initial=initial,
+        mininterval=interval,
+        dynamic_ncols=True,
+        disable=not is_first(),
+    )
 
 
 def format_duration(seconds: float) -> str:
