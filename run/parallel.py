@@ -1,0 +1,55 @@
+"""One model trained by several processes.
+
+    ddp     every process has the whole model; gradients are averaged over the processes while the backward
+            pass goes on (Li et al., 2020)
+    fsdp    weights, gradients, optimizer state and averages are cut in W pieces, one for each process; a block's
+            weights are gathered when it computes (Zhao et al., 2023)
+
+Process r computes the losses of the r-th part of a batch, and the mean of their gradients is that of the whole
+batch, up to rounding.
+
+References:
+    PyTorch Distributed: Experiences on Accelerating Data Parallel Training (Li et al., 2020),
+        https://arxiv.org/abs/2006.15704.
+    PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel (Zhao et al., 2023),
+        https://arxiv.org/abs/2304.11277.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+
+from sde_lib import ScoreModel
+
+PARALLEL = ("ddp", "fsdp")
+
+
+def replicate(model: ScoreModel, group: ProcessGroup) -> ScoreModel:
+    """A model of the same weights whose backward pass averages their gradients over the processes (DDP)."""
+    device = next(model.net.parameters()).device
+    net = DistributedDataParallel(
+        model.net,
+        device_ids=[device] if device.type == "cuda" else None,
+        process_group=group,
+        broadcast_buffers=False,  # constants
+        gradient_as_bucket_view=True,  # no second copy of the gradients
+    )
+    return ScoreModel(net, model.sde, model.prediction, model.learned_variance, model.scale_input)
+
+
+def shard(model: ScoreModel, group: ProcessGroup) -> None:
+    """Cuts a model's weights in pieces, in place: each block of its lists on its own, and then the rest (FSDP2).
+
+    A block's weights are gathered for its forward and its backward pass, so that a process holds its piece of
+    all weights and the whole of one block's.
+    """
+    mesh = DeviceMesh.from_group(group, next(model.net.parameters()).device.type)
+    lists = [module for module in model.net.modules() if isinstance(module, nn.ModuleList)]
+    for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
+        if not isinstance(block, nn.ModuleList):
+            fully_shard(block, mesh=mesh)
+    fully_shard(model.net, mesh=mesh)
