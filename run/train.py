@@ -1,10 +1,4 @@
-"""Training.
-
-Everything random in step k is a function of (seed, k), and its batch one of (seed, epoch, position); times
-drawn by importance depend on the losses before, too, which are part of a checkpoint. A run that was stopped
-and resumed is bit for bit the run that was not. Loss and gradient norm are summed on the
-device and read only when they are logged, so that no step waits for the one before it.
-"""
+"""Training in a run directory: starting or going on, the loop, what it writes, signals and the report."""
 
 from __future__ import annotations
 
@@ -17,177 +11,29 @@ from types import FrameType
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from run import checkpoint, plots
 from run.auto import resolve_levels, take_levels
-from run.build import build_model, build_sde
-from run.checkpoint import Checkpoint
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
-from run.data import Dataset, load_dataset, samples_to_raw, to_continuous, to_raw
+from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
-from run.objectives import build_objective, build_times
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
+from run.trainer import Trainer, learning_rate
 from samplers import make_sampler
-from sde_lib import generator_for
 
 # Keys that may change when a run goes on: they do not enter the steps already done.
 FREE_KEYS = ("steps", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep")
 PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 
-class EMA(AveragedModel):
-    """Exponential moving average of a model's weights, with decay min(decay, (1 + n)/(10 + n)) at update n.
-
-    The short memory at first lets the average forget the initial weights.
-    """
-
-    def __init__(self, model: nn.Module, decay: float) -> None:
-        super().__init__(model, multi_avg_fn=self._average)
-        self.decay = decay
-        self.eval()
-
-    @torch.no_grad()
-    def _average(self, averages: list[Tensor], weights: list[Tensor], _: Tensor) -> None:
-        # This buffer is on the CPU. The last argument is its copy on the device, which would be waited for.
-        n = int(self.n_averaged)
-        torch._foreach_lerp_(averages, weights, 1 - min(self.decay, (1 + n) / (10 + n)))
-
-
-class BatchOrder:
-    """Batch k of an endless sequence of epochs, each a permutation of its own; no sample is dropped."""
-
-    def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
-        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self._epoch, self._order = -1, torch.empty(0)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch != self._epoch:
-            generator = generator_for(self.seed, "epoch", epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.n, generator=generator).to(self.device)
-        return self._order
-
-    def __call__(self, step: int) -> Tensor:
-        """Indices of the batch of a step, shape (batch_size,)."""
-        parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
-        while position < end:
-            epoch, offset = divmod(position, self.n)
-            take = min(self.n - offset, end - position)
-            parts.append(self._permutation(epoch)[offset : offset + take])
-            position += take
-        return torch.cat(parts)
-
-
-def learning_rate(step: int, section: ConfigDict) -> float:
-    """Linear warm-up, then a cosine that reaches 0 after the last step."""
-    warmup = min(1.0, (step + 1) / max(1, section.warmup_steps))
-    progress = min(1.0, max(0, step - section.warmup_steps) / max(1, section.steps - section.warmup_steps))
-    return section.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
-
-
-class Trainer:
-    """Model, average and optimizer, and how one step changes them."""
-
-    def __init__(self, config: ConfigDict, dataset: Dataset, device: torch.device) -> None:
-        torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-        self.config, self.device, self.levels = config, device, dataset.levels
-        self.sde = build_sde(config.sde)
-        self.model = build_model(config.model, self.sde, dataset.shape).to(device)
-        self.times = build_times(config.training, self.sde).to(device)
-        self.raw = not (config.data.dequantize and dataset.levels)
-        levels = dataset.levels if self.raw else None
-        self.objective = build_objective(config.training, self.model, self.times, levels)
-        self.ema = EMA(self.model, config.training.ema_decay)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.training.learning_rate, fused=True
-        )
-        self.data = dataset.train.to(device)
-        self.batches = BatchOrder(len(self.data), config.training.batch_size, config.seed, device)
-        self.step = 0
-        self._reset_sums()
-
-    def _reset_sums(self) -> None:
-        self._sums, self._count = torch.zeros(2, device=self.device), 0
-
-    def loss(self, step: int) -> Tensor:
-        """The mean loss of the batch of a step."""
-        generator = generator_for(self.config.seed, "step", step, device=self.device)
-        batch = self._flipped(self.data[self.batches(step)], step)
-        u = torch.rand(batch.shape, generator=generator, device=self.device)
-        x_0 = to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, u)
-        drawn = self.times.draw(len(x_0), generator)
-        noise = torch.randn(x_0.shape, generator=generator, device=self.device)
-        losses = self.objective(x_0, drawn, noise)
-        self.times.update(drawn, losses.detach())
-        return (drawn.weights.to(losses) * losses).mean()
-
-    def _flipped(self, batch: Tensor, step: int) -> Tensor:
-        if not self.config.data.flip:
-            return batch
-        generator = generator_for(self.config.seed, "flip", step, device=self.device)
-        mirrored = torch.rand(len(batch), generator=generator, device=self.device) < 0.5
-        return torch.where(mirrored[:, None, None, None], batch.flip(-1), batch)
-
-    def advance(self) -> None:
-        """One optimizer step."""
-        section = self.config.training
-        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step).initial_seed())
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, section)
-        loss = self.loss(self.step)
-        self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip or math.inf)
-        self.optimizer.step()
-        self.ema.update_parameters(self.model)
-        self._sums += torch.stack([loss.detach(), norm])
-        self._count += 1
-        self.step += 1
-
-    def means(self) -> tuple[float, float]:
-        """Mean loss and gradient norm since the last call; waits for the device.
-
-        Raises:
-            UserError: If they are not finite, before anything of it could reach a checkpoint.
-        """
-        loss, norm = (self._sums / max(1, self._count)).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(
-                f"training diverged by step {self.step} (loss {loss}, gradient norm {norm}), earlier "
-                "checkpoints are intact: lower training.learning_rate or training.grad_clip and train in "
-                "another --workdir"
-            )
-        self._reset_sums()
-        return loss, norm
-
-    def checkpoint(self, seconds: float) -> Checkpoint:
-        return Checkpoint(
-            step=self.step,
-            model=self.model.state_dict(),
-            ema=self.ema.module.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            seconds=seconds,
-            ema_updates=int(self.ema.n_averaged),
-            times=self.times.state_dict(),
-        )
-
-    def restore(self, saved: Checkpoint, workdir: Path) -> None:
-        checkpoint.load_weights(self.model, saved.model, workdir)
-        checkpoint.load_weights(self.ema.module, saved.ema, workdir)
-        checkpoint.load_weights(self.times, saved.times, workdir)
-        self.optimizer.load_state_dict(saved.optimizer)
-        self.ema.n_averaged.fill_(saved.ema_updates)
-        self.step = saved.step
-
-    def save_preview(self, path: Path) -> None:
-        """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
-        count = PREVIEW_IMAGES if self.levels else PREVIEW_POINTS
-        sampler = make_sampler("eabm", self.sde, PREVIEW_NFE, denoise=True)
-        samples = sampler(self.ema.module, (count, *self.data.shape[1:]), device=self.device).samples
-        plots.save_samples(path, samples_to_raw(samples, self.levels).cpu().numpy())
+def save_preview(trainer: Trainer, path: Path) -> None:
+    """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
+    count = PREVIEW_IMAGES if trainer.levels else PREVIEW_POINTS
+    sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
+    samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
+    plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
 
 
 class StopRequest:
@@ -272,7 +118,7 @@ def _loop(
             checkpoint.save(workdir, trainer.checkpoint(clock()), section.keep)
             recorder.save_loss_curve()
         if step % section.sample_every == 0 or (last and not stop.signal):
-            trainer.save_preview(_preview_path(workdir, step))
+            save_preview(trainer, _preview_path(workdir, step))
     return means
 
 

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -370,12 +371,17 @@ def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
 
     from run.config import apply_overrides, load_config
     from run.data import load_dataset
-    from run.train import Trainer
+    from run.trainer import Trainer
 
-    config = apply_overrides(load_config(str(Path(__file__).parent / "tiny.py")), [("data.flip", "true")])
+    config = apply_overrides(
+        load_config(str(Path(__file__).parent / "tiny.py")),
+        [("data.flip", "true"), ("training.batch_size", "64")],
+    )
     trainer = Trainer(config, load_dataset(config.data), torch.device("cpu"))
-    batch = trainer.data[:64]
-    once, again, other = (trainer._flipped(batch, step) for step in (3, 3, 4))
+    draws = [trainer.draw(step) for step in (3, 3, 4)]
+    plain = replace(draws[0], mirrored=None, u=torch.zeros_like(draws[0].u))
+    once, again, other = (trainer.read(replace(plain, mirrored=draw.mirrored)) for draw in draws)
+    batch = trainer.read(plain)
     assert torch.equal(once, again) and not torch.equal(once, other)
     flipped = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(once, batch, strict=True)]

@@ -20,7 +20,7 @@ from run.likelihood import bound_held_out, score_held_out
 from run.main import main
 from run.objectives import build_times
 from run.rundir import DataInfo, TrainedModel
-from run.train import Trainer
+from run.trainer import Trainer
 from sde_lib import DDPM, GaussianMixture, geometric_levels, ncsnv2_levels, relative_step_size
 
 CPU = torch.device("cpu")

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from run import checkpoint
+from run.batches import BatchOrder
 from run.config import load_config
 from run.data import load_dataset
-from run.train import EMA, BatchOrder, Trainer, learning_rate
+from run.ema import EMA
+from run.trainer import Trainer, learning_rate
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,75 @@
+"""What a training step is made of: which samples, and everything random beside them.
+
+All of it is a function of (seed, step), and drawn for the whole batch at once, whoever works on it: a step in
+micro-batches or by many processes takes parts of the same `Draw`, and has the samples, noise and times of one
+batch in one process.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from run.objectives import DrawnTimes
+from sde_lib import generator_for
+
+Rows = TypeVar("Rows", "Draw", DrawnTimes)
+
+
+class BatchOrder:
+    """Batch k of an endless sequence of epochs, each a permutation of its own; no sample is dropped."""
+
+    def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
+        self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
+        self._epoch, self._order = -1, torch.empty(0)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        if epoch != self._epoch:
+            generator = generator_for(self.seed, "epoch", epoch)
+            self._epoch, self._order = epoch, torch.randperm(self.n, generator=generator).to(self.device)
+        return self._order
+
+    def __call__(self, step: int) -> Tensor:
+        """Indices of the batch of a step, shape (batch_size,)."""
+        parts, position, end = [], step * self.batch_size, (step + 1) * self.batch_size
+        while position < end:
+            epoch, offset = divmod(position, self.n)
+            take = min(self.n - offset, end - position)
+            parts.append(self._permutation(epoch)[offset : offset + take])
+            position += take
+        return torch.cat(parts)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The samples of a batch by their indices, and all that is random about them."""
+
+    indices: Tensor
+    """Which samples, shape (B,)."""
+    mirrored: Tensor | None
+    """Whether each is flipped left to right, shape (B,); None where none is."""
+    u: Tensor
+    """Uniform noise in [0, 1) for dequantization, shape (B, *shape)."""
+    times: DrawnTimes
+    noise: Tensor
+    """Standard normal noise, shape (B, *shape)."""
+
+    def part(self, r: int, parts: int) -> Draw:
+        """The r-th of `parts` equal, consecutive parts."""
+        size = len(self.indices) // parts
+        return _rows(self, slice(r * size, (r + 1) * size))
+
+
+def _rows(batch: Rows, rows: slice) -> Rows:
+    """The batch with some rows of all its tensors."""
+    taken = {}
+    for field in fields(batch):
+        value = getattr(batch, field.name)
+        if isinstance(value, DrawnTimes):
+            taken[field.name] = _rows(value, rows)
+        else:
+            taken[field.name] = None if value is None else value[rows]
+    return type(batch)(**taken)
