@@ -46,6 +46,7 @@ AT_LEAST_ONE = (
 )
 POSITIVE = (
     "training.learning_rate",
+    "training.patience",
     "sampling.rtol",
     "sampling.atol",
     "sampling.sde_rtol",

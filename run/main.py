@@ -82,11 +82,13 @@ def main(argv: list[str] | None = None) -> int:
 def _fail(message: str) -> int:
     """Says why the command ends, in one line on stderr, and ends with code 2.
 
-    Of several processes that fail, often together, rank 0 speaks first; torchrun ends the others with it.
+    Processes of one job often fail together: rank 0 speaks first, and torchrun ends the others with it. The
+    one that ends first torchrun names as the cause, which those that lost their connection to it are not.
     """
-    rank, message = int(os.environ.get("RANK", "0")), " ".join(message.split())
-    if rank == 0:
-        print("error:", message, file=sys.stderr)
+    rank, message = os.environ.get("RANK"), " ".join(message.split())
+    if rank in (None, "0"):
+        print("error:", message, file=sys.stderr, flush=True)
+        time.sleep(0 if rank is None else 1)
     else:
         time.sleep(3)
         print(f"error of rank {rank}:", message, file=sys.stderr)

@@ -2,11 +2,11 @@
 
     ddp     every process has the whole model; gradients are averaged over the processes while the backward
             pass goes on (Li et al., 2020)
-    fsdp    weights, gradients, optimizer state and averages are cut in W pieces, one for each process; a block's
-            weights are gathered when it computes (Zhao et al., 2023)
+    fsdp    weights, gradients, optimizer state and averages are cut in W pieces, one for each process; a
+            block's weights are gathered when it computes (Zhao et al., 2023)
 
-Process r computes the losses of the r-th part of a batch, and the mean of their gradients is that of the whole
-batch, up to rounding.
+Process r computes the losses of the r-th part of a batch, and the mean of their gradients is that of the
+whole batch, up to rounding.
 
 References:
     PyTorch Distributed: Experiences on Accelerating Data Parallel Training (Li et al., 2020),
@@ -17,39 +17,61 @@ References:
 
 from __future__ import annotations
 
-from torch import nn
+import warnings
+
+from torch import Tensor, nn
 from torch.distributed import ProcessGroup
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_lib import ScoreModel
 
-PARALLEL = ("ddp", "fsdp")
 
-
-def replicate(model: ScoreModel, group: ProcessGroup) -> ScoreModel:
-    """A model of the same weights whose backward pass averages their gradients over the processes (DDP)."""
+def replicate(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> ScoreModel:
+    """A model of the same weights whose backward pass averages their gradients over the processes (DDP); the
+    average of the weights stays as it is.
+    """
     device = next(model.net.parameters()).device
-    net = DistributedDataParallel(
-        model.net,
-        device_ids=[device] if device.type == "cuda" else None,
-        process_group=group,
-        broadcast_buffers=False,  # constants
-        gradient_as_bucket_view=True,  # no second copy of the gradients
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name from torch 2.13 on
+        net = DistributedDataParallel(
+            model.net,
+            device_ids=[device] if device.type == "cuda" else None,
+            process_group=group,
+            broadcast_buffers=False,  # constants
+            gradient_as_bucket_view=True,  # no second copy of the gradients
+        )
     return ScoreModel(net, model.sde, model.prediction, model.learned_variance, model.scale_input)
 
 
-def shard(model: ScoreModel, group: ProcessGroup) -> None:
-    """Cuts a model's weights in pieces, in place: each block of its lists on its own, and then the rest (FSDP2).
+def shard(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> ScoreModel:
+    """The model, its weights and their average cut in pieces (FSDP2): each block of the network's lists on
+    its own, and then the rest.
 
     A block's weights are gathered for its forward and its backward pass, so that a process holds its piece of
     all weights and the whole of one block's.
     """
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.fsdp import fully_shard  # slow to import, and few need it
+
     mesh = DeviceMesh.from_group(group, next(model.net.parameters()).device.type)
-    lists = [module for module in model.net.modules() if isinstance(module, nn.ModuleList)]
-    for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
-        if not isinstance(block, nn.ModuleList):
-            fully_shard(block, mesh=mesh)
-    fully_shard(model.net, mesh=mesh)
+    for net in (model.net, average.net):
+        lists = [module for module in net.modules() if isinstance(module, nn.ModuleList)]
+        for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
+            if not isinstance(block, nn.ModuleList):
+                fully_shard(block, mesh=mesh)
+        # after every forward pass back to pieces: without a backward pass nothing else would bring them back
+        fully_shard(net, mesh=mesh, reshard_after_forward=True)
+    return model
+
+
+PARALLEL = {"ddp": replicate, "fsdp": shard}
+
+
+def in_pieces(x: Tensor) -> bool:
+    """Whether a tensor is a DTensor, whose module is slow to import."""
+    return hasattr(x, "full_tensor")
+
+
+def full(x: Tensor) -> Tensor:
+    """The whole of a tensor that may be in pieces."""
+    return x.full_tensor() if in_pieces(x) else x

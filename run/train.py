@@ -12,12 +12,12 @@ from types import FrameType
 import torch
 from ml_collections import ConfigDict
 
-from run import checkpoint, plots
+from run import checkpoint, distributed, plots
 from run.auto import resolve_levels, take_levels
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
 from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
-from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
+from run.recorder import LOG_FILE, LOSS_CURVE, Recorder, Silence
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
 from run.trainer import Trainer, learning_rate
@@ -25,6 +25,7 @@ from samplers import make_sampler
 
 # Keys that may change when a run goes on: they do not enter the steps already done.
 FREE_KEYS = ("steps", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep")
+FREE_KEYS += ("parallel", "patience")
 PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 
@@ -33,14 +34,26 @@ def save_preview(trainer: Trainer, path: Path) -> None:
     count = PREVIEW_IMAGES if trainer.levels else PREVIEW_POINTS
     sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
     samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
-    plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
+    if distributed.is_first():  # where weights are in pieces, every process must evaluate the network
+        plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
 
 
 class StopRequest:
-    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once."""
+    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once.
+
+    Of several processes any one may get it; all of them stop, after the same step.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        self._received = 0
+        self._agreement = distributed.Agreement()
+
+    def now(self, expired: bool) -> bool:
+        """Whether to stop after this step: for a signal, or because the first process's time has expired."""
+        agreed = self._agreement(self._received or int(expired and distributed.is_first()))
+        self.signal = agreed if agreed > 1 else 0  # there is no signal 1 among those that are caught
+        return agreed > 0
 
     def __enter__(self) -> StopRequest:
         self._previous = {
@@ -49,7 +62,7 @@ class StopRequest:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._received = number
         self.__exit__()
 
     def __exit__(self, *_: object) -> None:
@@ -80,14 +93,17 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
     if checkpoint.exists(workdir):
-        saved = checkpoint.latest(workdir)
-        trainer.restore(saved, workdir)
-        seconds = saved.seconds
-        print(f"resuming {workdir} at step {saved.step}")
+        seconds = trainer.restore(workdir)
+        print(f"resuming {workdir} at step {trainer.step}")
+    distributed.wait()  # until every process has seen the directory as it was
     print(config_text(config))
-    save_config(config, workdir)
-    write_data_info(workdir, DataInfo.of(dataset))
-    with StopRequest() as stop, Recorder(workdir, trainer.step, config.training.steps) as recorder:
+    if distributed.is_first():
+        save_config(config, workdir)
+        write_data_info(workdir, DataInfo.of(dataset))
+    recorder = Silence()
+    if distributed.is_first():
+        recorder = Recorder(workdir, trainer.step, config.training.steps)
+    with StopRequest() as stop, recorder:
         clock = _clock(seconds)
         last_means = _loop(trainer, recorder, workdir, stop, clock)
     return _report(trainer, workdir, stop, clock(), last_means)
@@ -104,12 +120,12 @@ def _loop(
     """Steps until the end, the time limit or a signal; returns the last logged means, None without a step."""
     section, means = trainer.config.training, None
     limit = 60 * section.max_minutes or math.inf
-    last = trainer.step >= section.steps or clock() >= limit
+    last = trainer.step >= section.steps or distributed.from_first(lambda: clock() >= limit)
     while not last:
         trainer.advance()
         recorder.advance()
         step = trainer.step
-        last = bool(step == section.steps or clock() >= limit or stop.signal)
+        last = stop.now(expired=clock() >= limit) or step == section.steps
         save = last or step % section.checkpoint_every == 0
         if save or step % section.log_every == 0:
             means = trainer.means()
@@ -119,6 +135,8 @@ def _loop(
             recorder.save_loss_curve()
         if step % section.sample_every == 0 or (last and not stop.signal):
             save_preview(trainer, _preview_path(workdir, step))
+        if save or step % section.sample_every == 0:
+            distributed.wait()  # for the first process, outside of a step, whose patience is short
     return means
 
 

@@ -15,15 +15,16 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from run import checkpoint
+from run import checkpoint, distributed
 from run.batches import BatchOrder, Draw
-from run.build import build_model, build_sde
+from run.build import build_model, build_sde, choose
 from run.checkpoint import Checkpoint
 from run.data import Dataset, to_continuous, to_raw
 from run.ema import EMA
 from run.errors import UserError
 from run.objectives import build_objective, build_times
-from sde_lib import generator_for
+from run.parallel import PARALLEL, full
+from sde_lib import ScoreModel, generator_for
 
 
 def learning_rate(step: int, section: ConfigDict) -> float:
@@ -36,7 +37,7 @@ def learning_rate(step: int, section: ConfigDict) -> float:
 class Trainer:
     """Model, average and optimizer, and how one step changes them.
 
-    `draw(step)` is the whole batch of a step: indices, noise and times. Process r of W would read and work on
+    `draw(step)` is the whole batch of a step: indices, noise and times. Process r of W reads and works on
     `draw(step).part(r, W)`, and the mean of their gradients is that of one process, which has all of it.
     """
 
@@ -48,8 +49,9 @@ class Trainer:
         self.times = build_times(config.training, self.sde).to(device)
         self.raw = not (config.data.dequantize and dataset.levels)
         levels = dataset.levels if self.raw else None
-        self.objective = build_objective(config.training, self.model, self.times, levels)
         self.ema = EMA(self.model, config.training.ema_decay)
+        self.group = distributed.step_group(device, config.training.patience)
+        self.objective = build_objective(config.training, self._in_parallel(), self.times, levels)
         self.optimizer = torch.optim.Adam(
             self.model.parameters(), lr=config.training.learning_rate, fused=True
         )
@@ -57,6 +59,17 @@ class Trainer:
         self.batches = BatchOrder(len(self.data), config.training.batch_size, config.seed, device)
         self.step = 0
         self._reset_sums()
+
+    def _in_parallel(self) -> ScoreModel:
+        """The model whose losses are minimized: with several processes one that they share."""
+        section, ranks = self.config.training, distributed.world_size()
+        wrap = choose(PARALLEL, section.parallel, "training.parallel")
+        if section.batch_size % ranks:
+            raise UserError(
+                f"training.batch_size={section.batch_size} cannot be shared out evenly: set it to a multiple "
+                f"of the number of processes, {ranks}"
+            )
+        return self.model if self.group is None else wrap(self.model, self.ema.module, self.group)
 
     def _reset_sums(self) -> None:
         self._sums, self._count = torch.zeros(2, device=self.device), 0
@@ -84,26 +97,33 @@ class Trainer:
             batch = torch.where(draw.mirrored[:, None, None, None], batch.flip(-1), batch)
         return to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, draw.u)
 
-    def loss(self, step: int) -> Tensor:
-        """The mean loss of the batch of a step."""
-        draw = self.draw(step)
-        losses = self.objective(self.read(draw), draw.times, draw.noise)
-        self.times.update(draw.times, losses.detach())
-        return (draw.times.weights.to(losses) * losses).mean()
+    def loss(self, step: int) -> tuple[Tensor, Tensor]:
+        """The mean loss of the batch of a step: of this process's part, with gradients, and of all of it."""
+        whole = self.draw(step)
+        mine = whole.part(distributed.rank(), distributed.world_size())
+        losses = self.objective(self.read(mine), mine.times, mine.noise)
+        all_losses = distributed.concatenate(losses, self.group)
+        self.times.update(whole.times, all_losses)
+        mean, mean_of_all = (
+            (draw.times.weights.to(values) * values).mean()
+            for draw, values in ((mine, losses), (whole, all_losses))
+        )
+        return mean, mean_of_all
 
     def advance(self) -> None:
         """One optimizer step."""
         section = self.config.training
-        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step).initial_seed())
+        stream = ("dropout", self.step, *([distributed.rank()] if distributed.rank() else []))
+        torch.manual_seed(generator_for(self.config.seed, *stream).initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
-        loss = self.loss(self.step)
+        loss, loss_of_all = self.loss(self.step)
         self.optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip or math.inf)
         self.optimizer.step()
         self.ema.update_parameters(self.model)
-        self._sums += torch.stack([loss.detach(), norm])
+        self._sums += torch.stack([loss_of_all, full(norm)])
         self._count += 1
         self.step += 1
 
@@ -135,11 +155,22 @@ class Trainer:
             times=self.times.state_dict(),
         )
 
-    def restore(self, saved: Checkpoint, workdir: Path) -> None:
-        """Takes the state of a checkpoint, read from a run directory that an error can name."""
+    def restore(self, workdir: Path) -> float:
+        """Takes the state of the newest intact checkpoint of a run directory; returns its seconds."""
+        saved = checkpoint.latest(workdir, self._pieces())
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.ema.module, saved.ema, workdir)
         checkpoint.load_weights(self.times, saved.times, workdir)
         self.optimizer.load_state_dict(saved.optimizer)
         self.ema.n_averaged.fill_(saved.ema_updates)
         self.step = saved.step
+        return saved.seconds
+
+    def _pieces(self) -> Checkpoint | None:
+        """The present state, to be overwritten, where it is in pieces."""
+        if self.group is None or self.config.training.parallel != "fsdp":
+            return None
+        for weights in self.model.parameters():
+            weights.grad = torch.zeros_like(weights)
+        self.optimizer.step()  # has a state from now on; without gradients the weights stay
+        return self.checkpoint(0.0)

@@ -54,6 +54,8 @@ def get_config() -> ConfigDict:
             objective="dsm",  # dsm (denoising score matching) | hybrid (with the bound, for learned_variance)
             vlb_weight=1e-3,  # of the bound in hybrid
             grad_clip=1.0,  # largest norm of the gradient; 0 for none
+            parallel="ddp",  # of several processes (docs/scaling.md): ddp | fsdp (weights in pieces, too)
+            patience=25.0,  # seconds that one may keep the others waiting in a step before they end
             max_minutes=0.0,  # stop after so many minutes of training; 0 for no limit
             log_every=50,  # steps between two points of the loss curve
             sample_every=1000,  # steps between two sample pictures

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["run.train", "run.sample", "run.likelihood", "run.evaluate", "torch.distributed"])
+MODULES = ("run.train", "run.sample", "run.likelihood", "run.evaluate", "run.sharded", "sklearn.datasets")
+CONTEXT.set_forkserver_preload(list(MODULES))
 
 
 @dataclass(frozen=True)

@@ -1,16 +1,23 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from run import distributed
-from tests.run.ranks import job
+from run import checkpoint, distributed
+from tests.run.ranks import finish, job, start
 
+TINY = str(Path(__file__).parent / "tiny.py")
 SIZES = [
     "--config.sampling.num_samples=9",
     "--config.sampling.batch_size=2",
@@ -75,3 +82,190 @@ def test_the_users_errors_end_every_rank(finished_run: Path, tmp_path: Path):
     done = job(2, argv, tmp_path)
     assert done.codes == [2, 2]
     assert done.err[0].startswith("error: ") and done.err[1].startswith("error of rank 1: ")
+
+
+def training(tiny: str, workdir: Path, *arguments: str) -> list[str]:
+    return ["--mode", "train", "--config", tiny, "--workdir", str(workdir), *arguments]
+
+
+EXACT = ["--config.model.dropout=0", "--config.training.log_every=1"]
+# ten noise levels, each seen often enough for its losses to decide how often it is drawn
+IMPORTANCE = ["--config.training.times=importance", "--config.sde.N=10", "--config.training.batch_size=32"]
+IMPORTANCE.append("--config.data.flip=true")
+
+
+def curve(workdir: Path) -> np.ndarray:
+    """Loss and gradient norm of every step, shape (steps, 2)."""
+    rows = map(json.loads, (workdir / "log.jsonl").read_text().splitlines())
+    return np.array([(row["loss"], row["grad_norm"]) for row in rows])
+
+
+@pytest.mark.parametrize("arguments", [(), IMPORTANCE], ids=["plain", "importance"])
+def test_many_processes_train_as_one_does_with_the_whole_batch(arguments: tuple, tiny: str, tmp_path: Path):
+    cases = {"one": (1, "ddp"), "two": (2, "ddp"), "four": (4, "ddp"), "pieces": (2, "fsdp")}
+    saved = {}
+    for name, (n, parallel) in cases.items():
+        argv = training(tiny, tmp_path / name, *EXACT, *arguments, f"--config.training.parallel={parallel}")
+        done = job(n, argv, tmp_path / f"{name}-said")
+        assert done.codes == [0] * n, done.err
+        assert not any(done.out[1:])
+        saved[name] = checkpoint.latest(tmp_path / name)
+    assert len(list((tmp_path / "pieces/checkpoints/00000008").glob("shard-*"))) == 2
+    one = curve(tmp_path / "one")
+    assert one.shape == (8, 2) and one.std() > 1e-3
+    if arguments:
+        counts = saved["one"].times["steps.counts"]
+        assert counts.min() >= 10 and counts.float().std() > 2  # the last batches were drawn by their losses
+    for name in ("two", "four", "pieces"):
+        assert np.abs(curve(tmp_path / name) - one).max() < 1e-5
+        for part in ("model", "ema", "times"):
+            expected, found = getattr(saved["one"], part), getattr(saved[name], part)
+            assert expected.keys() == found.keys()
+            for key in expected:
+                torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
+
+
+def test_batches_that_cannot_be_shared_out_are_refused(tiny: str, tmp_path: Path):
+    done = job(3, training(tiny, tmp_path / "run"), tmp_path)
+    assert done.codes == [2, 2, 2]
+    assert "training.batch_size=8" in done.err[0] and "multiple of the number of processes, 3" in done.err[0]
+    assert not (tmp_path / "run").exists()
+
+
+LONG = [
+    f"--config.training.{key}" for key in ("steps=40", "log_every=1", "checkpoint_every=10", "sample_every=40")
+]
+
+
+def wait_for(steps: int, workdir: Path) -> None:
+    """Waits until so many steps are logged."""
+    deadline = time.monotonic() + 60
+    log = workdir / "log.jsonl"
+    while not log.exists() or f'"step": {steps},' not in log.read_text():
+        assert time.monotonic() < deadline, "training does not get on"
+        time.sleep(0.01)
+
+
+def same_state(a: Path, b: Path) -> bool:
+    """Whether the newest checkpoints of two runs hold the same bits."""
+    left, right = (checkpoint.latest(path) for path in (a, b))
+    assert left.step == right.step
+    tensors = left.tensors(), right.tensors()
+    return tensors[0].keys() == tensors[1].keys() and all(
+        torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0]
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The directory of a run of two processes that nothing disturbed."""
+    made = {}
+
+    def run(parallel: str) -> Path:
+        if parallel not in made:
+            folder = tmp_path_factory.mktemp(parallel)
+            argv = training(TINY, folder / "run", *LONG, f"--config.training.parallel={parallel}")
+            assert job(2, argv, folder).codes == [0, 0]
+            made[parallel] = folder / "run"
+        return made[parallel]
+
+    return run
+
+
+def test_a_signal_to_any_rank_stops_all_and_pieces_go_on_to_the_same_bits(
+    uninterrupted: Callable, tiny: str, tmp_path: Path
+):
+    workdir, said = tmp_path / "run", tmp_path / "said"
+    argv = training(tiny, workdir, *LONG, "--config.training.parallel=fsdp")
+    argv.append("--config.training.sample_every=7")  # a picture in between leaves no trace in the weights
+    ranks = start(2, argv, said)
+    wait_for(5, workdir)
+    os.kill(ranks[1].pid, signal.SIGTERM)
+    done = finish(ranks, said)
+    assert done.codes == [143, 143], done.err
+    assert "Training stopped by SIGTERM" in done.out[0] and "give the same command again" in done.out[0]
+    assert 5 < checkpoint.latest(workdir).step < 40
+    assert job(2, argv, said).codes == [0, 0]
+    assert same_state(workdir, uninterrupted("fsdp"))
+
+
+def test_any_number_of_processes_goes_on_from_whole_or_in_pieces(tiny: str, tmp_path: Path):
+    """One process goes on from two's pieces, and two with pieces from one's checkpoint, as one does alone."""
+    cases = {"alone": (1, "ddp", 1, "ddp"), "joined": (2, "fsdp", 1, "ddp"), "split": (1, "ddp", 2, "fsdp")}
+    for name, (n, parallel, then_n, then_parallel) in cases.items():
+        argv = training(tiny, tmp_path / name, *EXACT, "--config.training.steps=4")
+        assert job(n, [*argv, f"--config.training.parallel={parallel}"], tmp_path / "said").codes == [0] * n
+        argv[-1] = "--config.training.steps=8"
+        done = job(then_n, [*argv, f"--config.training.parallel={then_parallel}"], tmp_path / "said")
+        assert done.codes == [0] * then_n, done.err
+        assert "at step 4" in done.out[0]
+        assert np.abs(curve(tmp_path / name) - curve(tmp_path / "alone")).max() < 1e-5
+
+
+def test_a_damaged_piece_is_named_and_passed_over(tiny: str, tmp_path: Path, capsys):
+    workdir = tmp_path / "run"
+    argv = training(tiny, workdir, "--config.training.parallel=fsdp")
+    assert job(2, argv, tmp_path / "said").codes == [0, 0]
+    piece = next((workdir / "checkpoints/00000008").glob("shard-00002-*"))
+    content = bytearray(piece.read_bytes())
+    content[-3] ^= 1
+    piece.write_bytes(content)
+    done = job(2, argv, tmp_path / "said")
+    assert done.codes == [0, 0]
+    assert f"{piece} is damaged" in done.err[0] and "at step 4" in done.out[0]
+    piece = next((workdir / "checkpoints/00000008").glob("shard-00001-*"))
+    piece.unlink()
+    assert checkpoint.latest(workdir).step == 4 and "is missing" in capsys.readouterr().err
+
+
+def test_a_rank_that_hangs_ends_the_job(tiny: str, tmp_path: Path):
+    workdir, said = tmp_path / "run", tmp_path / "said"
+    ranks = start(2, training(tiny, workdir, *LONG, "--config.training.patience=2"), said)
+    wait_for(5, workdir)
+    os.kill(ranks[1].pid, signal.SIGSTOP)
+    ranks[0].join(30)
+    os.kill(ranks[1].pid, signal.SIGKILL)
+    done = finish(ranks, said)
+    assert done.codes == [2, -9]
+    assert "rank 0 lost another process of the job" in done.err[0] and "Timed out" in done.err[0]
+
+
+def torchrun(workdir: Path) -> subprocess.Popen[str]:
+    script = Path(checkpoint.__file__).parent / "main.py"
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    return subprocess.Popen(
+        [*command, *training(TINY, workdir, *LONG)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def children(process: subprocess.Popen) -> list[int]:
+    """The processes that a process started."""
+    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
+
+
+def test_under_torchrun_a_killed_rank_and_a_signal_lose_nothing(uninterrupted: Callable, tmp_path: Path):
+    workdir = tmp_path / "run"
+    launcher = torchrun(workdir)
+    wait_for(15, workdir)
+    os.kill(children(launcher)[1], signal.SIGKILL)
+    start_time = time.monotonic()
+    _, err = launcher.communicate(timeout=60)
+    assert time.monotonic() - start_time < 60
+    assert launcher.returncode != 0 and "Signal 9 (SIGKILL)" in err
+    assert checkpoint.latest(workdir).step == 10
+
+    launcher = torchrun(workdir)
+    wait_for(25, workdir)
+    launcher.send_signal(signal.SIGTERM)
+    out, _ = launcher.communicate(timeout=60)
+    assert launcher.returncode != 0
+    assert "at step 10" in out and "Training stopped by SIGTERM" in out
+    assert checkpoint.latest(workdir).step >= 25
+
+    launcher = torchrun(workdir)
+    assert launcher.communicate(timeout=60) and launcher.returncode == 0
+    assert same_state(workdir, uninterrupted("ddp"))
