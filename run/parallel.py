@@ -32,7 +32,7 @@ def replicate(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> Sc
     """
     device = next(model.net.parameters()).device
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers has another name from torch 2.13 on
+        warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is renamed in torch 2.13
         net = DistributedDataParallel(
             model.net,
             device_ids=[device] if device.type == "cuda" else None,

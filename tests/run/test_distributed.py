@@ -132,9 +132,8 @@ def test_batches_that_cannot_be_shared_out_are_refused(tiny: str, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-LONG = [
-    f"--config.training.{key}" for key in ("steps=40", "log_every=1", "checkpoint_every=10", "sample_every=40")
-]
+SETTINGS = ("steps=40", "log_every=1", "checkpoint_every=10", "sample_every=40")
+LONG = [f"--config.training.{setting}" for setting in SETTINGS]
 
 
 def wait_for(steps: int, workdir: Path) -> None:
