@@ -129,20 +129,15 @@ class Agreement:
         self._value, self._work = torch.zeros((), dtype=torch.int64), None
 
     def __call__(self, value: int) -> int:
-        """The largest value of the call before this one; of this one where there is one process."""
+        """The largest value of the call before, 0 at first; of this one where there is one process."""
         if world_size() == 1:
             return value
-        agreed = self.finish()
+        if self._work is not None:
+            self._work.wait()
+        agreed = int(self._value)
         self._value = torch.tensor(value)
         self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, async_op=True)
         return agreed
-
-    def finish(self) -> int:
-        """The largest value of the last call, or 0; to be called by every rank at the end."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
-        return int(self._value)
 
 
 def step_group(device: torch.device, patience: float) -> dist.ProcessGroup | None:
