@@ -26,11 +26,11 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        dim: int,                    # dimension of the points
-        width: int = 256,            # hidden units, and the size of the noise embedding; even
-        depth: int = 4,              # residual blocks
+        dim: int,  # dimension of the points
+        width: int = 256,  # hidden units, and the size of the noise embedding; even
+        depth: int = 4,  # residual blocks
         embedding: str = "fourier",  # embedding of the noise: "fourier" or "sinusoidal"
-        dropout: float = 0.0,        # dropout probability inside the blocks
+        dropout: float = 0.0,  # dropout probability inside the blocks
     ) -> None:
         super().__init__()
         if dim < 1 or depth < 1:

@@ -44,15 +44,15 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,                        # channels of the images, in and out
-        channels: int = 64,                      # width of the finest level for a multiplier of 1; even
-        multipliers: Sequence[int] = (1, 2),     # width of each level in units of channels, finest first
-        blocks_per_level: int = 2,               # residual blocks per level of the encoder
+        in_channels: int,  # channels of the images, in and out
+        channels: int = 64,  # width of the finest level for a multiplier of 1; even
+        multipliers: Sequence[int] = (1, 2),  # width of each level in units of channels, finest first
+        blocks_per_level: int = 2,  # residual blocks per level of the encoder
         attention_levels: Sequence[int] = (1,),  # levels whose blocks end in self-attention, 0 is the finest
-        heads: int = 4,                          # attention heads; divides the attending widths
-        dropout: float = 0.0,                    # dropout probability inside the residual blocks
-        embedding: str = "sinusoidal",           # embedding of the noise: "sinusoidal" or "fourier"
-        out_channels: int | None = None,         # channels of the output; None for in_channels
+        heads: int = 4,  # attention heads; divides the attending widths
+        dropout: float = 0.0,  # dropout probability inside the residual blocks
+        embedding: str = "sinusoidal",  # embedding of the noise: "sinusoidal" or "fourier"
+        out_channels: int | None = None,  # channels of the output; None for in_channels
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels

@@ -7,7 +7,7 @@ batch in one process.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, is_dataclass
 from typing import TypeVar
 
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from run.objectives import DrawnTimes
 from sde_lib import generator_for
 
-Rows = TypeVar("Rows", "Draw", DrawnTimes)
+Part = TypeVar("Part")
 
 
 class BatchOrder:
@@ -43,8 +43,34 @@ class BatchOrder:
         return torch.cat(parts)
 
 
+class Rows:
+    """Base of dataclasses whose fields are tensors of B rows, more dataclasses of such, or None."""
+
+    def __len__(self) -> int:
+        return len(self.noise)
+
+    def rows(self: Part, chosen: slice) -> Part:
+        """Some rows of all tensors."""
+        return _take(self, chosen)
+
+    def part(self: Part, r: int, parts: int) -> Part:
+        """The r-th of `parts` equal, consecutive parts."""
+        size = len(self) // parts
+        return self.rows(slice(r * size, (r + 1) * size))
+
+
+def _take(batch: Part, rows: slice) -> Part:
+    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
+    for name, value in values.items():
+        if is_dataclass(value):
+            values[name] = _take(value, rows)
+        elif value is not None:
+            values[name] = value[rows]
+    return type(batch)(**values)
+
+
 @dataclass(frozen=True)
-class Draw:
+class Draw(Rows):
     """The samples of a batch by their indices, and all that is random about them."""
 
     indices: Tensor
@@ -57,19 +83,13 @@ class Draw:
     noise: Tensor
     """Standard normal noise, shape (B, *shape)."""
 
-    def part(self, r: int, parts: int) -> Draw:
-        """The r-th of `parts` equal, consecutive parts."""
-        size = len(self.indices) // parts
-        return _rows(self, slice(r * size, (r + 1) * size))
 
+@dataclass(frozen=True)
+class Batch(Rows):
+    """A draw, or a part of one, with its samples read."""
 
-def _rows(batch: Rows, rows: slice) -> Rows:
-    """The batch with some rows of all its tensors."""
-    taken = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        if isinstance(value, DrawnTimes):
-            taken[field.name] = _rows(value, rows)
-        else:
-            taken[field.name] = None if value is None else value[rows]
-    return type(batch)(**taken)
+    x_0: Tensor
+    """What the model sees without noise, shape (B, *shape)."""
+    times: DrawnTimes
+    noise: Tensor
+    """Standard normal noise, shape (B, *shape)."""

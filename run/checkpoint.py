@@ -1,27 +1,25 @@
-"""Checkpoints: one directory each, complete or absent.
+"""Checkpoints: one directory each, complete or absent (see sealed.py).
 
     checkpoints/00004000/model.safetensors     weights
-                         ema.safetensors       their exponential moving average, used for samples and scores
-                         training.pt           optimizer state, step, seconds trained, averaged updates,
-                                               losses behind times drawn by importance
-                         sha256.json           digests of these files, checked when they are read
+                         ema.safetensors       their moving average, used for samples and scores
+                         averages.safetensors  further averages, if there are any: "NAME/WEIGHT"
+                         shard-*.safetensors   instead of these three, and of the optimizer's state: pieces of
+                                               them, where they were in pieces in training (see sharded.py)
+                         training.pt           all other state: see `Checkpoint`
+                         summary.json          step and held-out loss
+                         sha256.json           digests of these, checked when they are read
 
-Where the state is in pieces (training.parallel=fsdp), shard-*.safetensors hold the tensors of all, one file
-for each process; see sharded.py.
-
-The directory is written under a temporary name, flushed to the disk and renamed. The batch and the noise of a
-step are functions of the seed and the step, so that nothing else is needed to resume exactly.
+The newest few are kept, and the one with the lowest held-out loss. The batch and the noise of a step are
+functions of the seed and the step, so that nothing else is needed to resume exactly.
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
+import math
 import shutil
-import sys
-from collections.abc import Callable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -31,42 +29,64 @@ from torch import Tensor, nn
 
 from run import distributed
 from run.errors import UserError
-from run.files import write_durable
 from run.parallel import in_pieces
+from run.report import warn
+from run.sealed import belongs, names, numbered, read_file, write_directory
 
 FOLDER = "checkpoints"
-DIGESTS = "sha256.json"
-PIECES = "shard-"  # of the names of files with pieces
+SUMMARY = "summary.json"
+PIECES = "shard-"  # files with pieces begin with it
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds: read from a file on the CPU, or as it is in training."""
+    """What a checkpoint holds, on the CPU once it is read, unless it is read into a state in pieces."""
 
     step: int
-    """Optimizer steps done."""
+    """Optimizer steps done, those skipped included."""
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict
     seconds: float
     """Wall-clock time of training so far."""
     ema_updates: int
+    """Steps in the averages, those skipped left out."""
+    averages: dict[str, Tensor] = field(default_factory=dict)
+    """The weights of further averages as "NAME/WEIGHT"."""
     times: dict[str, Tensor] = field(default_factory=dict)
     """State of the choice of times; empty for choices that have none."""
+    objective: dict[str, Tensor] = field(default_factory=dict)
+    """Parameters of the objective's own."""
+    scaler: dict = field(default_factory=dict)
+    """The loss scale of fp16."""
+    running: dict[str, Tensor] = field(default_factory=dict)
+    """Sums since the last point of the log."""
+    held_out_loss: float | None = None
 
-    def tensors(self) -> dict[str, Tensor]:
-        """The tensors that may be in pieces, by their paths a/b/c through the dictionaries."""
-        return _flatten({"model": self.model, "ema": self.ema, "optimizer": self.optimizer})
+    def average(self, name: str) -> dict[str, Tensor]:
+        """The weights of a further average; empty if there is none of this name."""
+        prefix = f"{name}/"
+        return {key.removeprefix(prefix): w for key, w in self.averages.items() if key.startswith(prefix)}
+
+    def large(self) -> dict[str, Tensor]:
+        """The tensors that may be in pieces, by their paths a:b:c through the dictionaries."""
+        return _flatten({"state": self.optimizer["state"], **{part: getattr(self, part) for part in WEIGHTS}})
+
+    def with_large(self, tensors: dict[str, Tensor]) -> Checkpoint:
+        """The checkpoint with other tensors in the places of `large`."""
+        parts = {"state": {}, **{part: {} for part in WEIGHTS}, **_nest(tensors)}
+        return replace(self, optimizer={**self.optimizer, "state": parts.pop("state")}, **parts)
+
+
+WEIGHTS = ("model", "ema", "averages")
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of nested dictionaries by their paths."""
     flat = {}
     for key, value in tree.items():
-        if isinstance(value, dict):
-            flat |= _flatten(value, f"{prefix}{key}/")
-        elif isinstance(value, Tensor):
-            flat[f"{prefix}{key}"] = value
+        path = f"{prefix}{key}"
+        flat |= _flatten(value, f"{path}:") if isinstance(value, dict) else {path: value}
     return flat
 
 
@@ -74,7 +94,7 @@ def _nest(flat: dict[str, Tensor]) -> dict:
     """The nested dictionaries that `_flatten` made flat; numbers in a path are integers."""
     tree = {}
     for path, value in flat.items():
-        *folders, name = (int(part) if part.isdigit() else part for part in path.split("/"))
+        *folders, name = (int(part) if part.isdecimal() else part for part in path.split(":"))
         branch = tree
         for part in folders:
             branch = branch.setdefault(part, {})
@@ -82,87 +102,64 @@ def _nest(flat: dict[str, Tensor]) -> dict:
     return tree
 
 
-def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint, then removes all but the newest `keep`; returns its directory.
+IN_TRAINING_FILE = ("step", "optimizer", "seconds", "ema_updates")
+SINCE_THEN = ("times", "objective", "scaler", "running", "held_out_loss")  # older checkpoints lack some
 
-    Every process calls it. The first writes what is whole, and each its pieces of what is not.
+
+def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Writes a checkpoint, then removes all but the newest `keep` and the best; returns its directory.
+
+    Every process calls it; where the state is in pieces, each writes its own.
     """
     target = workdir / FOLDER / f"{checkpoint.step:08d}"
-    temporary = target.with_name(f".{target.name}")
+    if any(map(in_pieces, checkpoint.model.values())):
+        from run import sharded  # slow to import
+
+        small, large = _small(checkpoint.with_large({})), checkpoint.large()
+        write_directory(target, small, lambda folder: sharded.write(folder, large))
+    else:
+        write_directory(target, _files(checkpoint) if distributed.is_first() else {})
     if distributed.is_first():
-        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
-        temporary.mkdir(parents=True)
-    try:
-        split = any(map(in_pieces, checkpoint.model.values()))
-        digests = _write_pieces(temporary, checkpoint) if split else {}
-        if distributed.is_first():
-            _write_whole(temporary, checkpoint, digests)
-            # there is one only if it was damaged and training went on before it
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(temporary, target)
-            _sync_folder(target.parent)
-    finally:
-        if distributed.is_first():
-            shutil.rmtree(temporary, ignore_errors=True)
-    if distributed.is_first():
-        for old in _directories(workdir)[:-keep]:
-            shutil.rmtree(old)
-    distributed.wait()
+        _remove_old(numbered(workdir / FOLDER), keep)
     return target
 
 
-def _write_pieces(folder: Path, checkpoint: Checkpoint) -> dict[str, str]:
-    """Writes this process's pieces; returns, in the first, the digests of all files."""
-    from run import sharded  # slow to import
-
-    distributed.wait()  # for the folder
-    names = sharded.write(folder, checkpoint.tensors())
-    digests = distributed.gather([(name, _digest((folder / name).read_bytes())) for name in names])
-    return dict(digests or ())
-
-
-def _write_whole(folder: Path, checkpoint: Checkpoint, digests: dict[str, str]) -> None:
-    """Writes training.pt, the weights unless they are in pieces, and the digests of all files."""
-    optimizer, weights = checkpoint.optimizer, {"model": checkpoint.model, "ema": checkpoint.ema}
-    if digests:
-        optimizer, weights = {"param_groups": optimizer["param_groups"]}, {}
-    training = {
-        "step": checkpoint.step,
-        "optimizer": optimizer,
-        "seconds": checkpoint.seconds,
-        "ema_updates": checkpoint.ema_updates,
-        "times": checkpoint.times,
-    }
+def _small(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint beside its weights."""
     buffer = io.BytesIO()
-    torch.save(training, buffer)
-    files = {f"{name}.safetensors": safetensors.torch.save(part) for name, part in weights.items()}
-    files["training.pt"] = buffer.getvalue()
-    digests = {**digests, **{name: _digest(data) for name, data in files.items()}}
-    for name, data in {**files, DIGESTS: json.dumps(digests).encode()}.items():
-        write_durable(folder / name, data)
-    _sync_folder(folder)
+    torch.save({key: getattr(checkpoint, key) for key in (*IN_TRAINING_FILE, *SINCE_THEN)}, buffer)
+    summary = {"step": checkpoint.step, "held_out_loss": checkpoint.held_out_loss}
+    return {"training.pt": buffer.getvalue(), SUMMARY: json.dumps(summary).encode()}
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """All files of a checkpoint, by name."""
+    files = {"model.safetensors": pack(checkpoint.model), "ema.safetensors": pack(checkpoint.ema)}
+    if checkpoint.averages:
+        files["averages.safetensors"] = pack(checkpoint.averages)
+    return files | _small(checkpoint)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove_old(directories: list[Path], keep: int) -> None:
+    kept = {*directories[-keep:], *_by_held_out_loss(directories)[:1]}
+    for old in directories:
+        if old not in kept:
+            shutil.rmtree(old)
 
 
-def _directories(workdir: Path) -> list[Path]:
-    """The checkpoint directories, oldest first."""
-    return sorted(path for path in (workdir / FOLDER).glob("[0-9]*") if path.name.isdigit())
+def pack(weights: dict[str, Tensor]) -> bytes:
+    """Weights as the bytes of a safetensors file, in the usual order of memory."""
+    return safetensors.torch.save({key: weight.contiguous() for key, weight in weights.items()})
 
 
 def exists(workdir: Path) -> bool:
     """Whether the run directory holds any checkpoint, intact or not."""
-    return bool(_directories(workdir))
+    return bool(steps(workdir))
+
+
+def steps(workdir: Path) -> list[int]:
+    """The steps of the checkpoints, ascending."""
+    return [int(directory.name) for directory in numbered(workdir / FOLDER)]
 
 
 def latest(workdir: Path, into: Checkpoint | None = None) -> Checkpoint:
@@ -170,105 +167,122 @@ def latest(workdir: Path, into: Checkpoint | None = None) -> Checkpoint:
 
     Args:
         workdir: The run directory.
-        into: A state in pieces, which is overwritten; None for whole tensors of its own.
+        into: A state in pieces, whose tensors are overwritten; None for whole tensors on the CPU.
 
     Raises:
         UserError: If there is no checkpoint, none is intact, or processes find different ones.
     """
-    directories = _directories(workdir)
-    if not directories:
-        raise UserError(f"{workdir} holds no checkpoint: train first with --mode train --workdir {workdir}")
-    for directory in reversed(directories):
+    return _first_intact(reversed(numbered(workdir / FOLDER)), workdir, into)
+
+
+def best(workdir: Path) -> Checkpoint:
+    """The intact checkpoint with the lowest held-out loss; damaged ones are named on stderr. Every process
+    calls it.
+
+    Raises:
+        UserError: If there is no checkpoint with a held-out loss, or none is intact.
+    """
+    directories = numbered(workdir / FOLDER)
+    ranked = _by_held_out_loss(directories)
+    if directories and not ranked:
+        raise UserError(
+            f"no checkpoint of {workdir} has a held-out loss, so none is the best: train with "
+            "training.held_out above 0, or take sampling.checkpoint=latest"
+        )
+    return _first_intact(ranked, workdir)
+
+
+def _first_intact(
+    directories: Iterable[Path], workdir: Path, into: Checkpoint | None = None
+) -> Checkpoint:
+    damage = None
+    for directory in directories:
         try:
             found = read(directory, into)
         except UserError as error:
             damage = error
-            if distributed.is_first():
-                print(f"warning: {error}", file=sys.stderr)
+            warn(f"{error}; it is passed over")
         else:
-            if distributed.from_first(lambda found=found: found.step) != found.step:
-                raise UserError(
-                    f"processes find different checkpoints in {workdir}: it must be one directory for all, "
-                    "and no training may be writing to it just now"
-                )
-            return found
+            return _checked_to_be_the_same(found, workdir)
+    if damage is None:
+        raise UserError(f"{workdir} holds no checkpoint: train first with --mode train --workdir {workdir}")
     raise UserError(
         f"no checkpoint of {workdir} is intact ({damage}): restore one, or train again in another --workdir"
     )
 
 
+def _checked_to_be_the_same(found: Checkpoint, workdir: Path) -> Checkpoint:
+    if distributed.from_first(lambda: found.step) != found.step:
+        raise UserError(
+            f"processes find different checkpoints in {workdir}: it must be one directory for all of them, "
+            "and no training may be writing to it just now"
+        )
+    return found
+
+
+def _by_held_out_loss(directories: list[Path]) -> list[Path]:
+    """Those with a held-out loss, the lowest first, of equals the newer."""
+    losses = {directory: _held_out_loss(directory) for directory in reversed(directories)}
+    return sorted((d for d in losses if math.isfinite(losses[d])), key=losses.__getitem__)
+
+
+def _held_out_loss(directory: Path) -> float:
+    try:
+        loss = read_file(directory / SUMMARY, json.loads)["held_out_loss"]
+    except (UserError, KeyError):  # an older checkpoint, or a damaged one: `latest` names it when it is read
+        return math.inf
+    return loss if isinstance(loss, float) else math.inf
+
+
 def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
-    """Reads one checkpoint, into a state in pieces if there is one.
+    """Reads one checkpoint, into a state in pieces if one is given.
 
     Raises:
         UserError: If a file of it is missing, truncated or corrupt.
     """
-    digests = {}  # checkpoints from before there were digests have none
-    if (directory / DIGESTS).is_file():
-        digests = _read_file(directory / DIGESTS, json.loads, {})
-    training = _read_file(directory / "training.pt", _load_training, digests)
-    pieces = [name for name in digests if name.startswith(PIECES)]
-    if pieces:
-        _check_pieces(directory, pieces, digests)
-        return _read_pieces(directory, training, into)
-    model = _read_file(directory / "model.safetensors", safetensors.torch.load, digests)
-    ema = _read_file(directory / "ema.safetensors", safetensors.torch.load, digests)
-    found = Checkpoint(model=model, ema=ema, **training)
-    if into is None:
-        return found
+    pieces = [name for name in names(directory) if name.startswith(PIECES)]
+    if not pieces and into is None:
+        return _read_whole(directory)
     from run import sharded
 
-    sharded.take_pieces(found.tensors(), into.tensors())
-    return _with_tensors(found, into)
-
-
-def _with_tensors(found: Checkpoint, into: Checkpoint) -> Checkpoint:
-    """The checkpoint with the tensors of a state in pieces."""
-    optimizer = {**found.optimizer, "state": into.optimizer["state"]}
-    return replace(found, model=into.model, ema=into.ema, optimizer=optimizer)
-
-
-def _read_pieces(directory: Path, training: dict, into: Checkpoint | None) -> Checkpoint:
-    """The rest of a checkpoint of which training.pt has been read."""
-    from run import sharded
-
+    if not pieces:
+        found = _read_whole(directory)
+        sharded.take_pieces(found.large(), into.large())
+        return found.with_large(into.large())
+    _check_pieces([directory / name for name in pieces])
+    found = Checkpoint(model={}, ema={}, **read_file(directory / "training.pt", _load_training))
     if into is None:
-        tensors = _nest(sharded.read_whole(directory))
-        training["optimizer"] |= tensors.pop("optimizer")
-        return Checkpoint(**tensors, **training)
-    sharded.read_pieces(directory, into.tensors())
-    return _with_tensors(Checkpoint(model={}, ema={}, **training), into)
+        return found.with_large(sharded.read_whole(directory))
+    sharded.read_pieces(directory, into.large())
+    return found.with_large(into.large())
 
 
-def _check_pieces(directory: Path, pieces: list[str], digests: dict[str, str]) -> None:
-    """Checks the pieces' digests, each process some of them; what one finds, all raise."""
-    found = []
-    for k in distributed.share(len(pieces)):
+def _check_pieces(paths: list[Path]) -> None:
+    """Checks the digests of files with pieces, each process of some of them; what one finds, all raise."""
+    damage = []
+    for k in distributed.share(len(paths)):
         try:
-            _read_file(directory / pieces[k], lambda data: {}, digests)
+            read_file(paths[k], lambda data: {})
         except UserError as error:
-            found.append(error)
-    found = distributed.gather(found)
-    for error in distributed.from_first(lambda: found):
+            damage.append(error)
+    damage = distributed.gather(damage)
+    for error in distributed.from_first(lambda: damage):
         raise error
+
+
+def _read_whole(directory: Path) -> Checkpoint:
+    model = read_file(directory / "model.safetensors", safetensors.torch.load)
+    ema = read_file(directory / "ema.safetensors", safetensors.torch.load)
+    training = read_file(directory / "training.pt", _load_training)
+    path = directory / "averages.safetensors"
+    averages = read_file(path, safetensors.torch.load) if belongs(path) else {}
+    return Checkpoint(model=model, ema=ema, averages=averages, **training)
 
 
 def _load_training(data: bytes) -> dict:
     training = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    fields = {key: training[key] for key in ("step", "optimizer", "seconds", "ema_updates")}
-    return fields | {"times": training.get("times", {})}  # older checkpoints have none
-
-
-def _read_file(path: Path, parse: Callable[[bytes], dict], digests: dict[str, str]) -> dict:
-    if not path.is_file():
-        raise UserError(f"checkpoint file {path} is missing")
-    data = path.read_bytes()
-    if path.name in digests and _digest(data) != digests[path.name]:
-        raise UserError(f"checkpoint file {path} is damaged: its bytes are not those that were written")
-    try:
-        return parse(data)
-    except Exception as error:  # torn bytes make a parser raise anything, IndexError among them
-        raise UserError(f"checkpoint file {path} is damaged") from error
+    fields = {key: training[key] for key in IN_TRAINING_FILE}
+    return fields | {key: training[key] for key in SINCE_THEN if key in training}
 
 
 def load_weights(module: nn.Module, weights: dict[str, Tensor], workdir: Path) -> None:

@@ -34,6 +34,9 @@ AT_LEAST_ONE = (
     "data.num_points",
     "training.steps",
     "training.batch_size",
+    "training.accumulate",
+    "training.snapshot_every",
+    "training.max_skipped",
     "training.log_every",
     "training.sample_every",
     "training.checkpoint_every",
@@ -58,7 +61,9 @@ NOT_NEGATIVE = (
     "training.warmup_steps",
     "training.ema_decay",
     "training.grad_clip",
+    "training.images",
     "training.max_minutes",
+    "training.held_out",
     "training.vlb_weight",
     "data.image_size",
     "sampling.clip",
@@ -67,6 +72,12 @@ NOT_NEGATIVE = (
     "likelihood.clip",
     "likelihood.bound_terms",
 )
+BELOW = {  # keys that are 0, or whose values lie between 0 and this
+    "training.extra_ema_decays": 1.0,
+    "training.ema_sigma_rels": 0.28,  # 1/√12 is the width of the average of all weights alike
+    "sampling.ema": 1.0,
+    "sampling.ema_sigma_rel": 0.28,
+}
 
 
 def config_names() -> list[str]:
@@ -221,7 +232,8 @@ def _parse(text: str, default: object) -> object:
     if default is None:
         return value
     items = value if isinstance(value, tuple | list) else (value,)
-    if not {type(item) for item in items} <= {type(item) for item in default}:
+    types = {type(item) for item in default} or {float}  # the tuples that are empty by default hold numbers
+    if not {type(item) for item in items} <= types:
         raise ValueError("items of another type")
     return tuple(items)
 
@@ -245,6 +257,10 @@ def check_numbers(config: ConfigDict) -> None:
         raise UserError(
             f"configuration key 'training.ema_decay' must be below 1, got {flat['training.ema_decay']}"
         )
+    for key, limit in BELOW.items():
+        values = flat[key] if isinstance(flat[key], tuple) else (flat[key],)
+        if not all(0 < value < limit or flat[key] == 0 for value in values):
+            raise UserError(f"configuration key {key!r} must lie above 0 and below {limit}, got {flat[key]}")
 
 
 def save_config(config: ConfigDict, workdir: Path) -> Path:

@@ -153,6 +153,14 @@ def step_group(device: torch.device, patience: float) -> dist.ProcessGroup | Non
     return dist.new_group(backend=backend, timeout=timedelta(seconds=patience))
 
 
+def average_(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
+    """Replaces tensors by their means over the ranks."""
+    if group is not None:
+        for x in tensors:
+            dist.all_reduce(x, group=group)
+            x.div_(group.size())
+
+
 def concatenate(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The tensors x (n, ...) of all ranks, of one shape, in the order of the ranks; on every rank, without
     gradients.

@@ -21,7 +21,10 @@ def dry_run(config: ConfigDict, shape: Sequence[int]) -> int:
     model = build_model(config.model, sde, shape)
     batch_size = config.training.batch_size
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    activations = batch_size * activation_bytes(model, shape)
+    micro_batch = batch_size // config.training.accumulate
+    averages = 1 + len(config.training.extra_ema_decays) + len(config.training.ema_sigma_rels)
+    activations = micro_batch * activation_bytes(model, shape)
+    total = (4 + averages) * weights + activations  # weights, gradients, Adam's two, averages
     print(config_text(config))
     print_result(
         "Dry run: nothing was written",
@@ -31,11 +34,11 @@ def dry_run(config: ConfigDict, shape: Sequence[int]) -> int:
             ("weights", _mebibytes(weights)),
             ("gradients", _mebibytes(weights)),
             ("Adam", _mebibytes(2 * weights)),
-            ("moving average", _mebibytes(weights)),
-            ("activations", f"{_mebibytes(activations)} for a batch of {batch_size}"),
+            ("moving averages", _mebibytes(averages * weights)),
+            ("activations", f"{_mebibytes(activations)} for a batch of {micro_batch}"),
             (
                 "memory, estimated",
-                f"{_mebibytes(5 * weights + activations)} in training, without libraries and data",
+                f"{_mebibytes(total)} in training, without libraries and data",
             ),
         ],
     )

@@ -23,29 +23,25 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
 
-from sde_lib import ScoreModel
+PARALLEL = ("ddp", "fsdp")
 
 
-def replicate(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> ScoreModel:
-    """A model of the same weights whose backward pass averages their gradients over the processes (DDP); the
-    average of the weights stays as it is.
-    """
-    device = next(model.net.parameters()).device
+def replicate(net: nn.Module, group: ProcessGroup) -> DistributedDataParallel:
+    """A network of the same weights, whose backward pass averages the gradients over the processes (DDP)."""
+    device = next(net.parameters()).device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is renamed in torch 2.13
-        net = DistributedDataParallel(
-            model.net,
+        return DistributedDataParallel(
+            net,
             device_ids=[device] if device.type == "cuda" else None,
             process_group=group,
             broadcast_buffers=False,  # constants
             gradient_as_bucket_view=True,  # no second copy of the gradients
         )
-    return ScoreModel(net, model.sde, model.prediction, model.learned_variance, model.scale_input)
 
 
-def shard(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> ScoreModel:
-    """The model, its weights and their average cut in pieces (FSDP2): each block of the network's lists on
-    its own, and then the rest.
+def shard(net: nn.Module, group: ProcessGroup) -> None:
+    """Cuts a network's weights in pieces, in place (FSDP2): each block of its lists by itself, then the rest.
 
     A block's weights are gathered for its forward and its backward pass, so that a process holds its piece of
     all weights and the whole of one block's.
@@ -53,18 +49,13 @@ def shard(model: ScoreModel, average: ScoreModel, group: ProcessGroup) -> ScoreM
     from torch.distributed.device_mesh import DeviceMesh
     from torch.distributed.fsdp import fully_shard  # slow to import, and few need it
 
-    mesh = DeviceMesh.from_group(group, next(model.net.parameters()).device.type)
-    for net in (model.net, average.net):
-        lists = [module for module in net.modules() if isinstance(module, nn.ModuleList)]
-        for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
-            if not isinstance(block, nn.ModuleList):
-                fully_shard(block, mesh=mesh)
-        # after every forward pass back to pieces: without a backward pass nothing else would bring them back
-        fully_shard(net, mesh=mesh, reshard_after_forward=True)
-    return model
-
-
-PARALLEL = {"ddp": replicate, "fsdp": shard}
+    mesh = DeviceMesh.from_group(group, next(net.parameters()).device.type)
+    lists = [module for module in net.modules() if isinstance(module, nn.ModuleList)]
+    for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
+        if not isinstance(block, nn.ModuleList):
+            fully_shard(block, mesh=mesh)
+    # after every forward pass back to pieces: without a backward pass nothing else would bring them back
+    fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 
 def in_pieces(x: Tensor) -> bool:

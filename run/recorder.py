@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from run import plots
 from run.report import progress_bar
+from run.running import Means
 
 LOG_FILE = "log.jsonl"
 LOSS_CURVE = "loss_curve.png"
 
 
 class Recorder:
-    """The records of one run, appended to those of the same run before it was stopped.
+    """The records of one run, appended to those of the same run before it was stopped; `loss` is the last.
 
     Args:
         workdir: The run directory.
@@ -31,6 +33,7 @@ class Recorder:
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = progress_bar(total, "training", "step", initial=step)
         self._last = (step, time.perf_counter())
+        self.loss: float | None = None
 
     def __enter__(self) -> Recorder:
         return self
@@ -42,25 +45,38 @@ class Recorder:
     def advance(self) -> None:
         self._bar.update()
 
-    def log(self, step: int, loss: float, grad_norm: float, learning_rate: float, seconds: float) -> None:
-        """Adds one point to every record."""
+    def log(
+        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+    ) -> None:
+        """Adds one point to every record.
+
+        `level_losses` are the mean losses between the noise levels `level_edges`; the first and the last bin
+        are open.
+        """
         now = time.perf_counter()
         rate = (step - self._last[0]) / max(1e-9, now - self._last[1])
-        self._last = (step, now)
+        self._last, self.loss = (step, now), means.loss
         row = dict(
-            loss=loss,
-            grad_norm=grad_norm,
+            loss=means.loss,
+            grad_norm=means.grad_norm,
             learning_rate=learning_rate,
+            skipped=means.skipped,
             steps_per_second=rate,
             seconds=seconds,
+            held_out_loss=held_out_loss,
         )
+        levels = dict(level_edges=means.level_edges, level_losses=means.level_losses)
         with open(self._workdir / LOG_FILE, "a") as file:
-            file.write(json.dumps(dict(step=step, **row)) + "\n")
-        for name, value in row.items():
-            self._writer.add_scalar(name, value, step)
-        self._bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
+            file.write(json.dumps(_without_nan(dict(step=step, **row, **levels))) + "\n")
+        scalars = row | {f"level_loss/{k}": value for k, value in enumerate(means.level_losses)}
+        for name, value in scalars.items():
+            if value is not None and math.isfinite(value):
+                self._writer.add_scalar(name, value, step)
+        self._bar.set_postfix(loss=f"{means.loss:.4f}", refresh=False)
 
     def save_loss_curve(self) -> None:
+        if not (self._workdir / LOG_FILE).exists():
+            return
         losses = {}  # by step: steps done again after a crash replace those that were lost
         for line in (self._workdir / LOG_FILE).read_text().splitlines():
             try:
@@ -74,7 +90,9 @@ class Recorder:
 
 
 class Silence:
-    """The recorder of a process beside the first: it records nothing."""
+    """The recorder of the processes beside the first: it records nothing."""
+
+    loss = None
 
     def __enter__(self) -> Silence:
         return self
@@ -85,8 +103,19 @@ class Silence:
     def advance(self) -> None:
         pass
 
-    def log(self, step: int, loss: float, grad_norm: float, learning_rate: float, seconds: float) -> None:
+    def log(
+        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+    ) -> None:
         pass
 
     def save_loss_curve(self) -> None:
         pass
+
+
+def _without_nan(value: object) -> object:
+    """JSON has null where there is no number."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

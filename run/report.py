@@ -25,6 +25,12 @@ def progress_bar(total: int | None, title: str, unit: str, initial: int = 0) -> 
     )
 
 
+def warn(message: str) -> None:
+    """Says something that does not end the command, on stderr, once for all processes."""
+    if is_first():
+        print(f"warning: {message}", file=sys.stderr)
+
+
 def format_duration(seconds: float) -> str:
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

@@ -4,7 +4,8 @@ It holds
 
     config.json                                the resolved configuration
     data.json                                  shape and grey levels of the data
-    checkpoints/                               see checkpoint.py
+    checkpoints/, snapshots/                   see checkpoint.py and post_hoc.py
+    skipped/                                   a batch of training that diverged, see faults.py
     log.jsonl, tensorboard/, loss_curve.png    the course of training
     samples/                                   pictures and sample files
     likelihood*, evaluation*                   results as JSON, a histogram as PNG
@@ -18,13 +19,17 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from run import checkpoint
-from run.build import build_model, build_sde
+from run.build import build_model, build_sde, choose
+from run.checkpoint import Checkpoint
 from run.data import Dataset
+from run.ema import exponential_name
 from run.errors import UserError
 from run.files import write_json
 from run.objectives import build_times
+from run.post_hoc import reconstruct
 from sde_lib import SDE, ScoreModel
 
 DATA_FILE = "data.json"
@@ -61,6 +66,8 @@ class TrainedModel:
     """Training steps behind the weights."""
     first_time: float
     """The earliest time at which the model was trained."""
+    weights: str = "averaged weights"
+    """Which weights they are, in words."""
 
 
 def write_data_info(workdir: Path, info: DataInfo) -> None:
@@ -84,11 +91,35 @@ def read_data_info(workdir: Path) -> DataInfo:
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The averaged model of the newest intact checkpoint."""
+    """The averaged model that `sampling` chooses: of the newest intact checkpoint, unless it says otherwise.
+
+    Raises:
+        UserError: If the choice is unknown or was not tracked in training, or no checkpoint is intact.
+    """
     info = read_data_info(workdir)
     sde = build_sde(config.sde)
     model = build_model(config.model, sde, info.shape)
-    newest = checkpoint.latest(workdir)
-    checkpoint.load_weights(model, newest.ema, workdir)
+    saved = choose(CHECKPOINTS, config.sampling.checkpoint, "choice of sampling.checkpoint")(workdir)
+    weights, words = _average(workdir, saved, config)
+    checkpoint.load_weights(model, weights, workdir)
     first_time = build_times(config.training, sde).first
-    return TrainedModel(model.to(device).eval(), sde, info, newest.step, first_time)
+    return TrainedModel(model.to(device).eval(), sde, info, saved.step, first_time, words)
+
+
+CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
+
+
+def _average(workdir: Path, saved: Checkpoint, config: ConfigDict) -> tuple[dict[str, Tensor], str]:
+    """The weights that `sampling` chooses, and what they are in words."""
+    decay, sigma_rel, training = config.sampling.ema, config.sampling.ema_sigma_rel, config.training
+    if decay and sigma_rel:
+        raise UserError("set one of sampling.ema and sampling.ema_sigma_rel, both choose an average")
+    if sigma_rel:
+        weights = reconstruct(workdir, saved, training.ema_sigma_rels, sigma_rel)
+        return weights, f"averaged weights of σ_rel = {sigma_rel:g}"
+    if decay in (0, training.ema_decay):
+        return saved.ema, "averaged weights"
+    if decay not in training.extra_ema_decays:
+        kept = ", ".join(f"{d:g}" for d in (training.ema_decay, *training.extra_ema_decays))
+        raise UserError(f"sampling.ema must be an average that was kept in training, {kept}; got {decay:g}")
+    return saved.average(exponential_name(decay)), f"averaged weights of decay {decay:g}"

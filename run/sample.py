@@ -51,7 +51,7 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
-        ("model", f"averaged weights after {trained.step:,} training steps"),
+        ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
         ("grid", grid_text(section, sampler)),
         *([] if step_size is None else [("step size", f"{step_size:.4g}")]),

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import FrameType
 
 import torch
 from ml_collections import ConfigDict
@@ -17,15 +15,19 @@ from run.auto import resolve_levels, take_levels
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
 from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
+from run.faults import StopRequest, full_disk_explained, stop_if_all_are_skipped
+from run.post_hoc import save_snapshot
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder, Silence
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
-from run.trainer import Trainer, learning_rate
+from run.trainer import Trainer, learning_rate, total_steps
 from samplers import make_sampler
 
 # Keys that may change when a run goes on: they do not enter the steps already done.
-FREE_KEYS = ("steps", "max_minutes", "log_every", "sample_every", "checkpoint_every", "keep")
-FREE_KEYS += ("parallel", "patience")
+FREE_KEYS = (
+    *("steps", "images", "max_minutes", "max_skipped", "keep"),
+    *("log_every", "sample_every", "checkpoint_every", "snapshot_every", "parallel", "patience"),
+)
 PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 
@@ -34,40 +36,8 @@ def save_preview(trainer: Trainer, path: Path) -> None:
     count = PREVIEW_IMAGES if trainer.levels else PREVIEW_POINTS
     sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
     samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
-    if distributed.is_first():  # where weights are in pieces, every process must evaluate the network
+    if distributed.is_first():  # all have drawn them: weights in pieces need all processes
         plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
-
-
-class StopRequest:
-    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once.
-
-    Of several processes any one may get it; all of them stop, after the same step.
-    """
-
-    def __init__(self) -> None:
-        self.signal = 0
-        self._received = 0
-        self._agreement = distributed.Agreement()
-
-    def now(self, expired: bool) -> bool:
-        """Whether to stop after this step: for a signal, or because the first process's time has expired."""
-        agreed = self._agreement(self._received or int(expired and distributed.is_first()))
-        self.signal = agreed if agreed > 1 else 0  # there is no signal 1 among those that are caught
-        return agreed > 0
-
-    def __enter__(self) -> StopRequest:
-        self._previous = {
-            number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
-        }
-        return self
-
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        self._received = number
-        self.__exit__()
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
 
 
 def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -93,20 +63,22 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
     if checkpoint.exists(workdir):
-        seconds = trainer.restore(workdir)
-        print(f"resuming {workdir} at step {trainer.step}")
-    distributed.wait()  # until every process has seen the directory as it was
+        saved = checkpoint.latest(workdir, trainer.pieces())
+        trainer.restore(saved, workdir)
+        seconds = saved.seconds
+        print(f"resuming {workdir} at step {saved.step}")
     print(config_text(config))
-    if distributed.is_first():
-        save_config(config, workdir)
-        write_data_info(workdir, DataInfo.of(dataset))
-    recorder = Silence()
-    if distributed.is_first():
-        recorder = Recorder(workdir, trainer.step, config.training.steps)
-    with StopRequest() as stop, recorder:
-        clock = _clock(seconds)
-        last_means = _loop(trainer, recorder, workdir, stop, clock)
-    return _report(trainer, workdir, stop, clock(), last_means)
+    distributed.wait()  # until every process has seen the directory as it was
+    with full_disk_explained(workdir):
+        recorder = Silence()
+        if distributed.is_first():
+            save_config(config, workdir)
+            write_data_info(workdir, DataInfo.of(dataset))
+            recorder = Recorder(workdir, trainer.step, total_steps(config.training))
+        with StopRequest() as stop, recorder:
+            clock = _clock(seconds)
+            ended = _loop(trainer, recorder, workdir, stop, clock)
+    return _report(trainer, workdir, ended, clock(), recorder.loss, stop)
 
 
 def _clock(seconds: float) -> Callable[[], float]:
@@ -114,30 +86,54 @@ def _clock(seconds: float) -> Callable[[], float]:
     return lambda: time.perf_counter() - start
 
 
+def _ending(trainer: Trainer, seconds: float, stop: StopRequest) -> str | None:
+    """What ends training now: "signal", or the key of `training` whose limit is reached; None to go on.
+
+    Every process asks after every step, and gets the same answer.
+    """
+    section = trainer.config.training
+    stop.agree(expired=bool(section.max_minutes) and seconds >= 60 * section.max_minutes)
+    if stop.signal:
+        return "signal"
+    if trainer.step >= total_steps(section):
+        return "steps" if trainer.step >= section.steps else "images"
+    return "max_minutes" if stop.expired else None
+
+
 def _loop(
     trainer: Trainer, recorder: Recorder, workdir: Path, stop: StopRequest, clock: Callable[[], float]
-) -> tuple[float, float] | None:
-    """Steps until the end, the time limit or a signal; returns the last logged means, None without a step."""
-    section, means = trainer.config.training, None
-    limit = 60 * section.max_minutes or math.inf
-    last = trainer.step >= section.steps or distributed.from_first(lambda: clock() >= limit)
-    while not last:
+) -> str:
+    """Steps until the end; returns what ended it.
+
+    The log has points at fixed steps alone: a run that was stopped in between goes on to log what it would
+    have.
+    """
+    section = trainer.config.training
+    ended = _ending(trainer, clock(), stop)
+    while ended is None:
         trainer.advance()
         recorder.advance()
-        step = trainer.step
-        last = stop.now(expired=clock() >= limit) or step == section.steps
-        save = last or step % section.checkpoint_every == 0
-        if save or step % section.log_every == 0:
-            means = trainer.means()
-            recorder.log(step, *means, learning_rate(step - 1, section), clock())
-        if save:
-            checkpoint.save(workdir, trainer.checkpoint(clock()), section.keep)
+        step, ended = trainer.step, _ending(trainer, clock(), stop)
+        scheduled = step % section.checkpoint_every == 0 or ended in ("steps", "images")
+        log, save = scheduled or step % section.log_every == 0, scheduled or ended is not None
+        if log or save:
+            means = trainer.running.means()
+            stop_if_all_are_skipped(trainer, means, workdir)
+        if log:
+            trainer.running.reset()
+        saved = trainer.checkpoint(clock()) if save else None
+        if log:
+            rate = learning_rate(step - 1, section)
+            recorder.log(step, means, rate, clock(), saved.held_out_loss if saved else None)
+        if saved:
+            checkpoint.save(workdir, saved, section.keep)
             recorder.save_loss_curve()
-        if step % section.sample_every == 0 or (last and not stop.signal):
+        if section.ema_sigma_rels and step % section.snapshot_every == 0:
+            save_snapshot(workdir, step, trainer.averages)
+        if step % section.sample_every == 0 or ended not in (None, "signal"):
             save_preview(trainer, _preview_path(workdir, step))
-        if save or step % section.sample_every == 0:
-            distributed.wait()  # for the first process, outside of a step, whose patience is short
-    return means
+            distributed.wait()  # here and not in the next step, where patience is short
+    return ended
 
 
 def _preview_path(workdir: Path, step: int) -> Path:
@@ -174,29 +170,27 @@ def _check_same_data(dataset: Dataset, workdir: Path) -> None:
 
 
 def _report(
-    trainer: Trainer, workdir: Path, stop: StopRequest, seconds: float, means: tuple[float, float] | None
+    trainer: Trainer, workdir: Path, ended: str, seconds: float, loss: float | None, stop: StopRequest
 ) -> int:
-    total = trainer.config.training.steps
+    section = trainer.config.training
     rows: list[tuple[str, object]] = [
-        ("steps", f"{trainer.step:,} of {total:,}"),
+        ("steps", f"{trainer.step:,} of {total_steps(section):,}"),
+        ("images", f"{trainer.step * section.batch_size:,}"),
         ("time", format_duration(seconds)),
-    ]
-    if means is not None:
-        rows.append(("loss", f"{means[0]:.4f}"))
-    rows += [
+        *([] if loss is None else [("loss", f"{loss:.4f}")]),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{trainer.step:08d}"),
         ("samples", _preview_path(workdir, trainer.step)),
         ("loss curve", workdir / LOSS_CURVE),
         ("log", workdir / LOG_FILE),
     ]
     rows = [(name, value) for name, value in rows if not isinstance(value, Path) or value.exists()]
-    if stop.signal:
-        rows.append(("to go on", "give the same command again"))
+    if ended == "signal":
         title = f"Training stopped by {signal.Signals(stop.signal).name}"
-    elif trainer.step < total:
+        rows.append(("to go on", "give the same command again"))
+    elif ended == "max_minutes":
+        title = f"Training stopped at its time limit, training.max_minutes={section.max_minutes:g}"
         rows.append(("to go on", "give the same command again with a larger --config.training.max_minutes"))
-        title = "Training stopped at its time limit"
     else:
-        title = "Training finished"
+        title = f"Training finished, training.{ended}={section[ended]:,}"
     print_result(title, rows)
-    return 128 + stop.signal if stop.signal else 0
+    return 128 + stop.signal if ended == "signal" else 0

@@ -2,8 +2,11 @@
 
 Everything random in step k is a function of (seed, k), and its batch one of (seed, epoch, position); times
 drawn by importance depend on the losses before, too, which are part of a checkpoint. A run that was stopped
-and resumed is bit for bit the run that was not. Loss and gradient norm are summed on the
-device and read only when they are logged, so that no step waits for the one before it.
+and resumed is bit for bit the run that was not.
+
+No step waits for the one before it: losses and norms are summed on the device (see running.py) and read when
+they are logged. A step whose loss or gradient is not finite is skipped there, too: weights, averages and
+optimizer stay as they were, through the fused optimizer's `found_inf`, with which torch.amp.GradScaler skips.
 """
 
 from __future__ import annotations
@@ -16,63 +19,107 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from run import checkpoint, distributed
-from run.batches import BatchOrder, Draw
+from run.batches import Batch, BatchOrder, Draw
 from run.build import build_model, build_sde, choose
 from run.checkpoint import Checkpoint
 from run.data import Dataset, to_continuous, to_raw
-from run.ema import EMA
+from run.ema import Average, Averages, named_weights
 from run.errors import UserError
+from run.network import for_training
 from run.objectives import build_objective, build_times
-from run.parallel import PARALLEL, full
+from run.parallel import PARALLEL, full, shard
+from run.running import Running
 from sde_lib import ScoreModel, generator_for
 
 
+def total_steps(section: ConfigDict) -> int:
+    """The steps of the whole training: `steps`, or as many as `images` need if they are fewer."""
+    return min(section.steps, -(-section.images // section.batch_size) or section.steps)
+
+
+# The part of the learning rate that is left after a part of the steps behind the warm-up, both in [0, 1].
+SCHEDULES = {
+    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
+    "constant": lambda progress: 1.0,
+}
+
+
 def learning_rate(step: int, section: ConfigDict) -> float:
-    """Linear warm-up, then a cosine that reaches 0 after the last step."""
+    """Linear warm-up, then the schedule; the cosine reaches 0 after the last step."""
     warmup = min(1.0, (step + 1) / max(1, section.warmup_steps))
-    progress = min(1.0, max(0, step - section.warmup_steps) / max(1, section.steps - section.warmup_steps))
-    return section.learning_rate * warmup * 0.5 * (1 + math.cos(math.pi * progress))
+    length = max(1, total_steps(section) - section.warmup_steps)
+    progress = min(1.0, max(0, step - section.warmup_steps) / length)
+    return section.learning_rate * warmup * SCHEDULES[section.schedule](progress)
 
 
 class Trainer:
-    """Model, average and optimizer, and how one step changes them.
+    """Model, averages and optimizer, and how one step changes them.
 
     `draw(step)` is the whole batch of a step: indices, noise and times. Process r of W reads and works on
-    `draw(step).part(r, W)`, and the mean of their gradients is that of one process, which has all of it.
+    `draw(step).part(r, W)` alone: the mean of their gradients is that of one process, which has all of it, as
+    the mean over micro-batches is that of the batch. Only `finish` wants the losses of all parts; all that
+    follows from them is computed by every process alike.
+
+    Args:
+        config: The configuration, without "auto".
+        dataset: The data.
+        device: Where to train.
+
+    Raises:
+        UserError: If a setting is unknown or does not fit the others.
     """
 
     def __init__(self, config: ConfigDict, dataset: Dataset, device: torch.device) -> None:
+        section = config.training
+        _check(section)
         torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-        self.config, self.device, self.levels = config, device, dataset.levels
+        self.config, self.device, self.levels, self.shape = config, device, dataset.levels, dataset.shape
         self.sde = build_sde(config.sde)
         self.model = build_model(config.model, self.sde, dataset.shape).to(device)
-        self.times = build_times(config.training, self.sde).to(device)
+        if section.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        self.times = build_times(section, self.sde).to(device)
         self.raw = not (config.data.dequantize and dataset.levels)
-        levels = dataset.levels if self.raw else None
-        self.ema = EMA(self.model, config.training.ema_decay)
-        self.group = distributed.step_group(device, config.training.patience)
-        self.objective = build_objective(config.training, self._in_parallel(), self.times, levels)
-        self.optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.training.learning_rate, fused=True
-        )
-        self.data, self.shape = dataset.train.to(device), dataset.shape
-        self.batches = BatchOrder(len(self.data), config.training.batch_size, config.seed, device)
+        self.averages = Averages(self.model, section, device)
+        self.group = distributed.step_group(device, section.patience)
+        self.in_pieces = self.group is not None and section.parallel == "fsdp"
+        if self.in_pieces:
+            self._cut(self.model)
+            self.averages.replace(self._cut)
+        self.objective = self._objective(for_training(self.model, section, device, self.group))
+        self.own_parameters = list(self._own(self.objective, "named_parameters").values())
+        self.parameters = [*self.model.parameters(), *self.own_parameters]
+        if self.in_pieces and self.own_parameters:
+            raise UserError(f"training.parallel=fsdp cannot cut the weights of {section.objective!r}: use ddp")
+        self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
+        self.data = dataset.train.to(device)
+        self.batches = BatchOrder(len(self.data), section.batch_size, config.seed, device)
+        self.running = Running(self.sde, self.times.first, section.batch_size).to(device)
         self.step = 0
-        self._reset_sums()
+        self._held_out = self._draw_held_out(dataset.test[: section.held_out].to(device))
+        self._held_out_objective = self._objective(self.ema.module)
 
-    def _in_parallel(self) -> ScoreModel:
-        """The model whose losses are minimized: with several processes one that they share."""
-        section, ranks = self.config.training, distributed.world_size()
-        wrap = choose(PARALLEL, section.parallel, "training.parallel")
-        if section.batch_size % ranks:
-            raise UserError(
-                f"training.batch_size={section.batch_size} cannot be shared out evenly: set it to a multiple "
-                f"of the number of processes, {ranks}"
-            )
-        return self.model if self.group is None else wrap(self.model, self.ema.module, self.group)
+    @property
+    def ema(self) -> Average:
+        """The average that samples are drawn with; `.module` is a model."""
+        return self.averages.main
 
-    def _reset_sums(self) -> None:
-        self._sums, self._count = torch.zeros(2, device=self.device), 0
+    def _cut(self, model: nn.Module) -> None:
+        shard(model.net, self.group)
+
+    def _objective(self, model: ScoreModel) -> object:
+        levels = self.levels if self.raw else None
+        objective = build_objective(self.config.training, model, self.times, levels)
+        return objective.to(self.device) if isinstance(objective, nn.Module) else objective
+
+    def _own(self, objective: object, kind: str) -> dict[str, Tensor]:
+        """What an objective has beside the model and the times: its "named_parameters" or "named_buffers"."""
+        if not isinstance(objective, nn.Module):
+            return {}
+        shared = (self.model, self.times)
+        others = {id(value) for module in shared for value in (*module.parameters(), *module.buffers())}
+        return {name: value for name, value in getattr(objective, kind)() if id(value) not in others}
 
     def draw(self, step: int) -> Draw:
         """The whole batch of a step: its samples' indices, its noise and its times."""
@@ -90,58 +137,84 @@ class Trainer:
         generator = generator_for(self.config.seed, "flip", step, device=self.device)
         return torch.rand(batch_size, generator=generator, device=self.device) < 0.5
 
-    def read(self, draw: Draw) -> Tensor:
-        """The samples of a batch as the model sees them without noise, shape (B, *shape)."""
-        batch = self.data[draw.indices]
+    def read(self, draw: Draw) -> Batch:
+        """A draw with its samples as the model sees them without noise."""
+        samples = self.data[draw.indices]
         if draw.mirrored is not None:
-            batch = torch.where(draw.mirrored[:, None, None, None], batch.flip(-1), batch)
-        return to_raw(batch, self.levels) if self.raw else to_continuous(batch, self.levels, draw.u)
+            samples = torch.where(draw.mirrored[:, None, None, None], samples.flip(-1), samples)
+        return Batch(self._seen(samples, draw.u), draw.times, draw.noise)
 
-    def loss(self, step: int) -> tuple[Tensor, Tensor]:
-        """The mean loss of the batch of a step: of this process's part, with gradients, and of all of it."""
-        whole = self.draw(step)
-        mine = whole.part(distributed.rank(), distributed.world_size())
-        losses = self.objective(self.read(mine), mine.times, mine.noise)
-        all_losses = distributed.concatenate(losses, self.group)
-        self.times.update(whole.times, all_losses)
-        mean, mean_of_all = (
-            (draw.times.weights.to(values) * values).mean()
-            for draw, values in ((mine, losses), (whole, all_losses))
-        )
-        return mean, mean_of_all
+    def _seen(self, samples: Tensor, u: Tensor) -> Tensor:
+        return to_raw(samples, self.levels) if self.raw else to_continuous(samples, self.levels, u)
 
     def advance(self) -> None:
         """One optimizer step."""
         section = self.config.training
-        stream = ("dropout", self.step, *([distributed.rank()] if distributed.rank() else []))
-        torch.manual_seed(generator_for(self.config.seed, *stream).initial_seed())
+        rank, ranks = distributed.rank(), distributed.world_size()
+        stream = (rank,) if rank else ()  # each process drops other numbers, the first those of one alone
+        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step, *stream).initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
-        loss, loss_of_all = self.loss(self.step)
+        draw = self.draw(self.step)
+        batch = self.read(draw.part(rank, ranks))
         self.optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), section.grad_clip or math.inf)
+        losses = torch.cat(
+            [self.backward(batch.part(r, section.accumulate)) for r in range(section.accumulate)]
+        )
+        distributed.average_([weights.grad for weights in self.own_parameters], self.group)
+        self.finish(draw, distributed.concatenate(losses, self.group))
+
+    def backward(self, batch: Batch) -> Tensor:
+        """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""
+        losses = self.objective(batch.x_0, batch.times, batch.noise)
+        mean = (batch.times.weights.to(losses) * losses).mean() / self.config.training.accumulate
+        self.scaler.scale(mean).backward()
+        return losses.detach()
+
+    def finish(self, batch: Draw | Batch, losses: Tensor) -> None:
+        """Updates everything by the gradients of a batch, unless something of them is not finite.
+
+        Args:
+            batch: The whole batch, for its times.
+            losses: Its losses, shape (B,).
+        """
+        self.scaler.unscale_(self.optimizer)
+        loss = (batch.times.weights.to(losses) * losses).mean()
+        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.training.grad_clip or math.inf))
+        ok = loss.isfinite() & norm.isfinite()
+        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~ok).float()
         self.optimizer.step()
-        self.ema.update_parameters(self.model)
-        self._sums += torch.stack([loss_of_all, full(norm)])
-        self._count += 1
+        self.scaler.update()
+        self.averages.update(self.model, ok)
+        before = [buffer.clone() for buffer in self.times.buffers()]
+        self.times.update(batch.times, losses)
+        for buffer, old in zip(self.times.buffers(), before, strict=True):
+            buffer.copy_(torch.where(ok, buffer, old))
+        self.running.add(self.step, ok, loss, norm, batch.times.t, losses)
         self.step += 1
 
-    def means(self) -> tuple[float, float]:
-        """Mean loss and gradient norm since the last call; waits for the device.
+    def _draw_held_out(self, samples: Tensor) -> Batch | None:
+        if not len(samples):
+            return None
+        generator = generator_for(self.config.seed, "held-out", device=self.device)
+        u = torch.rand(samples.shape, generator=generator, device=self.device)
+        times = build_times(self.config.training, self.sde).to(self.device).draw(len(samples), generator)
+        noise = torch.randn(samples.shape, generator=generator, device=self.device)
+        return Batch(self._seen(samples, u), times, noise)
 
-        Raises:
-            UserError: If they are not finite, before anything of it could reach a checkpoint.
+    @torch.no_grad()
+    def held_out_loss(self) -> float | None:
+        """The average's mean loss on held-out samples, the same with the same times and noise each time.
+
+        None where `training.held_out` is 0. Waits for the device.
         """
-        loss, norm = (self._sums / max(1, self._count)).tolist()
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            raise UserError(
-                f"training diverged by step {self.step} (loss {loss}, gradient norm {norm}), earlier "
-                "checkpoints are intact: lower training.learning_rate or training.grad_clip and train in "
-                "another --workdir"
-            )
-        self._reset_sums()
-        return loss, norm
+        if self._held_out is None:
+            return None
+        size, losses = self.config.training.batch_size, []
+        for start in range(0, len(self._held_out), size):
+            batch = self._held_out.rows(slice(start, start + size))
+            losses.append(self._held_out_objective(batch.x_0, batch.times, batch.noise))
+        return torch.cat(losses).double().mean().item()
 
     def checkpoint(self, seconds: float) -> Checkpoint:
         """The whole state, after so many seconds of training."""
@@ -151,26 +224,55 @@ class Trainer:
             ema=self.ema.module.state_dict(),
             optimizer=self.optimizer.state_dict(),
             seconds=seconds,
-            ema_updates=int(self.ema.n_averaged),
+            ema_updates=int(self.averages.updates),
+            averages=named_weights(self.averages.beside_main),
             times=self.times.state_dict(),
+            objective=self._objective_state(),
+            scaler=self.scaler.state_dict(),
+            running=self.running.state_dict(),
+            held_out_loss=self.held_out_loss(),
         )
 
-    def restore(self, workdir: Path) -> float:
-        """Takes the state of the newest intact checkpoint of a run directory; returns its seconds."""
-        saved = checkpoint.latest(workdir, self._pieces())
+    def _objective_state(self) -> dict[str, Tensor]:
+        own = self._own(self.objective, "named_parameters") | self._own(self.objective, "named_buffers")
+        return {name: value.detach() for name, value in own.items()}
+
+    def pieces(self) -> Checkpoint | None:
+        """The present state, where it is in pieces: what a checkpoint is read into, to be restored."""
+        if not self.in_pieces:
+            return None
+        for weights in self.parameters:
+            weights.grad = torch.zeros_like(weights)
+        self.optimizer.step()  # makes the optimizer's state; nothing else changes without a gradient
+        return self.checkpoint(0.0)
+
+    def restore(self, saved: Checkpoint, workdir: Path) -> None:
+        """Takes the state of a checkpoint, read from a run directory that an error can name."""
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.ema.module, saved.ema, workdir)
+        for name, average in self.averages.beside_main.items():
+            checkpoint.load_weights(average.module, saved.average(name), workdir)
         checkpoint.load_weights(self.times, saved.times, workdir)
+        if saved.running:  # older checkpoints have none
+            checkpoint.load_weights(self.running, saved.running, workdir)
+        for name, value in self._objective_state().items():
+            value.copy_(saved.objective[name])
         self.optimizer.load_state_dict(saved.optimizer)
-        self.ema.n_averaged.fill_(saved.ema_updates)
+        self.scaler.load_state_dict(saved.scaler)
+        self.averages.updates.fill_(saved.ema_updates)
         self.step = saved.step
-        return saved.seconds
 
-    def _pieces(self) -> Checkpoint | None:
-        """The present state, to be overwritten, where it is in pieces."""
-        if self.group is None or self.config.training.parallel != "fsdp":
-            return None
-        for weights in self.model.parameters():
-            weights.grad = torch.zeros_like(weights)
-        self.optimizer.step()  # has a state from now on; without gradients the weights stay
-        return self.checkpoint(0.0)
+
+def _check(section: ConfigDict) -> None:
+    choose(SCHEDULES, section.schedule, "training.schedule")
+    choose(dict.fromkeys(PARALLEL), section.parallel, "training.parallel")
+    ranks = distributed.world_size()
+    if section.batch_size % (ranks * section.accumulate) and ranks > 1:
+        raise UserError(
+            f"training.batch_size={section.batch_size} cannot be shared out evenly: set it to a multiple of "
+            f"{ranks * section.accumulate}, processes times training.accumulate"
+        )
+    if section.batch_size % section.accumulate:
+        raise UserError(
+            f"training.accumulate={section.accumulate} must divide training.batch_size={section.batch_size}"
+        )

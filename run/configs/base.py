@@ -44,27 +44,43 @@ def get_config() -> ConfigDict:
     )
     config.training = ConfigDict(
         dict(
-            steps=2600,  # under five minutes on two CPU cores
+            steps=2600,  # at most; under five minutes on two CPU cores
+            images=0,  # training images at most, repetitions counted; 0 for no limit
+            max_minutes=0.0,  # of training at most; 0 for no limit
             batch_size=64,
-            learning_rate=2e-3,  # of Adam, after the warm-up; then a cosine down to 0 at the last step
+            accumulate=1,  # micro-batches that a batch is worked through in, which need less memory
+            learning_rate=2e-3,  # of Adam, after the warm-up
             warmup_steps=200,
-            ema_decay=0.999,  # reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
+            schedule="cosine",  # after the warm-up: cosine (down to 0 at the last step) | constant
+            precision="float32",  # of the network: float32 | bf16 | fp16 (autocast; weights are float32)
+            channels_last=False,  # order of images in memory; faster for bf16 and fp16 on a GPU
+            compile=False,  # torch.compile of the network
+            parallel="ddp",  # of several processes (docs/scaling.md): ddp | fsdp (weights in pieces, too)
+            patience=25.0,  # seconds that one may keep the others waiting in a step before they end
+            # of the average for samples, reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
+            ema_decay=0.999,
+            extra_ema_decays=(),  # of further averages; sampling.ema takes one
+            ema_sigma_rels=(),  # widths of power averages, 0.05,0.1 say; sampling.ema_sigma_rel makes others
+            snapshot_every=1000,  # steps between two snapshots of the power averages
             weighting="plain",  # plain | likelihood
             times="continuous",  # continuous | discrete (those of the SDE's chain) | importance (of these)
             objective="dsm",  # dsm (denoising score matching) | hybrid (with the bound, for learned_variance)
             vlb_weight=1e-3,  # of the bound in hybrid
             grad_clip=1.0,  # largest norm of the gradient; 0 for none
-            parallel="ddp",  # of several processes (docs/scaling.md): ddp | fsdp (weights in pieces, too)
-            patience=25.0,  # seconds that one may keep the others waiting in a step before they end
-            max_minutes=0.0,  # stop after so many minutes of training; 0 for no limit
+            max_skipped=20,  # steps in a row skipped for a loss or gradient that is not finite: training ends
+            held_out=256,  # held-out samples whose loss, at each checkpoint, tells the best; 0 for none
             log_every=50,  # steps between two points of the loss curve
             sample_every=1000,  # steps between two sample pictures
             checkpoint_every=1000,
-            keep=3,  # newest checkpoints to keep
+            keep=3,  # newest checkpoints to keep, beside the best
         )
     )
     config.sampling = ConfigDict(
         dict(
+            # the weights, of likelihood and evaluate too: those of the latest or the best checkpoint
+            checkpoint="latest",
+            ema=0.0,  # their average: one of training.extra_ema_decays; 0 for training.ema_decay
+            ema_sigma_rel=0.0,  # or the power average of this width, made of snapshots; 0 for none
             sampler="eabm",  # --sampler list shows all of them
             num_samples=64,
             batch_size=256,

@@ -2,6 +2,9 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,25 +14,28 @@ from run import checkpoint
 from run.checkpoint import Checkpoint
 from run.errors import UserError
 
-FILES = ("model.safetensors", "ema.safetensors", "training.pt")
+ROOT = Path(checkpoint.__file__).parent.parent
+FILES = ("model.safetensors", "ema.safetensors", "averages.safetensors", "training.pt")
 
 
-def make(step: int) -> Checkpoint:
+def make(step: int, held_out_loss: float | None = None) -> Checkpoint:
     weights = {"weight": torch.full((3, 2), float(step))}
     optimizer = {
         "state": {0: {"step": torch.tensor(1.0)}},
         "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}],
     }
-    return Checkpoint(step, weights, weights, optimizer, seconds=1.5, ema_updates=step)
+    averages = {"ema_0.9/weight": weights["weight"]}
+    return Checkpoint(step, weights, weights, optimizer, 1.5, step, averages, held_out_loss=held_out_loss)
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path):
     folder = checkpoint.save(tmp_path, make(4), keep=3)
-    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "sha256.json"])
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "sha256.json", "summary.json"])
     read = checkpoint.latest(tmp_path)
     assert torch.equal(read.model["weight"], torch.full((3, 2), 4.0))
     assert (read.step, read.seconds, read.ema_updates) == (4, 1.5, 4)
     assert read.optimizer == make(4).optimizer
+    assert torch.equal(read.average("ema_0.9")["weight"], torch.full((3, 2), 4.0))
 
 
 def test_only_the_newest_are_kept(tmp_path: Path):
@@ -103,6 +109,76 @@ def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             checkpoint.save(tmp_path, make(4), keep=1)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000002"]
     assert checkpoint.latest(tmp_path).step == 2
+
+
+# Under a root of its own, a process mounts a real disk of 64 KiB, fills it with a checkpoint, and makes room.
+ON_A_SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+import torch
+from run import checkpoint
+from run.checkpoint import Checkpoint
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=True)
+def make(step):
+    return Checkpoint(step, {"w": torch.zeros(4000)}, {"w": torch.zeros(2000)}, {}, 0.0, step)
+checkpoint.save(disk, make(2), keep=1)
+try:
+    checkpoint.save(disk, make(4), keep=1)
+except OSError as error:
+    print(error.strerror)
+print([path.name for path in (disk / "checkpoints").iterdir()], checkpoint.latest(disk).step)
+subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+checkpoint.save(disk, make(4), keep=1)
+print(checkpoint.latest(disk).step)
+"""
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path):
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"]).returncode:
+        pytest.skip("no disk can be mounted here")
+    command = ["unshare", "-Urm", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["No space left on device", "['00000002'] 2", "4"], done.stderr
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for step, loss in {2: 0.5, 4: 0.3, 6: None, 8: 0.4, 10: float("nan"), 12: 0.35}.items():
+        checkpoint.save(tmp_path, make(step, loss), keep=2)
+    assert checkpoint.steps(tmp_path) == [4, 10, 12]
+    assert checkpoint.best(tmp_path).step == 4 and checkpoint.latest(tmp_path).step == 12
+    (tmp_path / "checkpoints/00000004/ema.safetensors").write_bytes(b"torn")
+    assert checkpoint.best(tmp_path).step == 12
+    assert "00000004/ema.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_without_held_out_losses_there_is_no_best(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.best(tmp_path)
+    checkpoint.save(tmp_path, make(2), keep=1)
+    with pytest.raises(UserError, match="training.held_out above 0"):
+        checkpoint.best(tmp_path)
+
+
+def test_foreign_files_among_the_checkpoints_are_not_read(tmp_path: Path):
+    folder = checkpoint.save(tmp_path, make(2), keep=1)
+    (folder / "notes.txt").write_text("mine")
+    (folder.parent / "notes.txt").write_text("mine")
+    (folder.parent / "00000009").write_text("a file where a checkpoint would be")
+    (folder.parent / "best").mkdir()
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_another_kind_is_named(file: str, tmp_path: Path):
+    """A valid file of PyTorch's, without digests that would tell."""
+    folder = checkpoint.save(tmp_path, make(2), keep=1)
+    (folder / "sha256.json").unlink()
+    torch.save([1, 2, 3] if file == "training.pt" else {"weight": torch.zeros(3)}, folder / file)
+    with pytest.raises(UserError, match=f"{file} is damaged"):
+        checkpoint.latest(tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
