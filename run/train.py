@@ -125,11 +125,11 @@ def _loop(
         if log:
             rate = learning_rate(step - 1, section)
             recorder.log(step, means, rate, clock(), saved.held_out_loss if saved else None)
+        if section.ema_sigma_rels and step % section.snapshot_every == 0:
+            save_snapshot(workdir, step, trainer.averages)  # before a checkpoint, from which none would be made
         if saved:
             checkpoint.save(workdir, saved, section.keep)
             recorder.save_loss_curve()
-        if section.ema_sigma_rels and step % section.snapshot_every == 0:
-            save_snapshot(workdir, step, trainer.averages)
         if step % section.sample_every == 0 or ended not in (None, "signal"):
             save_preview(trainer, _preview_path(workdir, step))
             distributed.wait()  # here and not in the next step, where patience is short

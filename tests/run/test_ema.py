@@ -141,7 +141,7 @@ def test_a_damaged_snapshot_is_named_and_left_out(walk: tuple, tmp_path: Path, c
 
 
 KEYS = (
-    "--config.training.extra_ema_decays=0.5",
+    "--config.training.extra_ema_decays=0.3",
     "--config.training.ema_sigma_rels=0.05,0.1",
     "--config.training.snapshot_every=2",
 )
@@ -164,13 +164,13 @@ def test_sampling_chooses_among_the_averages(cli: Callable, tmp_path: Path, refu
         return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
 
     assert equal(chosen(), newest.ema) and equal(chosen(ema=config.training.ema_decay), newest.ema)
-    assert equal(chosen(ema=0.5), newest.average("ema_0.5")) and not equal(chosen(ema=0.5), newest.ema)
+    assert equal(chosen(ema=0.3), newest.average("ema_0.3")) and not equal(chosen(ema=0.3), newest.ema)
     tracked, made = newest.average("power_0.1"), chosen(ema_sigma_rel=0.1)
     assert all(torch.allclose(tracked[key], made[key], atol=1e-6) for key in tracked)
     assert cli("sample", workdir, "--config.sampling.ema_sigma_rel=0.07") == 0
     assert "σ_rel = 0.07" in capsys.readouterr().out
-    assert "0.999, 0.5; got 0.9" in refused(cli("sample", workdir, "--config.sampling.ema=0.9"))
-    both = ("--config.sampling.ema=0.5", "--config.sampling.ema_sigma_rel=0.1")
+    assert "0.999, 0.3; got 0.9" in refused(cli("sample", workdir, "--config.sampling.ema=0.9"))
+    both = ("--config.sampling.ema=0.3", "--config.sampling.ema_sigma_rel=0.1")
     assert "set one of" in refused(cli("sample", workdir, *both))
     assert "below 0.28" in refused(cli("sample", workdir, "--config.sampling.ema_sigma_rel=0.5"))
 

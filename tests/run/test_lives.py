@@ -1,0 +1,76 @@
+"""Killed fifty times at random moments, training ends where it would have ended."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from run import checkpoint, plots
+from run.main import main
+
+ARGUMENTS = [
+    *(
+        "--config",
+        "toy2d",
+        "--config.data.num_points=500",
+        "--config.model.width=16",
+        "--config.training.steps=600",
+    ),
+    *(
+        "--config.training.batch_size=16",
+        "--config.training.checkpoint_every=5",
+        "--config.training.log_every=7",
+    ),
+    *("--config.training.times=importance", "--config.training.held_out=32", "--config.sde.N=20"),
+    *("--config.training.ema_sigma_rels=0.1", "--config.training.snapshot_every=100"),
+]
+ROOT = Path(checkpoint.__file__).parent.parent
+
+
+def log_of(workdir: Path) -> dict[int, dict]:
+    """The last row of each step, without what the clock decides."""
+    rows = {}
+    for line in (workdir / "log.jsonl").read_text().splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:  # torn by a kill
+            continue
+        rows[row["step"]] = {key: row[key] for key in row if key not in ("seconds", "steps_per_second")}
+    return rows
+
+
+def same(a: object, b: object) -> bool:
+    """Equality of nested containers of tensors, bit for bit."""
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+def test_fifty_lives_end_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    monkeypatch.setattr(plots, "save_loss_curve", lambda *arguments: None)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert main(["--mode", "train", "--workdir", str(straight), *ARGUMENTS]) == 0
+    command = [sys.executable, str(Path(__file__).with_name("lives.py")), str(killed), "50", "0", *ARGUMENTS]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["killed"] == 50 and result["inside_a_write"] >= 5 and result["last_status"] == 0, result
+    a, b = checkpoint.latest(straight), checkpoint.latest(killed)
+    assert a.step == b.step == 600
+    for part in ("model", "ema", "averages", "optimizer", "ema_updates", "times", "running", "held_out_loss"):
+        assert same(getattr(a, part), getattr(b, part)), part
+    assert log_of(straight) == log_of(killed)
+    for path in (straight / "snapshots").rglob("*.safetensors"):
+        assert path.read_bytes() == (killed / path.relative_to(straight)).read_bytes()
+    assert checkpoint.best(straight).step == checkpoint.best(killed).step
