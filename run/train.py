@@ -126,7 +126,8 @@ def _loop(
             rate = learning_rate(step - 1, section)
             recorder.log(step, means, rate, clock(), saved.held_out_loss if saved else None)
         if section.ema_sigma_rels and step % section.snapshot_every == 0:
-            save_snapshot(workdir, step, trainer.averages)  # before a checkpoint, from which none would be made
+            # before a checkpoint: a run that goes on from it would make none
+            save_snapshot(workdir, step, trainer.averages)
         if saved:
             checkpoint.save(workdir, saved, section.keep)
             recorder.save_loss_curve()

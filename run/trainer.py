@@ -90,7 +90,7 @@ class Trainer:
         self.own_parameters = list(self._own(self.objective, "named_parameters").values())
         self.parameters = [*self.model.parameters(), *self.own_parameters]
         if self.in_pieces and self.own_parameters:
-            raise UserError(f"training.parallel=fsdp cannot cut the weights of {section.objective!r}: use ddp")
+            raise UserError(f"objective {section.objective!r} has its own weights: set training.parallel=ddp")
         self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
         self.data = dataset.train.to(device)
