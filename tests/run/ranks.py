@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,24 @@ class Finished:
     err: list[str]
 
 
-def _rank(environment: dict[str, str], argv: list[str], said: Path) -> None:
+def spoil_a_sample() -> None:
+    """Makes the last sample of the batch of step 4 useless, in the process that works on it."""
+    import math
+
+    from run.trainer import Trainer
+
+    read = Trainer.read
+
+    def spoiled(trainer: Trainer, draw: object) -> object:
+        batch = read(trainer, draw)
+        if trainer.step == 4:
+            batch.x_0[draw.indices == trainer.draw(4).indices[-1]] = math.nan
+        return batch
+
+    Trainer.read = spoiled
+
+
+def _rank(environment: dict[str, str], argv: list[str], said: Path, prepare: Callable[[], None]) -> None:
     os.environ.update(environment)
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(said.with_suffix(f".{name}"), os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
@@ -34,14 +52,21 @@ def _rank(environment: dict[str, str], argv: list[str], said: Path) -> None:
     from run.main import main
 
     torch.set_num_threads(1)
+    prepare()
     code = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
-def start(n: int, argv: list[str], folder: Path) -> list[multiprocessing.Process]:
-    """Starts main(argv) as n ranks, which write what they say below the folder."""
+def nothing() -> None:
+    pass
+
+
+def start(
+    n: int, argv: list[str], folder: Path, prepare: Callable[[], None] = nothing
+) -> list[multiprocessing.Process]:
+    """Starts prepare() and main(argv) as n ranks, which write what they say below the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -49,7 +74,8 @@ def start(n: int, argv: list[str], folder: Path) -> list[multiprocessing.Process
     ranks = []
     for rank in range(n):
         environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        ranks.append(CONTEXT.Process(target=_rank, args=(environment, argv, folder / f"rank{rank}")))
+        arguments = (environment, argv, folder / f"rank{rank}", prepare)
+        ranks.append(CONTEXT.Process(target=_rank, args=arguments))
         ranks[-1].start()
     return ranks
 
@@ -65,6 +91,6 @@ def finish(ranks: list[multiprocessing.Process], folder: Path, timeout: float = 
     return Finished([process.exitcode for process in ranks], out, err)
 
 
-def job(n: int, argv: list[str], folder: Path) -> Finished:
-    """Runs main(argv) as n ranks."""
-    return finish(start(n, argv, folder), folder)
+def job(n: int, argv: list[str], folder: Path, prepare: Callable[[], None] = nothing) -> Finished:
+    """Runs prepare() and main(argv) as n ranks."""
+    return finish(start(n, argv, folder, prepare), folder)

@@ -15,13 +15,13 @@ import pytest
 import torch
 
 from run import checkpoint, distributed
-from tests.run.ranks import finish, job, start
+from tests.run.ranks import finish, job, spoil_a_sample, start
 
 TINY = str(Path(__file__).parent / "tiny.py")
 SIZES = [
     "--config.sampling.num_samples=9",
     "--config.sampling.batch_size=2",
-    "--config.likelihood.num_images=7",
+    "--config.likelihood.num_images=5",
     "--config.likelihood.batch_size=2",
 ]
 
@@ -56,8 +56,8 @@ def alone(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 MODES = {
     "sample": ["--sampler", "pc"],
-    "likelihood": ["--config.likelihood.method=both", "--config.likelihood.bound_terms=2"],
-    "evaluate": ["--grid=fitted", "--nfe=4"],
+    "likelihood": ["--config.likelihood.method=both", "--config.likelihood.bound_terms=1"],
+    "evaluate": ["--grid=fitted", "--nfe=3"],
 }
 
 
@@ -81,10 +81,10 @@ def training(tiny: str, workdir: Path, *arguments: str) -> list[str]:
     return ["--mode", "train", "--config", tiny, "--workdir", str(workdir), *arguments]
 
 
-EXACT = ["--config.model.dropout=0", "--config.training.log_every=1"]
+EXACT = ["--config.model.dropout=0", "--config.training.log_every=1", "--config.training.held_out=8"]
 # ten noise levels, each seen often enough for its losses to decide how often it is drawn
 IMPORTANCE = ["--config.training.times=importance", "--config.sde.N=10", "--config.training.batch_size=32"]
-IMPORTANCE.append("--config.data.flip=true")
+IMPORTANCE += ["--config.data.flip=true", "--config.training.accumulate=2"]
 
 
 def curve(workdir: Path) -> np.ndarray:
@@ -118,6 +118,24 @@ def test_many_processes_train_as_one_does_with_the_whole_batch(arguments: tuple,
                 torch.testing.assert_close(found[key], expected[key], rtol=1e-4, atol=1e-5)
 
 
+def test_all_ranks_skip_a_step_that_one_finds_not_finite(tiny: str, tmp_path: Path):
+    logs = {}
+    for n, parallel in ((1, "ddp"), (2, "ddp"), (2, "fsdp")):
+        workdir = tmp_path / f"{parallel}{n}"
+        argv = [*training(tiny, workdir, *EXACT), "--config.training.log_every=3"]
+        done = job(n, [*argv, f"--config.training.parallel={parallel}"], tmp_path / "said", spoil_a_sample)
+        assert done.codes == [0] * n, done.err
+        logs[workdir] = list(map(json.loads, (workdir / "log.jsonl").read_text().splitlines()))
+        assert [row["skipped"] for row in logs[workdir]] == [0, 0, 1, 0]  # at steps 3, 4, 6, 8
+        assert checkpoint.latest(workdir).ema_updates == 7
+    one, *others = logs.values()
+    for rows in others:
+        for row, expected in zip(rows, one, strict=True):
+            assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5)
+            assert row["level_losses"] == pytest.approx(expected["level_losses"], abs=1e-4)
+            assert row["held_out_loss"] == pytest.approx(expected["held_out_loss"], abs=1e-5)
+
+
 def test_batches_that_cannot_be_shared_out_are_refused(tiny: str, tmp_path: Path):
     done = job(3, training(tiny, tmp_path / "run"), tmp_path)
     assert done.codes == [2, 2, 2]
@@ -127,7 +145,7 @@ def test_batches_that_cannot_be_shared_out_are_refused(tiny: str, tmp_path: Path
     assert not (tmp_path / "run").exists()
 
 
-SETTINGS = ("steps=40", "log_every=1", "checkpoint_every=10", "sample_every=40")
+SETTINGS = ("steps=30", "log_every=1", "checkpoint_every=10", "sample_every=30", "held_out=8")
 LONG = [f"--config.training.{setting}" for setting in SETTINGS]
 
 
@@ -171,14 +189,14 @@ def test_a_signal_to_any_rank_stops_all_and_pieces_go_on_to_the_same_bits(
 ):
     workdir, said = tmp_path / "run", tmp_path / "said"
     argv = training(tiny, workdir, *LONG, "--config.training.parallel=fsdp")
-    argv.append("--config.training.sample_every=7")  # a picture in between leaves no trace in the weights
+    argv.append("--config.training.sample_every=12")  # a picture in between leaves no trace in the weights
     ranks = start(2, argv, said)
     wait_for(5, workdir)
     os.kill(ranks[1].pid, signal.SIGTERM)
     done = finish(ranks, said)
     assert done.codes == [143, 143], done.err
     assert "Training stopped by SIGTERM" in done.out[0] and "give the same command again" in done.out[0]
-    assert 5 < checkpoint.latest(workdir).step < 40
+    assert 5 < checkpoint.latest(workdir).step < 30
     assert job(2, argv, said).codes == [0, 0]
     assert same_state(workdir, uninterrupted("fsdp"))
 
@@ -208,18 +226,18 @@ def test_a_damaged_piece_is_named_and_passed_over(
     damage: str, uninterrupted: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = Path(shutil.copytree(uninterrupted("fsdp"), tmp_path / "run"))
-    piece = next((workdir / "checkpoints/00000040").glob("shard-00002-*"))
+    piece = next((workdir / "checkpoints/00000030").glob("shard-00002-*"))
     content = bytearray(piece.read_bytes())
     content[-3] ^= 1
     piece.write_bytes(content)
     if damage == "missing":
         piece.unlink()
-    assert checkpoint.latest(workdir).step == 30
+    assert checkpoint.latest(workdir).step == 20
     assert f"{piece} is {damage.replace('flipped', 'damaged')}" in capsys.readouterr().err
     done = job(2, ["--mode", "sample", "--workdir", str(workdir), *SIZES], tmp_path / "said")
     assert done.codes == [0, 0]
     assert f"{piece} is" in done.err[0] and f"{piece} is" not in done.err[1]
-    assert "after 30 training steps" in done.out[0]
+    assert "after 20 training steps" in done.out[0]
 
 
 def test_a_rank_that_hangs_ends_the_job(tiny: str, tmp_path: Path):
@@ -268,7 +286,7 @@ def test_under_torchrun_a_killed_rank_and_a_signal_lose_nothing(uninterrupted: C
     out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
     assert "at step 10" in out and "Training stopped by SIGTERM" in out
-    assert 13 <= checkpoint.latest(workdir).step < 40
+    assert 13 <= checkpoint.latest(workdir).step < 30
 
     assert job(2, training(TINY, workdir, *LONG), tmp_path / "said").codes == [0, 0]
     assert same_state(workdir, uninterrupted("ddp"))
