@@ -247,7 +247,7 @@ def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
 
     if not pieces:
         found = _read_whole(directory)
-        sharded.take_pieces(found.large(), into.large())
+        sharded.take_pieces(directory, found.large(), into.large())
         return found.with_large(into.large())
     _check_pieces([directory / name for name in pieces])
     found = Checkpoint(model={}, ema={}, **read_file(directory / "training.pt", _load_training))

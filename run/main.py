@@ -74,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     except (flags.Error, ValueError) as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return 130
     return _fail(message)
 

@@ -57,15 +57,20 @@ def read_pieces(folder: Path, tensors: dict[str, Tensor]) -> None:
     try:
         dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))
     except CheckpointException as failed:
-        error, _ = next(iter(failed.failures.values()))
-        raise UserError(
-            f"the pieces in {folder} do not fit the configured model ({error}): restore the config.json that "
-            "they were trained with"
-        ) from failed
+        raise UserError(f"{folder} {MISFIT}") from failed
 
 
-def take_pieces(whole: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
-    """Overwrites tensors with whole ones of the same names, each process its pieces."""
+MISFIT = "does not fit the model of its config.json, which must have been edited: restore it"
+
+
+def take_pieces(folder: Path, whole: dict[str, Tensor], tensors: dict[str, Tensor]) -> None:
+    """Overwrites tensors with a folder's whole ones of the same names, each process its pieces.
+
+    Raises:
+        UserError: If the folder's are of other names or shapes.
+    """
+    if {name: x.shape for name, x in whole.items()} != {name: x.shape for name, x in tensors.items()}:
+        raise UserError(f"{folder} {MISFIT}")
     for name, mine in tensors.items():
         value = whole[name].to(mine.device)
         if isinstance(mine, DTensor):

@@ -76,13 +76,13 @@ class Trainer:
         self.config, self.device, self.levels, self.shape = config, device, dataset.levels, dataset.shape
         self.sde = build_sde(config.sde)
         self.model = build_model(config.model, self.sde, dataset.shape).to(device)
-        if section.channels_last:
+        self.group = distributed.step_group(device, section.patience)
+        self.in_pieces = self.group is not None and section.parallel == "fsdp"
+        if section.channels_last and not self.in_pieces:  # weights in pieces keep the usual order
             self.model.to(memory_format=torch.channels_last)
         self.times = build_times(section, self.sde).to(device)
         self.raw = not (config.data.dequantize and dataset.levels)
         self.averages = Averages(self.model, section, device)
-        self.group = distributed.step_group(device, section.patience)
-        self.in_pieces = self.group is not None and section.parallel == "fsdp"
         if self.in_pieces:
             self._cut(self.model)
             self.averages.replace(self._cut)
