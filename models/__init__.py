@@ -1,8 +1,10 @@
-"""Networks `net(x, noise, cond=None) -> like x`, where x is (B, *shape) and noise = log(σ/α) is (B,)."""
+"""Networks `net(x, noise, cond=None) -> like x`: x is (B, *shape), noise, by default log(σ/α), is (B,)."""
 
+from models.dit import DiT
 from models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from models.mlp import MLP
+from models.presets import PRESETS
 from models.refinenet import NCSN, NCSNv2
 from models.unet import UNet
 
-__all__ = ["MLP", "NCSN", "FourierEmbedding", "NCSNv2", "SinusoidalEmbedding", "UNet"]
+__all__ = ["MLP", "NCSN", "PRESETS", "DiT", "FourierEmbedding", "NCSNv2", "SinusoidalEmbedding", "UNet"]

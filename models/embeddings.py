@@ -4,14 +4,19 @@ Every network of this package receives `noise` = log(σ/α), which the usual SDE
 range of 13 units in which the best denoiser changes over about one unit. Both embeddings consist of
 sin(ω_k noise) and cos(ω_k noise); they differ in how the dim/2 angular frequencies ω_k are spread:
 
-    sinusoidal    ω_k = scale · 10000^(-k/(dim/2 - 1)), k = 0, 1, ..    geometric, from scale to scale/10000
-    fourier       ω_k = 2π f_k,  f_k ~ N(0, scale²)                     drawn once, saved with the weights
+    sinusoidal        ω_k = scale · 10000^(-k/(dim/2 - 1)), k = 0, 1, ..    from scale to scale/10000
+    sinusoidal_adm    ω_k = scale · 10000^(-k/(dim/2))                      the Transformer's and ADM's
+    fourier           ω_k = 2π f_k,  f_k ~ N(0, scale²)                     drawn once, saved with weights
+
+Networks that are told a step 0..999 instead (`ScoreModel(..., noise_input="position")`) take scale = 1, the
+papers' frequencies.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239: Appendix B,
         the sinusoidal embedding of the time step.
     Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762: Section 3.5,
-        its origin.
+        its origin; Diffusion Models Beat GANs on Image Synthesis (Dhariwal & Nichol, 2021),
+        https://arxiv.org/abs/2105.05233, has its frequencies.
     Fourier Features Let Networks Learn High Frequency Functions in Low Dimensional Domains (Tancik et al.,
         2020), https://arxiv.org/abs/2006.10739: Gaussian random features.
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
@@ -21,6 +26,8 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -36,23 +43,25 @@ class SinusoidalEmbedding(nn.Module):
             chosen; but an ODE solver follows every wiggle that a network keeps of its fastest feature. On
             small U-Nets trained alike on digits (held-out loss 0.090 for each), the likelihood ODE took 287
             evaluations with 100, 125 with 10, and 104 with Fourier features.
+        endpoint: Whether the smallest frequency is scale/10000 (DDPM), or the one above it (ADM).
 
     Raises:
         ValueError: If dim is odd or below 4, or scale is not positive.
     """
 
-    def __init__(self, dim: int, scale: float = 10.0) -> None:
+    def __init__(self, dim: int, scale: float = 10.0, endpoint: bool = True) -> None:
         super().__init__()
         _check_embedding("sinusoidal", dim, 4, scale)
         self.dim = dim
         self.scale = scale
+        self.endpoint = endpoint
 
     def forward(self, noise: Tensor) -> Tensor:
         """Noise levels (B,) to [sin(ω noise), cos(ω noise)], (B, dim); float32, or float64 if noise is."""
         noise = _at_least_float32(noise)
         # Not a buffer, which would be rounded along with the weights by net.half() or net.bfloat16().
         k = torch.arange(self.dim // 2, dtype=noise.dtype, device=noise.device)
-        omega = self.scale * torch.exp(k * (-math.log(10_000) / (self.dim // 2 - 1)))  # (dim/2,)
+        omega = self.scale * torch.exp(k * (-math.log(10_000) / (self.dim // 2 - self.endpoint)))  # (dim/2,)
         return _sin_cos(noise, omega)
 
 
@@ -83,30 +92,38 @@ class FourierEmbedding(nn.Module):
         return _sin_cos(noise, 2 * math.pi * self.frequencies.to(noise.dtype))
 
 
-EMBEDDINGS = {"sinusoidal": SinusoidalEmbedding, "fourier": FourierEmbedding}
+EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
+    "sinusoidal": SinusoidalEmbedding,
+    "sinusoidal_adm": partial(SinusoidalEmbedding, endpoint=False),
+    "fourier": FourierEmbedding,
+}
 
 
 class NoiseEmbedding(nn.Module):
     """What the blocks of a network are conditioned on: an embedding of the noise, then two layers.
 
     Args:
-        embedding: "sinusoidal" or "fourier".
+        embedding: A name in `EMBEDDINGS`.
         dim: Size of the embedding itself.
         width: Size of both layers and of the result.
+        scale: Scale of its frequencies; None for that of its class.
 
     Raises:
-        ValueError: If the embedding is unknown or dim does not fit it.
+        ValueError: If the embedding is unknown, or dim or scale do not fit it.
     """
 
-    def __init__(self, embedding: str, dim: int, width: int) -> None:
+    def __init__(self, embedding: str, dim: int, width: int, scale: float | None = None) -> None:
         super().__init__()
         if embedding not in EMBEDDINGS:
             raise ValueError(f"embedding must be one of {', '.join(EMBEDDINGS)}, got {embedding!r}")
-        self.embed = EMBEDDINGS[embedding](dim)
-        self.layers = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU())
+        make = EMBEDDINGS[embedding]
+        self.embed = make(dim) if scale is None else make(dim, scale=scale)
+        self.layers = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """The conditioning vectors, shape (B, width), of noise levels (B,); in the dtype of the weights."""
+        """The conditioning vectors, shape (B, width), of noise levels (B,), in front of their last SiLU; in
+        the dtype of the weights.
+        """
         return self.layers(self.embed(noise).to(self.layers[0].weight.dtype))
 
 

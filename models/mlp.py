@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.conditions import read_condition
 from models.embeddings import NoiseEmbedding
 from models.layers import check_inputs, zero_init
 
@@ -26,11 +27,11 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        dim: int,  # dimension of the points
-        width: int = 256,  # hidden units, and the size of the noise embedding; even
-        depth: int = 4,  # residual blocks
+        dim: int,                    # dimension of the points
+        width: int = 256,            # hidden units, and the size of the noise embedding; even
+        depth: int = 4,              # residual blocks
         embedding: str = "fourier",  # embedding of the noise: "fourier" or "sinusoidal"
-        dropout: float = 0.0,  # dropout probability inside the blocks
+        dropout: float = 0.0,        # dropout probability inside the blocks
     ) -> None:
         super().__init__()
         if dim < 1 or depth < 1:
@@ -55,8 +56,9 @@ class MLP(nn.Module):
         Raises:
             ValueError: If a shape or dtype is wrong, or cond is not None.
         """
-        check_inputs(x, noise, cond, "B, dim", self.dim)
-        emb = self.embedding(noise)
+        check_inputs(x, noise, "B, dim", self.dim)
+        read_condition(cond, {}, x)
+        emb = F.silu(self.embedding(noise))
         h = self.linear_in(x)
         for block in self.blocks:
             h = block(h, emb)

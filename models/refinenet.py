@@ -38,6 +38,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.conditions import read_condition
 from models.layers import check_inputs, zero_init
 from models.refinenet_layers import InstanceNormPlus, MakeNorm, NoNorm, RefineBlock, RefineNetResidualBlock
 
@@ -110,7 +111,8 @@ class RefineNet(nn.Module):
         Raises:
             ValueError: If a shape or dtype is wrong, or cond is not None.
         """
-        check_inputs(x, noise, cond, "B, C, H, W", self.in_channels)
+        check_inputs(x, noise, "B, C, H, W", self.in_channels)
+        read_condition(cond, {}, x)
         smallest = SMALLEST * 2**self.halvings
         if min(x.shape[2:]) < smallest:
             raise ValueError(
@@ -140,11 +142,11 @@ class NCSN(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
-        log_levels: Sequence[float] | Tensor,  # log σ_i of the L noise levels, in any order
-        channels: int = 128,  # width of the first cascade
+        in_channels: int,                           # channels of the images, in and out
+        log_levels: Sequence[float] | Tensor,       # log σ_i of the L noise levels, in any order
+        channels: int = 128,                        # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),          # of the last cascades; those between halve the resolution
     ) -> None:
         table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype()).detach().clone()
         if table.ndim != 1 or not table.isfinite().all() or len(table.unique()) < max(1, len(table)):
@@ -176,10 +178,10 @@ class NCSNv2(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
-        channels: int = 128,  # width of the first cascade
+        in_channels: int,                           # channels of the images, in and out
+        channels: int = 128,                        # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),          # of the last cascades; those between halve the resolution
     ) -> None:
         norms = (InstanceNormPlus, NoNorm)
         super().__init__(in_channels, channels, multipliers, dilations, *norms, max_pool=True)

@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models import MLP, NCSN, NCSNv2, UNet
+from models import MLP, NCSN, DiT, NCSNv2, UNet
 from run.config import AUTO
 from run.errors import UserError
 from samplers import (
@@ -61,12 +61,13 @@ SDES = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2}
+MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
 # Data dimensions that the network takes: (C, H, W) images or (D,) points.
-MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3}
+MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3, "dit": 3}
 FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
 FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
-SCORE_OPTIONS = ("learned_variance", "scale_input")  # ScoreModel's, in the section model where they are set
+# ScoreModel's, in the section model where they are set
+SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
 
 def choose(table: dict, name: str, kind: str) -> object:
@@ -103,6 +104,8 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     options = section.to_dict()
     name, prediction = options.pop("name"), options.pop("prediction")
     of_score = {key: options.pop(key) for key in SCORE_OPTIONS if key in options}
+    if of_score.get("noise_input") == AUTO:
+        del of_score["noise_input"]
     network = choose(MODELS, name, "model")
     if len(shape) != MODEL_RANKS[name]:
         fitting = [other for other, rank in MODEL_RANKS.items() if rank == len(shape)]

@@ -50,6 +50,8 @@ AT_LEAST_ONE = (
 POSITIVE = (
     "training.learning_rate",
     "training.patience",
+    "training.min_snr_gamma",
+    "training.p_std",
     "sampling.rtol",
     "sampling.atol",
     "sampling.sde_rtol",
@@ -82,14 +84,20 @@ BELOW = {  # keys that are 0, or whose values lie between 0 and this
 
 def config_names() -> list[str]:
     """The experiments that `--config NAME` knows."""
-    return sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
+    names = []
+    for stem in sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base")):
+        experiments = getattr(importlib.import_module(f"run.configs.{stem}"), "EXPERIMENTS", {})
+        names += [f"{stem}:{experiment}" for experiment in experiments] or [stem]
+    return names
 
 
 def load_config(name: str) -> ConfigDict:
     """The configuration of an experiment.
 
     Args:
-        name: A name in `config_names()`, or the path of a .py file that defines get_config() -> ConfigDict.
+        name: A name in `config_names()`, or the path of a .py file that defines get_config() -> ConfigDict. A
+            file of several experiments has them as the keys of EXPERIMENTS, defines get_config(experiment),
+            and is named NAME:EXPERIMENT.
 
     Returns:
         The complete configuration, locked.
@@ -97,10 +105,11 @@ def load_config(name: str) -> ConfigDict:
     Raises:
         UserError: If there is no such configuration, or the file does not define a complete one.
     """
+    stem, _, experiment = name.partition(":")
     if name in config_names():
-        module = importlib.import_module(f"run.configs.{name}")
-    elif name.endswith(".py"):
-        module = _import_file(Path(name))
+        module = importlib.import_module(f"run.configs.{stem}")
+    elif stem.endswith(".py"):
+        module = _import_file(Path(stem))
     else:
         close = difflib.get_close_matches(name, config_names(), n=1)
         raise UserError(
@@ -109,7 +118,12 @@ def load_config(name: str) -> ConfigDict:
         )
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} must define get_config() -> ml_collections.ConfigDict, and does not")
-    config = module.get_config()
+    experiments = getattr(module, "EXPERIMENTS", {"": None})
+    if experiment not in experiments:
+        raise UserError(
+            f"{stem} has no experiment {experiment!r}; choose one of {', '.join(map(repr, experiments))}"
+        )
+    config = module.get_config(experiment) if experiment else module.get_config()
     _check_complete(config, name)
     config.data.path = str(Path(config.data.path).resolve()) if config.data.path else ""
     return config.lock()
@@ -291,6 +305,9 @@ def read_config(workdir: Path) -> ConfigDict:
     for name, section in base.get_config().items():  # a run from before a key existed gets its default
         if isinstance(section, ConfigDict) and name != "model" and isinstance(config.get(name), ConfigDict):
             config[name] = ConfigDict({**section.to_dict(), **config[name].to_dict()})
+    if isinstance(config.get("model"), ConfigDict) and config.model.get("name") == "unet":
+        defaults = base.get_config().model.to_dict() | base.unet_defaults()  # without the preset's numbers
+        config.model = ConfigDict(defaults | config.model.to_dict())
     _check_complete(config, str(path))
     return config.lock()
 

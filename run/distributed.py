@@ -71,8 +71,8 @@ def processes() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
-            f"rank {rank()} lost another process of the job ({_reason(error)}): it died, as it may have said, or "
-            "took longer than training.patience; the run directory is intact, the same command goes on"
+            f"rank {rank()} lost another process of the job ({_reason(error)}): it died, see what it said, "
+            "or took longer than training.patience; the run directory is intact, the same command goes on"
         ) from error
     dist.destroy_process_group()
 

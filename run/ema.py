@@ -77,6 +77,7 @@ class Average:
     @torch.no_grad()
     def update(self, model: nn.Module, n: Tensor, use: Tensor) -> None:
         """One update after n others; none where `use` is 0. Both are on the device and not waited for."""
+        # With numbers on the device this is a kernel for each tensor; nothing waits for them.
         rate = self.rate(n) * use
         torch._foreach_lerp_(
             self._weights, list(model.parameters()), [rate.to(weight.dtype) for weight in self._weights]

@@ -42,7 +42,7 @@ def _fitted_times(section: ConfigDict, trained: TrainedModel, workdir: Path) -> 
         )
     start = grid_times(section, trained.sde)
     path = workdir / FOLDER / f"{section.sampler}-{len(start) - 1}.json"
-    saved = _read(path, trained.step)
+    saved = _read(path, trained)
     if saved is not None:
         return saved
     with progress_bar(None, "fitting the grid", "knot") as bar:
@@ -60,18 +60,19 @@ def _fitted_times(section: ConfigDict, trained: TrainedModel, workdir: Path) -> 
             trained.data.shape,
             on_step=on_step,
         )
-    write_json(path, {"times": times.tolist(), "training_steps": trained.step})
+    write_json(path, {"times": times.tolist(), "training_steps": trained.step, "weights": trained.weights})
     print(f"fitted grid of {len(times) - 1} steps kept in {path}")
     return times
 
 
-def _read(path: Path, training_steps: int) -> Tensor | None:
-    """The times in a file, if it is there and of this checkpoint."""
+def _read(path: Path, trained: TrainedModel) -> Tensor | None:
+    """The times in a file, if it is there and of these weights."""
     if not path.is_file():
         return None
     try:
         saved = json.loads(path.read_text())
         times = torch.tensor(saved["times"], dtype=torch.float64)
-        return times if saved["training_steps"] == training_steps else None
-    except (ValueError, KeyError, TypeError) as error:
+        weights = saved.get("weights", "averaged weights")  # older files say only the step
+        return times if (saved["training_steps"], weights) == (trained.step, trained.weights) else None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: remove it, and the grid is fitted again") from error

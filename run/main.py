@@ -6,6 +6,7 @@
     python run/main.py --mode evaluate --config vpsde
     python run/main.py --mode data --config.data.path=FOLDER
     torchrun --nproc-per-node 4 run/main.py --mode train --config vpsde
+    python run/main.py --mode convert --from diffusers FOLDER --workdir runs/NAME
 
 Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
 directory and take keys of the sections sampling and likelihood alone.
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # imported where they are needed: --help must not wait for to
     import torch
     from ml_collections import ConfigDict
 
-MODES = ("train", "sample", "likelihood", "evaluate", "data")
+MODES = ("train", "sample", "likelihood", "evaluate", "data", "convert")
 DEVICES = ("auto", "cpu", "cuda")
 
 
@@ -58,6 +59,10 @@ def define_flags() -> flags.FlagValues:
     flags.DEFINE_enum(
         "device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.", flag_values=values
     )
+    flags.DEFINE_string(
+        "from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....", flag_values=values
+    )
+    flags.DEFINE_string("to", None, "Convert the run's checkpoint to diffusers.", flag_values=values)
     flags.DEFINE_boolean(
         "dry_run", False, "Print configuration, size and memory, and stop.", flag_values=values
     )
@@ -105,16 +110,21 @@ def _run(argv: list[str]) -> int:
     if values.help:
         print(f"{__doc__}\n{values.get_help()}")
         return 0
+    if values.mode is None and not unknown:
+        raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
+    path = unknown.pop(0) if unknown and values.mode == "convert" else None
     if unknown:
         raise UserError(f"unknown argument {unknown[0]!r}; every option has the form --name=value")
-    if values.mode is None:
-        raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
     if values.mode == "sample" and values.sampler == "list":
         return _list_samplers()
     for name in ("sampler", "nfe", "grid"):
         if values[name].value is not None:
             overrides.append((f"sampling.{name}", str(values[name].value)))
-    workdir = Path(values.workdir or f"runs/{Path(values.config).stem}")
+    workdir = Path(values.workdir or f"runs/{Path(values.config).stem.replace(':', '_')}")
+    if values.mode == "convert":
+        if values.dry_run:
+            raise UserError("--dry_run has no meaning for --mode convert, which computes nothing")
+        return _convert(values, workdir, overrides, path)
     config = _resolve(values.mode, values.config, workdir, overrides)
     if values.dry_run:
         return _dry_run(values.mode, config, workdir)
@@ -122,6 +132,30 @@ def _run(argv: list[str]) -> int:
 
     with processes():
         return _dispatch(values.mode, config, workdir, _device(values.device))
+
+
+def _convert(
+    values: flags.FlagValues, workdir: Path, overrides: list[tuple[str, str]], path: str | None
+) -> int:
+    """Runs `--mode convert`, which alone takes a path behind its options."""
+    from run.config import apply_overrides, load_config, read_config
+    from run.convert import READERS, WRITERS, export_checkpoint, import_checkpoint
+
+    source, target = values["from"].value, values["to"].value
+    if (source is None) == (target is None):
+        raise UserError(
+            f"--mode convert needs one of --from={'|'.join(READERS)} and --to={'|'.join(WRITERS)}"
+        )
+    choices = READERS if target is None else WRITERS
+    if (source or target) not in choices:
+        raise UserError(f"unknown format {source or target!r}; choose one of {', '.join(choices)}")
+    if path is None:
+        raise UserError("--mode convert needs the path of the checkpoint, behind its options")
+    if target is not None:
+        return export_checkpoint(read_config(workdir), workdir, target, Path(path))
+    return import_checkpoint(
+        apply_overrides(load_config(values.config), overrides), workdir, source, Path(path)
+    )
 
 
 def _list_samplers() -> int:

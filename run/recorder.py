@@ -83,7 +83,8 @@ class Recorder:
                 row = json.loads(line)
             except json.JSONDecodeError:  # a line torn by a crash
                 continue
-            losses[row["step"]] = row["loss"]
+            if row["loss"] is not None:  # where every step was skipped
+                losses[row["step"]] = row["loss"]
         plots.save_loss_curve(
             self._workdir / LOSS_CURVE, sorted(losses), [losses[step] for step in sorted(losses)]
         )

@@ -29,7 +29,7 @@ from run.network import for_training
 from run.objectives import build_objective, build_times
 from run.parallel import PARALLEL, full, shard
 from run.running import Running
-from sde_lib import ScoreModel, generator_for
+from sde_lib import generator_for
 
 
 def total_steps(section: ConfigDict) -> int:
@@ -86,10 +86,11 @@ class Trainer:
         if self.in_pieces:
             self._cut(self.model)
             self.averages.replace(self._cut)
-        self.objective = self._objective(for_training(self.model, section, device, self.group))
-        self.own_parameters = list(self._own(self.objective, "named_parameters").values())
-        self.parameters = [*self.model.parameters(), *self.own_parameters]
-        if self.in_pieces and self.own_parameters:
+        levels = dataset.levels if self.raw else None
+        self.objective = build_objective(section, self.model, self.times, levels).to(device)
+        self.training_model = for_training(self.model, section, device, self.group)
+        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        if self.in_pieces and any(True for _ in self.objective.parameters()):
             raise UserError(f"objective {section.objective!r} has its own weights: set training.parallel=ddp")
         self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
@@ -98,7 +99,6 @@ class Trainer:
         self.running = Running(self.sde, self.times.first, section.batch_size).to(device)
         self.step = 0
         self._held_out = self._draw_held_out(dataset.test[: section.held_out].to(device))
-        self._held_out_objective = self._objective(self.ema.module)
 
     @property
     def ema(self) -> Average:
@@ -107,19 +107,6 @@ class Trainer:
 
     def _cut(self, model: nn.Module) -> None:
         shard(model.net, self.group)
-
-    def _objective(self, model: ScoreModel) -> object:
-        levels = self.levels if self.raw else None
-        objective = build_objective(self.config.training, model, self.times, levels)
-        return objective.to(self.device) if isinstance(objective, nn.Module) else objective
-
-    def _own(self, objective: object, kind: str) -> dict[str, Tensor]:
-        """What an objective has beside the model and the times: its "named_parameters" or "named_buffers"."""
-        if not isinstance(objective, nn.Module):
-            return {}
-        shared = (self.model, self.times)
-        others = {id(value) for module in shared for value in (*module.parameters(), *module.buffers())}
-        return {name: value for name, value in getattr(objective, kind)() if id(value) not in others}
 
     def draw(self, step: int) -> Draw:
         """The whole batch of a step: its samples' indices, its noise and its times."""
@@ -161,12 +148,12 @@ class Trainer:
         losses = torch.cat(
             [self.backward(batch.part(r, section.accumulate)) for r in range(section.accumulate)]
         )
-        distributed.average_([weights.grad for weights in self.own_parameters], self.group)
+        distributed.average_([weights.grad for weights in self.objective.parameters()], self.group)
         self.finish(draw, distributed.concatenate(losses, self.group))
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""
-        losses = self.objective(batch.x_0, batch.times, batch.noise)
+        losses = self.objective(self.training_model, batch.x_0, batch.times, batch.noise)
         mean = (batch.times.weights.to(losses) * losses).mean() / self.config.training.accumulate
         self.scaler.scale(mean).backward()
         return losses.detach()
@@ -213,7 +200,7 @@ class Trainer:
         size, losses = self.config.training.batch_size, []
         for start in range(0, len(self._held_out), size):
             batch = self._held_out.rows(slice(start, start + size))
-            losses.append(self._held_out_objective(batch.x_0, batch.times, batch.noise))
+            losses.append(self.objective(self.ema.module, batch.x_0, batch.times, batch.noise))
         return torch.cat(losses).double().mean().item()
 
     def checkpoint(self, seconds: float) -> Checkpoint:
@@ -227,15 +214,11 @@ class Trainer:
             ema_updates=int(self.averages.updates),
             averages=named_weights(self.averages.beside_main),
             times=self.times.state_dict(),
-            objective=self._objective_state(),
+            objective=self.objective.state_dict(),
             scaler=self.scaler.state_dict(),
             running=self.running.state_dict(),
             held_out_loss=self.held_out_loss(),
         )
-
-    def _objective_state(self) -> dict[str, Tensor]:
-        own = self._own(self.objective, "named_parameters") | self._own(self.objective, "named_buffers")
-        return {name: value.detach() for name, value in own.items()}
 
     def pieces(self) -> Checkpoint | None:
         """The present state, where it is in pieces: what a checkpoint is read into, to be restored."""
@@ -255,8 +238,7 @@ class Trainer:
         checkpoint.load_weights(self.times, saved.times, workdir)
         if saved.running:  # older checkpoints have none
             checkpoint.load_weights(self.running, saved.running, workdir)
-        for name, value in self._objective_state().items():
-            value.copy_(saved.objective[name])
+        checkpoint.load_weights(self.objective, saved.objective, workdir)
         self.optimizer.load_state_dict(saved.optimizer)
         self.scaler.load_state_dict(saved.scaler)
         self.averages.updates.fill_(saved.ema_updates)

@@ -1,13 +1,25 @@
-"""Training objectives, one value per sample.
+"""Training objectives, one value per sample, and the times at which they are taken.
 
 Denoising score matching (Vincent, 2011) over all noise levels of an SDE (Song et al., 2021, eq. 7): with x_t
 = α x_0 + σ ε,
 
-    L(t) = λ(t) ‖score(x_t, t) - ∇ log p(x_t | x_0)‖² / D = λ(t)/σ(t)² ‖σ(t) score(x_t, t) + ε‖² / D.
+    L(t) = λ(t) ‖score(x_t, t) - ∇ log p(x_t | x_0)‖² / D = w(t) ‖σ(t) score(x_t, t) + ε‖² / D,   w = λ/σ²,
 
-    weighting     λ(t)      what it is
-    plain         σ(t)²     every noise level counts alike; for a network that predicts ε, DDPM's L_simple
-    likelihood    g(t)²     D/2 times its integral over t bounds the negative log-likelihood up to a constant
+where σ score = -ε̂, the noise estimate. With SNR = (α/σ)² and σ̃ = σ/α, the noise of the rescaled x_t/α, the
+denoiser's error is x̂_0 - x_0 = -σ̃ (ε̂ - ε): a weight of ‖x̂_0 - x_0‖² times σ̃² is that of the noise's error.
+
+    weighting     w(t)                    what it is
+    plain         1                       every noise level counts alike; for a network that predicts ε,
+                                          DDPM's L_simple
+    likelihood    g²/σ²                   D/2 times its integral over t bounds the negative log-likelihood up
+                                          to a constant
+    min_snr       min(SNR, γ)/SNR         min(SNR, γ) of ‖x̂_0 - x_0‖² (Hang et al., 2023): times with little
+                                          noise do not outweigh the rest
+    edm           1 + (σ̃/σ_data)²         (σ̃² + σ_data²)/(σ̃ σ_data)² of ‖x̂_0 - x_0‖² (Karras et al., 2022):
+                                          the plain error of the output of a network with EDM's
+                                          preconditioning, which starts at 1 at every noise level
+
+A weighting is a function of (sde, t): one of these, or any other.
 
 References:
     A Connection Between Score Matching and Denoising Autoencoders (Vincent, 2011),
@@ -16,25 +28,108 @@ References:
         https://arxiv.org/abs/2101.09258: eq. 7, Theorem 1.
     Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630: Appendix I.1,
         low-discrepancy times.
+    Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023),
+        https://arxiv.org/abs/2303.09556: Section 3.4.
+    Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
+        https://arxiv.org/abs/2206.00364: Section 5 and Table 1, weighting and log-normal noise.
+    Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics (Kendall et al.,
+        2018), https://arxiv.org/abs/1705.07115.
+    Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024),
+        https://arxiv.org/abs/2312.02696: eq. 21, uncertainty as a function of the noise level.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_lib.sde import SDE, ScoreFunction, expand
 
-WEIGHTINGS = ("plain", "likelihood")
+Weighting = Callable[[SDE, Tensor], Tensor]
+"""`weighting(sde, t) -> w(t)`: the weights of the noise's error at times t, like t."""
+
+
+def plain_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """w = 1."""
+    return torch.ones_like(t)
+
+
+def likelihood_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """w = g²/σ² (Song et al., 2021, Theorem 1)."""
+    return sde.g2(t) / sde.sigma(t).square()
+
+
+@dataclass(frozen=True)
+class MinSNRWeighting:
+    """w = min(SNR, γ)/SNR (Hang et al., 2023)."""
+
+    gamma: float = 5.0
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        # min(1, γ/SNR) by logarithms: SNR itself overflows where there is next to no noise
+        return (math.log(self.gamma) - sde.log_snr(t)).clamp_max(0).exp()
+
+
+@dataclass(frozen=True)
+class EDMWeighting:
+    """w = 1 + (σ̃/σ_data)² (Karras et al., 2022, Table 1), for data of standard deviation σ_data."""
+
+    sigma_data: float = 0.5
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return 1 + (2 * (sde.noise_level(t) - math.log(self.sigma_data))).exp()
+
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "plain": plain_weighting,
+    "likelihood": likelihood_weighting,
+    "min_snr": MinSNRWeighting(),
+    "edm": EDMWeighting(),
+}
+
+
+def find_weighting(weighting: str | Weighting) -> Weighting:
+    """The weighting of a name, with its paper's numbers; one that is a function already, as it is.
+
+    Raises:
+        ValueError: If the name is unknown.
+    """
+    if callable(weighting):
+        return weighting
+    if weighting not in WEIGHTINGS:
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    return WEIGHTINGS[weighting]
+
+
+def stratified_uniform(
+    batch_size: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Ascending numbers, one in each of `batch_size` equal cells of [0, 1], each uniform on its own.
+
+    All cells share one offset (Kingma et al., 2021, Appendix I.1), so that the mean loss over a batch varies
+    less than with independent times.
+
+    Args:
+        batch_size: Number of cells.
+        generator: Source of the randomness; the numbers are made on its device.
+        dtype: Their floating-point type.
+
+    Returns:
+        The numbers, shape (batch_size,).
+    """
+    device = generator.device if generator is not None else None
+    offset = torch.rand(1, generator=generator, device=device, dtype=dtype)
+    return (torch.arange(batch_size, device=device) + offset) / batch_size
 
 
 def sample_times(
     sde: SDE, batch_size: int, generator: torch.Generator | None = None, eps: float = 1e-5
 ) -> Tensor:
-    """Stratified times, one in each of `batch_size` equal cells of [eps, T], each uniform on its own.
-
-    All cells share one offset (Kingma et al., 2021, Appendix I.1), so that the mean loss over a batch varies
-    less than with independent times.
+    """Stratified times, one in each of `batch_size` equal cells of [eps, T].
 
     Args:
         sde: The SDE, for its end time T.
@@ -45,14 +140,94 @@ def sample_times(
     Returns:
         Times, ascending, shape (batch_size,), float32.
     """
-    device = generator.device if generator is not None else None
-    offset = torch.rand(1, generator=generator, device=device)
-    u = (torch.arange(batch_size, device=device) + offset) / batch_size
-    return eps + (sde.T - eps) * u
+    return eps + (sde.T - eps) * stratified_uniform(batch_size, generator)
+
+
+class LogNormalTimes(nn.Module):
+    """Stratified times with log σ̃ ~ N(P_mean, P_std²) (Karras et al., 2022, Table 1), for any SDE.
+
+    Draws beyond the ends of [eps, T] are put to these ends: with EDM's numbers 2 in a million above σ̃ = 80,
+    and 2 in a thousand below VE's σ_min = 0.01.
+
+    Times are interpolated in a table over log σ̃, in steps so small (about 1e-3) that they are off by less
+    than one part in a million (a few at the kinks of DDPM's chain). `SDE.time_at_log_snr`, a thousand small
+    operations, would be felt at every training step.
+
+    Args:
+        sde: The SDE.
+        p_mean: P_mean, the mean of log σ̃.
+        p_std: P_std, its standard deviation, above 0.
+        eps: The smallest time.
+
+    Raises:
+        ValueError: If p_std is not positive.
+    """
+
+    _times: Tensor
+
+    def __init__(self, sde: SDE, p_mean: float = -1.2, p_std: float = 1.2, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not p_std > 0:
+            raise ValueError(f"p_std must be above 0, got {p_std}")
+        self.p_mean, self.p_std = p_mean, p_std
+        ends = torch.tensor([eps, sde.T], dtype=torch.float64)
+        self._lowest, self._highest = sde.noise_level(ends).tolist()
+        log_levels = torch.linspace(self._lowest, self._highest, 2**14 + 1, dtype=torch.float64)
+        times = sde.time_at_log_snr(-2 * log_levels).clamp(eps, sde.T)
+        self.register_buffer("_times", times, persistent=False)
+
+    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Times, ascending, shape (batch_size,), float32, on the generator's device: one in each of
+        `batch_size` cells of equal probability.
+        """
+        z = torch.special.ndtri(stratified_uniform(batch_size, generator, torch.float64))
+        log_level = (self.p_mean + self.p_std * z).clamp(self._lowest, self._highest)
+        last = len(self._times) - 1
+        position = (log_level - self._lowest) * (last / (self._highest - self._lowest))
+        k = position.long().clamp(0, last - 1)
+        return torch.lerp(self._times[k], self._times[k + 1], position - k).float()
+
+
+class LearnedUncertainty(nn.Module):
+    """L/exp(u(σ̃)) + u(σ̃) with a learned u (Kendall et al., 2018; Karras et al., 2024, eq. 21).
+
+    At its minimum exp(u) is the mean of L at each noise level, so that all levels pull alike on the network
+    and go on doing so as it learns. u is a linear map of random Fourier features of log σ̃, zero at first.
+
+    Args:
+        sde: The SDE.
+        features: Number of features.
+        scale: Standard deviation of their frequencies, in cycles per unit of log σ̃. EDM2's is 1 per unit of
+            log(σ̃)/4.
+    """
+
+    def __init__(self, sde: SDE, features: int = 128, scale: float = 0.25) -> None:
+        super().__init__()
+        self.sde = sde
+        self.register_buffer("frequencies", 2 * math.pi * scale * torch.randn(features))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(features))
+        self.weight = nn.Parameter(torch.zeros(features))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def log_mean(self, t: Tensor) -> Tensor:
+        """u at times t, shape (B,): the logarithm of the mean loss there, once it is learned."""
+        angles = self.sde.noise_level(t)[:, None] * self.frequencies + self.phases  # (B, features)
+        features = (math.sqrt(2) * angles.cos()).to(self.weight)
+        return (features * self.weight).sum(1) + self.bias  # autocast would make a matrix product bfloat16
+
+    def forward(self, losses: Tensor, t: Tensor) -> Tensor:
+        """L/exp(u) + u of losses L (B,) at times t (B,)."""
+        u = self.log_mean(t)
+        return losses * (-u).exp() + u
 
 
 def denoising_score_matching(
-    sde: SDE, score: ScoreFunction, x_0: Tensor, t: Tensor, noise: Tensor, weighting: str = "plain"
+    sde: SDE,
+    score: ScoreFunction,
+    x_0: Tensor,
+    t: Tensor,
+    noise: Tensor,
+    weighting: str | Weighting = "plain",
 ) -> Tensor:
     """The denoising score matching loss of each sample (Song et al., 2021, eq. 7).
 
@@ -62,7 +237,8 @@ def denoising_score_matching(
         x_0: Data, shape (B, *shape).
         t: Times in (0, T], shape (B,).
         noise: Standard normal noise ε, shape (B, *shape).
-        weighting: "plain" for λ = σ², "likelihood" for λ = g².
+        weighting: "plain", "likelihood", "min_snr" or "edm", or a function of (sde, t) such as
+            `MinSNRWeighting(gamma=1.0)`.
 
     Returns:
         Losses, shape (B,), averaged over the data dimensions.
@@ -70,12 +246,11 @@ def denoising_score_matching(
     Raises:
         ValueError: If the weighting is unknown, or t or noise do not have the shape that x_0 asks for.
     """
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:
         raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
     mean, std = sde.marginal_prob(x_0, t)
     std = expand(std, x_0)
     residual = std * score(mean + std * noise, t) + noise
     loss = residual.square().flatten(1).mean(1)
-    return loss * (sde.g2(t) / sde.sigma(t).square()).to(loss) if weighting == "likelihood" else loss
+    return loss * weighting(sde, t).to(loss)

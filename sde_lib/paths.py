@@ -58,6 +58,9 @@ class CosineVPSDE(VariancePreserving):
         """t_k = (k + 1) T/N: ascending, shape (N,), float64, on the CPU."""
         return self.T * torch.arange(1, self.N + 1, dtype=torch.float64) / self.N
 
+    def chain_position(self, t: Tensor) -> Tensor:
+        return t * (self.N / self.T) - 1
+
     def step_index(self, t: Tensor) -> Tensor:
         """Index k of the step with t in (t_{k-1}, t_k], forgiving the float32 rounding of grid times."""
         return ((t.double() / self.T - 2e-7) * self.N).ceil().long().sub(1).clamp(0, self.N - 1)

@@ -32,6 +32,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from sde_lib.losses import Weighting, find_weighting
 from sde_lib.sde import SDE, expand
 
 OBJECTIVES = ("implicit", "sliced", "sliced_vr")
@@ -131,7 +132,7 @@ def perturbed_score_matching(
     t: Tensor,
     noise: Tensor,
     objective: str = "sliced_vr",
-    weighting: str = "plain",
+    weighting: str | Weighting = "plain",
     probes: Tensor | None = None,
 ) -> Tensor:
     """2 λ(t) J(x_t)/D at x_t = α x_0 + σ ε: `denoising_score_matching` but for a term without the score.
@@ -143,7 +144,7 @@ def perturbed_score_matching(
         t: Times in (0, T], shape (B,).
         noise: Standard normal noise ε, shape (B, *shape).
         objective: "implicit", "sliced" or "sliced_vr".
-        weighting: "plain" for λ = σ² (NCSN's), "likelihood" for λ = g².
+        weighting: λ/σ², as for `denoising_score_matching`; "plain", λ = σ², is NCSN's.
         probes: Projections for the sliced objectives, shape (M, B, *shape); None for one `draw_probes(x_t)`.
 
     Returns:
@@ -154,8 +155,7 @@ def perturbed_score_matching(
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
-    if weighting not in ("plain", "likelihood"):
-        raise ValueError(f"weighting must be one of plain, likelihood, got {weighting!r}")
+    weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:
         raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
     mean, std = sde.marginal_prob(x_0, t)
@@ -165,7 +165,7 @@ def perturbed_score_matching(
     else:
         probes = draw_probes(x_t) if probes is None else probes
         J = sliced_score_matching(score, x_t, probes, t, variance_reduction=objective == "sliced_vr")
-    weight = sde.sigma(t).square() if weighting == "plain" else sde.g2(t)
+    weight = weighting(sde, t) * sde.sigma(t).square()
     return weight.to(J) * 2 / x_0[0].numel() * J
 
 

@@ -227,6 +227,10 @@ class SDE(ABC):
         """
         return self.T * torch.arange(self.N, dtype=torch.float64) / max(self.N - 1, 1)
 
+    def chain_position(self, t: Tensor) -> Tensor:
+        """Where t lies on the chain: k at the time t_k of `discrete_times`, linear in between, t's dtype."""
+        return t * (max(self.N - 1, 1) / self.T)
+
     def step_index(self, t: Tensor) -> Tensor:
         """Index ⌊t (N - 1)/T⌋ of the discrete step at time t, forgiving the float32 rounding of times on the
         grid.

@@ -5,11 +5,23 @@ An experiment file adds its `sde` section and sets what differs from here.
 
 from __future__ import annotations
 
+import inspect
+
 from ml_collections import ConfigDict
+
+
+def unet_defaults() -> dict[str, object]:
+    """The arguments of `models.UNet` that have a default."""
+    from models import UNet  # here, so that --help does not wait for torch
+
+    parameters = inspect.signature(UNet).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def get_config() -> ConfigDict:
     """All sections but `sde`."""
+    from models import PRESETS
+
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the data and the noise in training
 
@@ -27,19 +39,17 @@ def get_config() -> ConfigDict:
             dequantize=True,  # train on grey levels with uniform noise; False for the bare pixel values
         )
     )
-    config.model = ConfigDict(  # after the first four, ScoreModel's: the arguments of models.UNet
+    config.model = ConfigDict(
         dict(
             name="unet",
-            prediction="v",  # noise | x0 | v | score
+            prediction="v",  # noise | x0 | v | score, or with EDM's names edm | vp | ve | iddpm
             learned_variance=False,  # of the reverse step in ddpm and the bound; objective hybrid trains it
             scale_input=True,  # whether the network sees x_t at unit variance, or x_t itself
-            channels=32,
-            multipliers=(1, 2),
-            blocks_per_level=2,
-            attention_levels=(1,),
-            heads=4,
-            dropout=0.0,
-            embedding="fourier",
+            # what it is told of the noise: auto (what the prediction says) | log_level | quarter_log_level |
+            # log_half_level | position | step | reversed_step
+            noise_input="auto",
+            sigma_data=0.5,  # of prediction and weighting edm: the standard deviation of the data
+            **(unet_defaults() | PRESETS["digits"]),  # models/unet.py says what they are
         )
     )
     config.training = ConfigDict(
@@ -62,9 +72,15 @@ def get_config() -> ConfigDict:
             extra_ema_decays=(),  # of further averages; sampling.ema takes one
             ema_sigma_rels=(),  # widths of power averages, 0.05,0.1 say; sampling.ema_sigma_rel makes others
             snapshot_every=1000,  # steps between two snapshots of the power averages
-            weighting="plain",  # plain | likelihood
-            times="continuous",  # continuous | discrete (those of the SDE's chain) | importance (of these)
-            objective="dsm",  # dsm (denoising score matching) | hybrid (with the bound, for learned_variance)
+            weighting="plain",  # plain | likelihood | min_snr | edm (by sigma_data, 1 with other predictions)
+            min_snr_gamma=5.0,  # the bound γ of min_snr
+            # continuous | lognormal (EDM's) | discrete (those of the SDE's chain) | importance (of these)
+            times="continuous",
+            p_mean=-1.2,  # of log(σ/α) in lognormal: its mean, and its standard deviation
+            p_std=1.2,
+            # dsm (denoising score matching) | uncertainty (dsm over a learned mean of the loss at each noise
+            # level) | hybrid (with the bound, for learned_variance)
+            objective="dsm",
             vlb_weight=1e-3,  # of the bound in hybrid
             grad_clip=1.0,  # largest norm of the gradient; 0 for none
             max_skipped=20,  # steps in a row skipped for a loss or gradient that is not finite: training ends

@@ -12,9 +12,11 @@ from run.configs import vpsde
 
 
 def get_config() -> ConfigDict:
+    from models import PRESETS
+
     config = vpsde.get_config()
     config.data.flip = True
-    config.model.update(channels=64, multipliers=(1, 2, 2), blocks_per_level=2, attention_levels=(1,))
+    config.model.update(PRESETS["cifar10"])
     config.training.update(
         steps=100000, batch_size=128, learning_rate=5e-4, ema_decay=0.9999, sample_every=5000
     )

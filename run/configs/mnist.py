@@ -10,7 +10,9 @@ from run.configs import vpsde
 
 
 def get_config() -> ConfigDict:
+    from models import PRESETS
+
     config = vpsde.get_config()
-    config.model.update(channels=32, multipliers=(1, 2, 2), blocks_per_level=1, attention_levels=(2,))
+    config.model.update(PRESETS["mnist"])
     config.training.update(steps=20000, learning_rate=1e-3, sample_every=2000, checkpoint_every=1000)
     return config

@@ -23,6 +23,16 @@ def test_sinusoidal_formula(dim: int, scale: float) -> None:
     np.testing.assert_allclose(SinusoidalEmbedding(dim, scale)(NOISE).numpy(), expected, atol=1e-10)
 
 
+@pytest.mark.parametrize("dim", [4, 64])
+def test_adm_formula(dim: int) -> None:
+    """The Transformer's frequencies, 10000^(-2i/dim) (Vaswani et al., 2017, Section 3.5)."""
+    steps = np.arange(0, 1000, 37.0)
+    angles = steps[:, None] / 10_000.0 ** (2 * np.arange(dim // 2) / dim)
+    expected = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+    embedding = SinusoidalEmbedding(dim, scale=1.0, endpoint=False)
+    np.testing.assert_allclose(embedding(torch.from_numpy(steps)).numpy(), expected, atol=1e-10)
+
+
 def test_fourier_formula() -> None:
     embedding = FourierEmbedding(32)
     angles = 2 * np.pi * NOISE.numpy()[:, None] * embedding.frequencies.double().numpy()
@@ -86,5 +96,5 @@ def test_errors() -> None:
         for scale in (0.0, -1.0, math.nan):
             with pytest.raises(ValueError, match="scale .* must be positive"):
                 cls(8, scale)
-    with pytest.raises(ValueError, match="one of sinusoidal, fourier, got 'rotary'"):
+    with pytest.raises(ValueError, match="one of sinusoidal, sinusoidal_adm, fourier, got 'rotary'"):
         NoiseEmbedding("rotary", 8, 8)

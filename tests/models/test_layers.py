@@ -9,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import Downsample, ResidualBlock, SelfAttention, Upsample, group_norm
+from models.layers import (
+    CrossAttention,
+    Downsample,
+    ResidualBlock,
+    SelfAttention,
+    Style,
+    Upsample,
+    fir_down,
+    fir_up,
+    group_norm,
+)
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -57,25 +67,127 @@ def standardize(h: Tensor, groups: int) -> Tensor:
     return (centred / (centred.square().mean(2, keepdim=True) + 1e-5).sqrt()).reshape(h.shape)
 
 
+def standardized_affine(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    x = standardize(x, norm.num_groups)
+    return x if norm.weight is None else x * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+
+
 @pytest.mark.parametrize("channels", [(8, 8), (8, 16)])
-def test_residual_block_equals_formula(channels: tuple[int, int], randomize: Randomize) -> None:
-    block = randomize(ResidualBlock(*channels, emb_dim=6)).double()
+@pytest.mark.parametrize("resample", [None, "down", "up"])
+@pytest.mark.parametrize(
+    "style",
+    [Style(), Style(modulation="shift"), Style(modulation="shift", rescale=True, resampling="biggan")],
+    ids=["adm", "ddpm", "ncsnpp"],
+)
+def test_residual_block_equals_formula(
+    channels: tuple[int, int], style: Style, resample: str | None, randomize: Randomize
+) -> None:
+    block = randomize(ResidualBlock(*channels, emb_dim=6, style=style, resample=resample)).double()
     h, emb = torch.randn(3, channels[0], 4, 6).double(), torch.randn(3, 6).double()
 
-    def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return x * weight.view(1, -1, 1, 1) + bias.view(1, -1, 1, 1)
+    def changed(x: Tensor) -> Tensor:
+        if resample == "up":
+            return x.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        if resample == "down":
+            return (x[..., ::2, ::2] + x[..., 1::2, ::2] + x[..., ::2, 1::2] + x[..., 1::2, 1::2]) / 4
+        return x
 
-    out = affine(standardize(h, channels[0] // 4), block.norm1.weight, block.norm1.bias)
-    out = F.conv2d(out * out.sigmoid(), block.conv1.weight, block.conv1.bias, padding=1)
-    modulation = emb @ block.scale_shift.weight.T + block.scale_shift.bias
-    scale, shift = modulation[:, : channels[1]], modulation[:, channels[1] :]
-    out = (1 + scale[..., None, None]) * standardize(out, channels[1] // 4) + shift[..., None, None]
-    out = F.conv2d(out * out.sigmoid(), block.conv2.weight, block.conv2.bias, padding=1)
-    if channels[0] == channels[1]:
-        out = out + h
+    out = standardized_affine(h, block.norm1)
+    out = F.conv2d(changed(out * out.sigmoid()), block.conv1.weight, block.conv1.bias, padding=1)
+    modulation = (emb @ block.scale_shift.weight.T + block.scale_shift.bias)[..., None, None]
+    if style.modulation == "scale_shift":
+        scale, shift = modulation[:, : channels[1]], modulation[:, channels[1] :]
+        out = (1 + scale) * standardized_affine(out, block.norm2) + shift
     else:
-        out = out + F.conv2d(h, block.shortcut.weight, block.shortcut.bias)
-    assert torch.allclose(block(h, emb), out, atol=1e-10)
+        out = standardized_affine(out + modulation, block.norm2)
+    out = F.conv2d(out * out.sigmoid(), block.conv2.weight, block.conv2.bias, padding=1)
+    shortcut = changed(h)
+    if channels[0] != channels[1] or (resample and style.resampling == "biggan"):
+        shortcut = F.conv2d(shortcut, block.shortcut.weight, block.shortcut.bias)
+    total = (shortcut + out) / 2**0.5 if style.rescale else shortcut + out
+    assert torch.allclose(block(h, emb), total, atol=1e-10)
+
+
+def fir_matrix(n: int) -> Tensor:
+    """The filter (1, 3, 3, 1)/8 and every second pixel of n, zeros beyond the border: (n/2, n)."""
+    matrix = torch.zeros(n // 2, n, dtype=torch.float64)
+    for i in range(n // 2):
+        for tap, weight in enumerate((1, 3, 3, 1)):
+            if 0 <= 2 * i - 1 + tap < n:
+                matrix[i, 2 * i - 1 + tap] = weight / 8
+    return matrix
+
+
+def test_fir_resampling_is_a_matrix_in_each_dimension() -> None:
+    h = torch.randn(2, 3, 6, 10, dtype=torch.float64)
+    rows, columns = fir_matrix(6), fir_matrix(10)
+    assert torch.allclose(fir_down(h), rows @ h @ columns.T, atol=1e-14)
+    rows, columns = 2 * fir_matrix(12).T, 2 * fir_matrix(20).T  # the transpose, constants stay constant
+    assert torch.allclose(fir_up(h), rows @ h @ columns.T, atol=1e-14)
+    assert torch.allclose(fir_up(torch.ones(1, 1, 8, 8))[..., 2:-2, 2:-2], torch.ones(1, 1, 12, 12))
+    line, volume = torch.randn(2, 3, 6), torch.randn(1, 2, 4, 6, 8)
+    assert torch.allclose(fir_down(line), line @ fir_matrix(6).T.float(), atol=1e-6)
+    assert fir_up(fir_down(volume)).shape == volume.shape
+
+
+def upfirdn(h: Tensor, up: int, down: int, pad: tuple[int, int], gain: float) -> Tensor:
+    """Zeros between the pixels, padding, the filter, every `down`-th pixel: StyleGAN2's operation, written
+    out.
+    """
+    B, C, H, W = h.shape
+    spread = h.new_zeros(B, C, H * up, W * up)
+    spread[..., ::up, ::up] = h
+    spread = F.pad(spread, pad * 2)
+    taps = torch.tensor([1.0, 3, 3, 1], dtype=h.dtype) / 8
+    kernel = (gain * torch.outer(taps, taps))[None, None].expand(C, 1, 4, 4)
+    return F.conv2d(spread, kernel, groups=C)[..., ::down, ::down]
+
+
+def test_convolutions_behind_the_filter_are_those_of_stylegan2() -> None:
+    """Its conv_downsample_2d pads once, by 2; its upsample_conv_2d is a transposed convolution, then the
+    filter with pads 1 and 1.
+    """
+    style = Style(filter="fir")
+    h = torch.randn(2, 4, 6, 8, dtype=torch.float64)
+    down = Downsample(4, style, 5).double()
+    expected = F.conv2d(upfirdn(h, 1, 1, (2, 2), 1), down.conv.weight, down.conv.bias, stride=2)
+    assert torch.allclose(down(h), expected, atol=1e-12)
+    up = Upsample(4, style, 5).double()
+    weight = up.conv.weight.flip(2, 3).transpose(0, 1)
+    spread = F.conv_transpose2d(h, weight, stride=2)
+    expected = upfirdn(spread, 1, 1, (1, 1), 4) + up.conv.bias.view(1, -1, 1, 1)
+    assert torch.allclose(up(h), expected, atol=1e-12)
+
+
+def test_asymmetric_padding() -> None:
+    """TensorFlow's SAME: a row and a column of zeros below and at the right alone."""
+    down = Downsample(3, Style(resampling="conv_asymmetric"))
+    h = torch.randn(2, 3, 6, 8)
+    bigger = torch.zeros(2, 3, 7, 9)
+    bigger[..., :6, :8] = h
+    expected = F.conv2d(bigger, down.conv.weight, down.conv.bias, stride=2)
+    assert torch.allclose(down(h), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_cross_attention_equals_softmax_formula(heads: int, randomize: Randomize) -> None:
+    B, C, L, D, H, W = 2, 16, 5, 12, 3, 4
+    block = randomize(CrossAttention(C, D, heads)).double()
+    h, tokens = torch.randn(B, C, H, W).double(), torch.randn(B, L, D).double()
+    mask = torch.tensor([[True] * 5, [True, False, True, False, False]])
+
+    d, x, expected = C // heads, block.norm(h), h.clone()
+    for b in range(B):
+        q = x[b].reshape(C, H * W).T @ block.q.weight.T + block.q.bias  # (HW, C)
+        known = block.norm_tokens(tokens[b, mask[b]])  # (present tokens, D)
+        kv = known @ block.kv.weight.T + block.kv.bias
+        kv = torch.cat([kv, kv.new_zeros(1, 2 * C)])  # and the one that says nothing
+        out = []
+        for n in range(heads):
+            part, part_v = slice(n * d, (n + 1) * d), slice(C + n * d, C + (n + 1) * d)
+            out.append(torch.softmax(q[:, part] @ kv[:, part].T / d**0.5, 1) @ kv[:, part_v])
+        expected[b] += (torch.cat(out, 1) @ block.project.weight.T + block.project.bias).T.reshape(C, H, W)
+    assert torch.allclose(block(h, tokens, mask), expected, atol=1e-12)
 
 
 def test_blocks_start_as_identity() -> None:
@@ -85,7 +197,7 @@ def test_blocks_start_as_identity() -> None:
 
 
 def test_dropout_acts_in_training_only(randomize: Randomize) -> None:
-    block = randomize(ResidualBlock(16, 16, emb_dim=4, dropout=0.5))
+    block = randomize(ResidualBlock(16, 16, emb_dim=4, style=Style(dropout=0.5)))
     h, emb = torch.randn(2, 16, 8, 8), torch.randn(2, 4)
     assert not torch.equal(block(h, emb), block(h, emb))
     block.eval()

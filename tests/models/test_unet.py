@@ -92,8 +92,20 @@ def test_skip_connections_carry_full_resolution(randomize: Randomize) -> None:
         ({"attention_levels": (-1,)}, r"attention_levels must lie in 0\.\.1, .* got \(-1,\)"),
         ({"heads": 3}, "heads must divide the 32 channels"),
         ({"heads": 0}, "heads must divide the 32 channels"),
-        ({"embedding": "none"}, "embedding must be one of sinusoidal, fourier, got 'none'"),
+        ({"embedding": "none"}, "embedding must be one of sinusoidal, sinusoidal_adm, fourier, got 'none'"),
         ({"dropout": 1.5}, "dropout probability"),
+        ({"modulation": "film"}, "modulation must be one of scale_shift, shift, got 'film'"),
+        ({"filter": "sinc"}, "filter must be one of box, fir, got 'sinc'"),
+        ({"resampling": "pool"}, "resampling must be one of conv, conv_asymmetric, residual, biggan, got"),
+        ({"dims": 4}, "dims must be one of 1, 2, 3, got 4"),
+        ({"norm_eps": 0.0}, "norm_eps must be positive, got 0.0"),
+        ({"norm_groups": 5}, "norm_groups must divide the 16 channels of a norm, got 5"),
+        ({"input_pyramid": "sum"}, "input_pyramid must be one of none, skip, residual, got 'sum'"),
+        ({"output_pyramid": "sum"}, "output_pyramid must be one of none, skip, residual, got 'sum'"),
+        ({"combine": "mean"}, "combine must be one of sum, cat, got 'mean'"),
+        ({"decoder_attention": "all"}, "decoder_attention must be one of block, level, got 'all'"),
+        ({"initialization": "xavier"}, "initialization must be one of torch, ddpm, got 'xavier'"),
+        ({"embedding_scale": -1.0}, "the scale of a sinusoidal embedding must be positive, got -1.0"),
     ],
 )
 def test_argument_errors(arguments: dict[str, Any], message: str) -> None:
@@ -107,7 +119,7 @@ def test_argument_errors(arguments: dict[str, Any], message: str) -> None:
         ({"dim": 0}, "must be at least 1, got dim=0 and depth=4"),
         ({"depth": 0}, "must be at least 1, got dim=2 and depth=0"),
         ({"width": 15}, "must be even and at least 2, got 15"),
-        ({"embedding": "none"}, "embedding must be one of sinusoidal, fourier, got 'none'"),
+        ({"embedding": "none"}, "embedding must be one of sinusoidal, sinusoidal_adm, fourier, got 'none'"),
     ],
 )
 def test_mlp_argument_errors(arguments: dict[str, Any], message: str) -> None:

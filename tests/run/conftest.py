@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +29,39 @@ def snapshot() -> Callable[[Path], dict[str, bytes]]:
         return {
             str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()
         }
+
+    return read
+
+
+@pytest.fixture
+def same() -> Callable[[object, object], bool]:
+    """Equality of nested containers of tensors, bit for bit."""
+
+    def check(a: object, b: object) -> bool:
+        if isinstance(a, torch.Tensor):
+            return torch.equal(a, b)
+        if isinstance(a, dict):
+            return a.keys() == b.keys() and all(check(a[key], b[key]) for key in a)
+        if isinstance(a, list | tuple):
+            return len(a) == len(b) and all(map(check, a, b))
+        return a == b
+
+    return check
+
+
+@pytest.fixture
+def log_of() -> Callable[[Path], dict[int, dict]]:
+    """The last row of each step in a run's log, without what the clock decides."""
+
+    def read(workdir: Path) -> dict[int, dict]:
+        rows = {}
+        for line in (workdir / "log.jsonl").read_text().splitlines():
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError:  # torn by a kill
+                continue
+            rows[row["step"]] = {key: row[key] for key in row if key not in ("seconds", "steps_per_second")}
+        return rows
 
     return read
 

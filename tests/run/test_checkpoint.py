@@ -68,6 +68,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert checkpoint.latest(tmp_path).step == 4
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"model.safetensors": "0"}'])
+def test_damaged_digests_are_named(content: str, tmp_path: Path):
+    (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").write_text(content)
+    with pytest.raises(UserError, match="(sha256.json|model.safetensors) is damaged"):
+        checkpoint.latest(tmp_path)
+
+
 def test_checkpoints_from_before_there_were_digests_are_read(tmp_path: Path):
     (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").unlink()
     assert checkpoint.latest(tmp_path).step == 2

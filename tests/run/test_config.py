@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,14 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path: Path):
         load_config("vpsd")
     with pytest.raises(UserError, match="does not exist"):
         load_config(str(tmp_path / "none.py"))
+
+
+def test_a_run_from_before_a_key_existed_gets_its_default(tmp_path: Path):
+    config = load_config("vpsde").to_dict()
+    for section, key in (("training", "precision"), ("sampling", "ema"), ("model", "norm_eps")):
+        del config[section][key]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert not differing_keys(read_config(tmp_path), load_config("vpsde"))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}'])

@@ -93,25 +93,38 @@ def curve(workdir: Path) -> np.ndarray:
     return np.array([(row["loss"], row["grad_norm"]) for row in rows])
 
 
-@pytest.mark.parametrize("arguments", [(), IMPORTANCE], ids=["plain", "importance"])
-def test_many_processes_train_as_one_does_with_the_whole_batch(arguments: tuple, tiny: str, tmp_path: Path):
-    cases = {"one": (1, "ddp"), "two": (2, "ddp"), "four": (4, "ddp"), "pieces": (2, "fsdp")}
+CASES = {"one": (1, "ddp"), "two": (2, "ddp"), "pieces": (2, "fsdp"), "four": (4, "ddp")}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cases"),
+    [
+        ((), ("one", "two", "pieces", "four")),
+        (IMPORTANCE, ("one", "two", "pieces")),
+        (("--config.training.objective=uncertainty",), ("one", "two")),
+    ],
+    ids=["plain", "importance", "uncertainty"],
+)
+def test_many_processes_train_as_one_does_with_the_whole_batch(
+    arguments: tuple, cases: tuple, tiny: str, tmp_path: Path
+):
     saved = {}
-    for name, (n, parallel) in cases.items():
+    for name in cases:
+        n, parallel = CASES[name]
         argv = training(tiny, tmp_path / name, *EXACT, *arguments, f"--config.training.parallel={parallel}")
         done = job(n, argv, tmp_path / f"{name}-said")
         assert done.codes == [0] * n, done.err
         assert not any(done.out[1:])
         saved[name] = checkpoint.latest(tmp_path / name)
-    assert len(list((tmp_path / "pieces/checkpoints/00000008").glob("shard-*"))) == 2
+    assert len(list((tmp_path / "pieces/checkpoints").glob("00000008/shard-*"))) == 2 * ("pieces" in cases)
     one = curve(tmp_path / "one")
     assert one.shape == (8, 2) and one.std() > 1e-3
-    if arguments:
+    if arguments == IMPORTANCE:
         counts = saved["one"].times["steps.counts"]
         assert counts.min() >= 10 and counts.float().std() > 2  # the last batches were drawn by their losses
-    for name in ("two", "four", "pieces"):
+    for name in cases[1:]:
         assert np.abs(curve(tmp_path / name) - one).max() < 1e-5
-        for part in ("model", "ema", "times"):
+        for part in ("model", "ema", "times", "objective"):
             expected, found = getattr(saved["one"], part), getattr(saved[name], part)
             assert expected.keys() == found.keys()
             for key in expected:

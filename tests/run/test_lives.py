@@ -6,10 +6,10 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 
 from run import checkpoint, plots
 from run.main import main
@@ -33,30 +33,9 @@ ARGUMENTS = [
 ROOT = Path(checkpoint.__file__).parent.parent
 
 
-def log_of(workdir: Path) -> dict[int, dict]:
-    """The last row of each step, without what the clock decides."""
-    rows = {}
-    for line in (workdir / "log.jsonl").read_text().splitlines():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # torn by a kill
-            continue
-        rows[row["step"]] = {key: row[key] for key in row if key not in ("seconds", "steps_per_second")}
-    return rows
-
-
-def same(a: object, b: object) -> bool:
-    """Equality of nested containers of tensors, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def test_fifty_lives_end_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_fifty_lives_end_as_one(
+    tmp_path: Path, same: Callable, log_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys
+):
     monkeypatch.setattr(plots, "save_loss_curve", lambda *arguments: None)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert main(["--mode", "train", "--workdir", str(straight), *ARGUMENTS]) == 0

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import json
+import errno
 import math
 import os
 import signal
@@ -12,30 +12,13 @@ import numpy as np
 import pytest
 import torch
 
-from run import checkpoint
+from run import checkpoint, sealed
 from run.batches import Batch
 from run.config import read_config
 from run.data import load_dataset
 from run.trainer import Trainer
 
 CPU = torch.device("cpu")
-
-
-def same(a: object, b: object) -> bool:
-    """Equality of nested containers of tensors, bit for bit."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
-
-
-def log_of(workdir: Path) -> list[dict]:
-    """The rows of the log without what the clock decides."""
-    rows = [json.loads(line) for line in (workdir / "log.jsonl").read_text().splitlines()]
-    return [{key: row[key] for key in row if key not in ("seconds", "steps_per_second")} for row in rows]
 
 
 @pytest.fixture
@@ -57,7 +40,15 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_goes_on_to_the_same_bits(
-    number: int, code: int, cli: Callable, finished_run: Path, tmp_path: Path, signal_at: Callable, capsys
+    number: int,
+    code: int,
+    cli: Callable,
+    finished_run: Path,
+    tmp_path: Path,
+    signal_at: Callable,
+    same: Callable,
+    log_of: Callable,
+    capsys,
 ):
     workdir = tmp_path / "run"
     with pytest.MonkeyPatch.context():
@@ -87,7 +78,9 @@ def test_what_training_leaves(snapshot: Callable, finished_run: Path):
     assert files["log.jsonl"].count(b"\n") == 4  # steps 3, 4 (checkpoint), 6, 8
 
 
-def test_a_finished_run_is_left_alone_and_can_be_prolonged(cli: Callable, trained: Path, capsys):
+def test_a_finished_run_is_left_alone_and_can_be_prolonged(
+    cli: Callable, trained: Path, same: Callable, capsys
+):
     before = checkpoint.latest(trained)
     assert cli("train", trained) == 0
     assert same(checkpoint.latest(trained).model, before.model)
@@ -110,6 +103,30 @@ def test_the_time_limit_stops_after_the_step(cli: Callable, tmp_path: Path, caps
     assert not checkpoint.exists(workdir)
     assert cli("train", workdir) == 0
     assert checkpoint.latest(workdir).step == 8
+
+
+def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
+    cli: Callable,
+    tmp_path: Path,
+    finished_run: Path,
+    refused: Callable,
+    same: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    workdir, write = tmp_path / "run", sealed.write_durable
+
+    def full(path: Path, data: bytes) -> None:
+        if "00000008" in str(path) and path.name == "training.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        write(path, data)
+
+    monkeypatch.setattr(sealed, "write_durable", full)
+    sentence = refused(cli("train", workdir))
+    assert "is full" in sentence and "checkpoint of step 4 is intact" in sentence
+    assert [path.name for path in (workdir / "checkpoints").iterdir()] == ["00000004"]
+    monkeypatch.setattr(sealed, "write_durable", write)
+    assert cli("train", workdir) == 0
+    assert same(checkpoint.latest(workdir).model, checkpoint.latest(finished_run).model)
 
 
 def test_other_settings_are_refused_and_nothing_changes(
@@ -162,7 +179,7 @@ def test_divergence_ends_training_and_leaves_the_batch(
 
 
 def test_steps_that_are_skipped_now_and_then_are_counted(
-    cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    cli: Callable, tmp_path: Path, log_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     backward = Trainer.backward
 
@@ -171,14 +188,14 @@ def test_steps_that_are_skipped_now_and_then_are_counted(
 
     monkeypatch.setattr(Trainer, "backward", broken)
     assert cli("train", tmp_path / "run", "--config.training.max_skipped=2") == 0
-    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
-    assert {row["step"]: row["skipped"] for row in rows} == {3: 1, 4: 0, 6: 1, 8: 1}
-    assert all(math.isfinite(row["loss"]) for row in rows)
+    rows = log_of(tmp_path / "run")
+    assert {step: row["skipped"] for step, row in rows.items()} == {3: 1, 4: 0, 6: 1, 8: 1}
+    assert all(math.isfinite(row["loss"]) for row in rows.values())
     assert checkpoint.latest(tmp_path / "run").ema_updates == 5
 
 
 def test_training_goes_on_from_the_newest_intact_checkpoint(
-    cli: Callable, trained: Path, finished_run: Path, capsys
+    cli: Callable, trained: Path, finished_run: Path, same: Callable, capsys
 ):
     (trained / "checkpoints/00000008/training.pt").write_bytes(b"torn")
     assert cli("train", trained) == 0

@@ -9,10 +9,19 @@ import pytest
 import torch
 from torch import nn
 
-from sde_lib import VPSDE, ScoreModel, denoising_score_matching, expand, sample_times
-from sde_lib.losses import WEIGHTINGS
+from sde_lib import (
+    VPSDE,
+    WEIGHTINGS,
+    EDMWeighting,
+    MinSNRWeighting,
+    ScoreModel,
+    denoising_score_matching,
+    expand,
+    sample_times,
+    tweedie,
+)
 from sde_lib.score import PREDICTIONS
-from tests.problems import SDES, line
+from tests.problems import ALL_SDES, SDES, line
 from tests.sde_lib.test_score import ExactNet
 
 every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
@@ -45,14 +54,14 @@ class Perturbed(nn.Module):
 @every_sde
 @every_weighting
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("t", [0.3, 0.6, 1.0])
-def test_exact_score_is_stationary(sde, weighting, prediction, t):
+@pytest.mark.parametrize("k", [299, 599, 999])
+def test_exact_score_is_stationary(sde, weighting, prediction, k):
     """The gradient at the exact score vanishes, a hundred thousand times below the gradient a little beside
-    it.
+    it; at times of the chain, the only ones that iddpm tells its network.
     """
     x_0, eps, weights = quadrature(line())
     net = Perturbed(ExactNet(line(), sde, prediction))
-    times = torch.full((len(x_0),), t, dtype=torch.float64)
+    times = sde.discrete_times()[k].expand(len(x_0))
 
     def gradient(delta):
         net.delta.data.fill_(delta)
@@ -79,9 +88,105 @@ def test_excess_loss_is_the_weighted_score_error(sde, weighting):
 
     mean, std = sde.marginal_prob(x_0, times)
     x_t = mean + std[:, None] * eps
-    weight = sde.g2(times) if weighting == "likelihood" else sde.sigma(times) ** 2
+    alpha, sigma = sde.alpha(times), sde.sigma(times)
+    weight = {
+        "plain": sigma**2,
+        "likelihood": sde.g2(times),
+        "min_snr": torch.minimum(alpha**2 / sigma**2, torch.tensor(5.0)) * sigma**4 / alpha**2,
+        "edm": sigma**2 + sigma**4 / (0.5 * alpha) ** 2,
+    }[weighting]
     error = (weights * weight * (wrong(x_t, times) - exact(x_t, times)).square().mean(1)).sum()
     torch.testing.assert_close(expected(wrong) - expected(exact), error, rtol=1e-6, atol=0)
+
+
+def min_snr(snr, gamma):
+    """Hang et al. (2023), Section 3.4: the weight of the error of x_0."""
+    return np.minimum(snr, gamma)
+
+
+def edm(snr, sigma_data):
+    """Karras et al. (2022), Table 1: λ(σ), the weight of the denoiser's error, σ the noise of x_t/α."""
+    sigma = snr**-0.5
+    return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
+
+
+PAPERS = {
+    "min_snr": (lambda snr: min_snr(snr, 5.0), "min_snr"),
+    "min_snr of 1": (lambda snr: min_snr(snr, 1.0), MinSNRWeighting(gamma=1.0)),
+    "edm": (lambda snr: edm(snr, 0.5), "edm"),
+    "edm of 0.7": (lambda snr: edm(snr, 0.7), EDMWeighting(sigma_data=0.7)),
+}
+every_paper = pytest.mark.parametrize(("of_x_0", "weighting"), PAPERS.values(), ids=PAPERS.keys())
+
+
+@every_paper
+@pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
+def test_weightings_are_the_papers_on_the_error_of_x_0(sde, of_x_0, weighting):
+    """By the denoiser of Tweedie's formula, at noise levels from one end of the SDE to the other."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 40, 3, 4, generator=generator, dtype=torch.float64)
+    t = sde.T * torch.logspace(-4, 0, 40, dtype=torch.float64)
+
+    def score(x, t):
+        return -x.sin() / expand(sde.sigma(t), x)
+
+    x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * eps
+    error = (tweedie(sde, score, x_t, t) - x_0).square().mean((1, 2))
+    snr = ((sde.alpha(t) / sde.sigma(t)) ** 2).numpy()
+    losses = denoising_score_matching(sde, score, x_0, t, eps, weighting)
+    torch.testing.assert_close(losses, torch.from_numpy(of_x_0(snr)) * error, rtol=1e-8, atol=0)
+
+
+@every_paper
+@pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
+def test_weights_keep_their_digits_in_float32(sde, of_x_0, weighting):
+    """As multiples of the noise's error, w = λ/SNR, down to SNR = 1e10 where the SDE goes there."""
+    ends = sde.time_at_log_snr(torch.tensor([1e10, 1e-6], dtype=torch.float64).log())
+    t = torch.logspace(*ends.clamp_min(1e-12).log10().tolist(), 200).clamp_max(sde.T)
+    snr = (sde.alpha(t.double()) / sde.sigma(t.double())).numpy() ** 2
+    weighting = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
+    weights = weighting(sde, t)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights.double(), torch.from_numpy(of_x_0(snr) / snr), rtol=2e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("weighting", "of_v"),
+    [
+        ("plain", lambda snr: snr / (1 + snr)),
+        ("min_snr", lambda snr: snr.clamp_max(5) / (1 + snr)),
+        ("edm", lambda snr: (snr + 4) / (1 + snr)),
+        (EDMWeighting(1.0), torch.ones_like),
+    ],
+    ids=["plain", "min_snr", "edm", "edm of 1"],
+)
+@pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
+def test_weightings_on_the_error_of_v(sde, of_v, weighting):
+    """docs/notation.md's column of v, which a network of prediction v has as its output's error."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, eps = torch.randn(2, 40, 5, generator=generator, dtype=torch.float64)
+    t = sde.T * torch.logspace(-3, 0, 40, dtype=torch.float64)
+    alpha, sigma = sde.alpha(t)[:, None], sde.sigma(t)[:, None]
+    norm = (alpha**2 + sigma**2).sqrt()
+
+    class Cubic(nn.Module):
+        def forward(self, x, noise, cond=None):
+            return x**3
+
+    F = ((alpha * x_0 + sigma * eps) / norm) ** 3
+    error = (F - (alpha * eps - sigma * x_0) / norm).square().mean(1)
+    losses = denoising_score_matching(sde, ScoreModel(Cubic(), sde, "v"), x_0, t, eps, weighting)
+    torch.testing.assert_close(losses, of_v(((alpha / sigma) ** 2).squeeze(1)) * error, rtol=1e-8, atol=0)
+
+
+def test_a_weighting_can_be_a_function():
+    x_0, noise = torch.randn(2, 5, 3)
+    t = torch.rand(5)
+    losses = [
+        denoising_score_matching(VPSDE(), lambda x, t: -x, x_0, t, noise, weighting)
+        for weighting in ("plain", lambda sde, t: 3 * t)
+    ]
+    torch.testing.assert_close(losses[1], 3 * t * losses[0])
 
 
 def test_one_value_per_sample():

@@ -12,6 +12,7 @@ from torch import Tensor
 from sde_lib import (
     VESDE,
     VPSDE,
+    WEIGHTINGS,
     Gaussian,
     GaussianMixture,
     denoising_score_matching,
@@ -175,7 +176,7 @@ def test_the_truth_of_a_mixture_has_the_least_value() -> None:
     assert abs(worse.mean() - gap) < 4 * worse.std() / math.sqrt(len(x))
 
 
-@pytest.mark.parametrize("weighting", ["plain", "likelihood"])
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.1, 5.0)], ids=["vp", "ve"])
 def test_perturbed_differs_from_denoising_by_a_constant(sde, weighting: str) -> None:
     """Between two scores the losses differ by the same amount."""
@@ -258,7 +259,10 @@ def test_errors() -> None:
         (lambda: draw_probes(x, 0), "n_probes must be at least 1, got 0"),
         (lambda: draw_probes(x, law="cube"), "law must be one of rademacher, gaussian, sphere, got 'cube'"),
         (lambda: perturbed(x, "exact"), "objective must be one of implicit, sliced, sliced_vr, got 'exact'"),
-        (lambda: perturbed(x, weighting="snr"), "weighting must be one of plain, likelihood, got 'snr'"),
+        (
+            lambda: perturbed(x, weighting="snr"),
+            "weighting must be one of plain, likelihood, min_snr, edm, got 'snr'",
+        ),
         (lambda: perturbed(x[:2]), r"noise must have the shape of x_0, \(4, 2\), got \(2, 2\)"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,0 +1,121 @@
+"""What training costs beside the arithmetic it cannot do without: the engine against a bare loop.
+
+    python -m benchmarks.engine                     # digits and CIFAR size, on the GPU if there is one
+    python -m benchmarks.engine --rounds 3 --steps 2 --cifar-images 512 --cifar-batch 8      # a quick look
+
+Both train the same network on the same data in one process, and take turns of `--steps` steps. The bare loop:
+a batch by random indices, dequantization, noise, times, network, loss, backward pass, clipping, Adam, one
+average, nothing else. The engine: `Trainer.advance`, with all that makes a step resume exactly, be skipped
+and be logged. Data: the share of the engine's time that drawing and reading a batch takes. The table has
+medians over rounds; a turn ends when the device has finished it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+from run.config import apply_overrides, load_config
+from run.data import Dataset, load_digits
+from run.trainer import Trainer
+from sde_lib import denoising_score_matching, dequantize
+
+
+def bare_loop(trainer: Trainer, dataset: Dataset) -> Callable[[], None]:
+    """One step of the smallest training loop, for a model and an optimizer of its own."""
+    section, device = trainer.config.training, trainer.device
+    model, average = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
+    weights, averages = list(model.parameters()), list(average.parameters())
+    optimizer = torch.optim.Adam(weights, lr=section.learning_rate, fused=True)
+    data, sde = dataset.train.to(device), trainer.sde
+
+    def step() -> None:
+        samples = data[torch.randint(len(data), (section.batch_size,), device=device)]
+        x_0 = dequantize(samples, dataset.levels, torch.rand(samples.shape, device=device))
+        t = 1e-5 + (sde.T - 1e-5) * torch.rand(len(x_0), device=device)
+        loss = denoising_score_matching(sde, model, x_0, t, torch.randn_like(x_0)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(weights, section.grad_clip)
+        optimizer.step()
+        with torch.no_grad():
+            torch._foreach_lerp_(averages, weights, 1 - section.ema_decay)
+
+    return step
+
+
+def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
+    """Seconds of a step, on average over a turn."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        step()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return (time.perf_counter() - start) / steps
+
+
+def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps: int) -> str:
+    """A row of the table."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trainer = Trainer(config, dataset, device)
+    contestants = {
+        "bare": bare_loop(trainer, dataset),
+        "engine": trainer.advance,
+        "data": lambda: trainer.read(trainer.draw(trainer.step)),
+    }
+    seconds: dict[str, list[float]] = {key: [] for key in contestants}
+    for step in contestants.values():
+        timed(step, steps, device)  # warm
+    for _ in range(rounds):
+        for key, step in contestants.items():
+            seconds[key].append(timed(step, steps, device))
+    bare, engine, data = (statistics.median(seconds[key]) for key in contestants)
+    # Of turns beside each other, which a machine that slows down slows alike.
+    over = statistics.median(e / b - 1 for e, b in zip(seconds["engine"], seconds["bare"], strict=True))
+    rate = config.training.batch_size / engine
+    cells = (f"{1e3 * bare:.2f}", f"{1e3 * engine:.2f}", f"{100 * over:+.1f} %", f"{rate:,.0f}")
+    return f"| {name} | {' | '.join(cells)} | {100 * data / engine:.2f} % |"
+
+
+def cifar_sized(images: int) -> Dataset:
+    """Noise of CIFAR-10's shape: what the pixels are does not enter the time."""
+    generator = torch.Generator().manual_seed(0)
+    train, test = (
+        torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8) for n in (images, 256)
+    )
+    return Dataset("noise", train, test, 256)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each")
+    parser.add_argument("--steps", type=int, default=5, help="steps in a turn")
+    parser.add_argument("--cifar-images", type=int, default=50_000, help="images of the CIFAR-size set")
+    parser.add_argument("--cifar-batch", type=int, default=32, help="batch size at CIFAR size")
+    arguments = parser.parse_args()
+    cifar10 = apply_overrides(
+        load_config("cifar10"), [("training.batch_size", str(arguments.cifar_batch)), ("data.flip", "true")]
+    )
+    experiments = {
+        "vpsde, digits 1x8x8": (load_config("vpsde"), load_digits()),
+        "cifar10, 3x32x32": (cifar10, cifar_sized(arguments.cifar_images)),
+    }
+    where = (
+        torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+    )
+    print(f"{where}, PyTorch {torch.__version__}\n")
+    print("| training | bare, ms a step | engine, ms a step | engine over bare | images/s | data |")
+    print("|---|---|---|---|---|---|")
+    for name, (config, dataset) in experiments.items():
+        print(measure(name, config, dataset, arguments.rounds, arguments.steps), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""DiT, a transformer over patches of an image: `net(x, noise, cond=None) -> like x`, x of shape (B, C, H, W).
+
+    h = patches(x) + positions,    c = embedding(noise) + embedding(class)
+    h <- h + gate_1 · attention((1 + scale_1) · norm(h) + shift_1)           in every block, shift, scale and
+    h <- h + gate_2 · mlp((1 + scale_2) · norm(h) + shift_2)                 gate linear in silu(c)
+    output = unpatch(linear((1 + scale) · norm(h) + shift))
+
+All gates are zero at first (adaLN-Zero): every block starts as the identity, and the output is zero.
+Positions are sines and cosines of a patch's coordinates, nothing learned and nothing that fixes a size:
+images of any size and aspect ratio that the patches divide, of one, two or three dimensions.
+
+`DIT_S` to `DIT_XL` are the paper's networks, `DiT(4, **DIT_XL, num_classes=1000, out_channels=8)` DiT-XL/2 on
+latents. The paper's are told the step 0..999: here `embedding_scale=1.0` and ScoreModel's prediction "iddpm".
+
+References:
+    Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), https://arxiv.org/abs/2212.09748:
+        Section 3.2 and Table 1.
+    An Image Is Worth 16x16 Words (Dosovitskiy et al., 2021), https://arxiv.org/abs/2010.11929: patches.
+    Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762: Section 3.5,
+        positions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models.conditions import Condition, read_condition
+from models.embeddings import NoiseEmbedding
+from models.layers import CONVOLUTIONS, check_inputs, zero_init
+from models.unet import LAYOUTS
+
+
+class DiT(nn.Module):
+    """A diffusion transformer, conditioned on the noise and on a class. Its output is zero at first.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,                   # channels of the images, in and out
+        patch: int = 2,                     # pixels of a patch in each dimension
+        width: int = 384,                   # size of a token; divisible by the heads and by 2 · dims
+        depth: int = 12,                    # blocks
+        heads: int = 6,                     # attention heads
+        mlp_ratio: float = 4.0,             # hidden units of a block's perceptron, in units of width
+        dropout: float = 0.0,               # dropout probability at the end of both branches of a block
+        num_classes: int = 0,               # classes of cond's label; 0 for none
+        out_channels: int | None = None,    # channels of the output; None for in_channels
+        *,
+        embedding: str = "sinusoidal_adm",  # of the noise: "sinusoidal_adm", "sinusoidal" or "fourier"
+        embedding_dim: int = 256,           # size of the noise's embedding
+        embedding_scale: float | None = None,  # of its frequencies; None for its own, 1 for steps
+        dims: int = 2,                      # dimensions of an image
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if out_channels is None else out_channels
+        _check_arguments(in_channels, out_channels, patch, width, depth, heads, mlp_ratio, num_classes, dims)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.patch, self.width, self.dims, self.num_classes = patch, width, dims, num_classes
+        self.condition_sizes = {"label": num_classes} if num_classes else {}
+        self.embedding = NoiseEmbedding(embedding, embedding_dim, width, embedding_scale)
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None  # its last row: no class
+        self.patches = CONVOLUTIONS[dims](in_channels, width, patch, stride=patch)
+        self.blocks = nn.ModuleList(
+            _Block(width, heads, round(mlp_ratio * width), dropout) for _ in range(depth)
+        )
+        self.norm_out = _norm(width)
+        self.modulation_out = nn.Linear(width, 2 * width)
+        self.linear_out = nn.Linear(width, patch**dims * out_channels)
+        self._initialize()
+
+    def _initialize(self) -> None:
+        """As in the authors' code: Xavier's law for what acts on tokens, small weights for the embeddings."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        nn.init.xavier_uniform_(self.patches.weight.flatten(1))
+        nn.init.zeros_(self.patches.bias)
+        for layer in (self.embedding.layers[0], self.embedding.layers[2], *filter(None, [self.label])):
+            nn.init.normal_(layer.weight, std=0.02)
+        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
+            zero_init(layer)
+
+    def forward(self, x: Tensor, noise: Tensor, cond: Condition | None = None) -> Tensor:
+        """The network's output for noisy images.
+
+        Args:
+            x: Noisy images, shape (B, C, H, W), in the dtype of the weights; the patch divides H and W.
+            noise: Noise levels log(σ/α), shape (B,).
+            cond: Class indices, int64 (B,), -1 for no class, or a dict with these as "label"; None for no
+                class at all.
+
+        Returns:
+            A tensor like x, but with out_channels channels.
+
+        Raises:
+            ValueError: If a shape or dtype is wrong, or the condition is not the network's.
+        """
+        check_inputs(x, noise, LAYOUTS[self.dims], self.in_channels)
+        given = read_condition(cond, self.condition_sizes, x)
+        if any(size == 0 or size % self.patch for size in x.shape[2:]):
+            sizes = " x ".join(map(str, x.shape[2:]))
+            raise ValueError(f"the size of x must be divisible by the patch, {self.patch}, got {sizes}")
+        c = self.embedding(noise)
+        if self.label is not None:
+            c = c + self.label(self._rows(given.get("label"), x))
+        c = F.silu(c)
+        h = self.patches(x)  # (B, width, *grid)
+        grid = h.shape[2:]
+        h = h.flatten(2).mT + sincos_positions(grid, self.width, h)  # (B, tokens, width)
+        for block in self.blocks:
+            h = block(h, c)
+        shift, scale = self.modulation_out(c)[:, None].chunk(2, dim=2)  # (B, 1, width) each
+        return self._unpatch(self.linear_out(_modulate(self.norm_out(h), shift, scale)), grid)
+
+    def _rows(self, label: Tensor | None, x: Tensor) -> Tensor:
+        if label is None:
+            return torch.full((len(x),), self.num_classes, device=x.device)
+        return torch.where(label < 0, self.num_classes, label)
+
+    def _unpatch(self, h: Tensor, grid: Sequence[int]) -> Tensor:
+        """(B, tokens, patch^dims · out_channels), channels fastest, to images (B, out_channels, *size)."""
+        h = h.unflatten(2, (*(self.patch,) * self.dims, self.out_channels)).unflatten(1, tuple(grid))
+        axes = [axis for i in range(1, self.dims + 1) for axis in (i, i + self.dims)]  # grid_i, patch_i
+        h = h.permute(0, 2 * self.dims + 1, *axes)
+        return h.reshape(len(h), self.out_channels, *(self.patch * n for n in grid))
+
+
+def sincos_positions(grid: Sequence[int], width: int, like: Tensor) -> Tensor:
+    """Embeddings of the points of a grid: sin(ω_k n) and cos(ω_k n) for each coordinate n, that of the last
+    dimension first, with ω_k = 10000^(-k/K), K = width/(2 · dims) (Vaswani et al., 2017; the authors' code).
+
+    Args:
+        grid: Points in each dimension.
+        width: Size of an embedding, divisible by 2 · len(grid).
+        like: A tensor of the dtype and on the device of the result.
+
+    Returns:
+        The embeddings, shape (points, width).
+    """
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    size = width // (2 * len(grid))
+    omega = torch.exp(torch.arange(size, dtype=dtype, device=like.device) * (-math.log(10_000) / size))
+    coordinates = torch.meshgrid(
+        *(torch.arange(n, dtype=dtype, device=like.device) for n in grid), indexing="ij"
+    )
+    angles = [n.flatten()[:, None] * omega for n in reversed(coordinates)]  # (points, size) each
+    return torch.cat([f for a in angles for f in (a.sin(), a.cos())], dim=1).to(like.dtype)
+
+
+class _Block(nn.Module):
+    """Self-attention and a perceptron, with shift, scale and gate of both by the condition."""
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.modulation = nn.Linear(width, 6 * width)
+        self.norm1, self.norm2 = _norm(width), _norm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.project = nn.Linear(width, width)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
+        )
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, h: Tensor, c: Tensor) -> Tensor:
+        """Tokens (B, tokens, width) and condition (B, width) to tokens."""
+        shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=2)
+        h = torch.addcmul(h, gate1, self.dropout(self._attend(_modulate(self.norm1(h), shift1, scale1))))
+        return torch.addcmul(h, gate2, self.dropout(self.mlp(_modulate(self.norm2(h), shift2, scale2))))
+
+    def _attend(self, h: Tensor) -> Tensor:
+        qkv = self.qkv(h).unflatten(2, (3, self.heads, -1))  # (B, tokens, 3, heads, d)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, heads, tokens, d) each
+        return self.project(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+def _norm(width: int) -> nn.LayerNorm:
+    return nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+
+
+def _modulate(h: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return torch.addcmul(shift, 1 + scale, h)
+
+
+def _check_arguments(
+    in_channels: int,
+    out_channels: int,
+    patch: int,
+    width: int,
+    depth: int,
+    heads: int,
+    mlp_ratio: float,
+    num_classes: int,
+    dims: int,
+) -> None:
+    if dims not in CONVOLUTIONS:
+        raise ValueError(f"dims must be one of {', '.join(map(str, CONVOLUTIONS))}, got {dims!r}")
+    if min(in_channels, out_channels, patch, depth) < 1:
+        raise ValueError(
+            f"in_channels, out_channels, patch and depth must be at least 1, got in_channels={in_channels}, "
+            f"out_channels={out_channels}, patch={patch} and depth={depth}"
+        )
+    if width < 1 or heads < 1 or width % heads or width % (2 * dims):
+        raise ValueError(
+            f"width must be divisible by heads and by {2 * dims}, got width={width} and heads={heads}"
+        )
+    if not mlp_ratio * width >= 1 or num_classes < 0:
+        raise ValueError(
+            "mlp_ratio must be positive and num_classes not negative, "
+            f"got mlp_ratio={mlp_ratio} and num_classes={num_classes}"
+        )
+
+
+# The paper's sizes (Table 1), each with patches of 2 pixels, its best.
+DIT_S = dict(width=384, depth=12, heads=6, patch=2)
+DIT_B = dict(width=768, depth=12, heads=12, patch=2)
+DIT_L = dict(width=1024, depth=24, heads=16, patch=2)
+DIT_XL = dict(width=1152, depth=28, heads=16, patch=2)

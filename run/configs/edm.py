@@ -1,0 +1,20 @@
+"""EDM's training recipe (Karras et al., 2022) on digits: its SDE, preconditioning, noise and weighting.
+
+The network is told log σ, for which this project's noise embeddings are made, rather than a quarter of it.
+EDM2's uncertainty weighting (Karras et al., 2024) goes on top: `--config.training.objective=uncertainty`.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from run.configs import base
+
+
+def get_config() -> ConfigDict:
+    config = base.get_config()
+    config.sde = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, N=1000))
+    config.model.update(prediction="edm", sigma_data=0.75, noise_input="log_level")
+    config.training.update(times="lognormal", weighting="edm")
+    config.sampling.sampler = "edm"
+    return config

@@ -1,0 +1,1 @@
+"""Checkpoints of other libraries: score_sde_pytorch, diffusers, guided-diffusion."""
