@@ -9,11 +9,13 @@ what `steps_per_second` in a run's log.jsonl says for one GPU, divided by its ba
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 
 from run.report import print_table
 
 GIB = 2**30
+BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once
 RANKS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
@@ -33,6 +35,8 @@ class Assumptions:
     """Bytes that one sample keeps for the backward pass."""
     averages: int
     """Exponential moving averages of the weights."""
+    blocks: int
+    """Parts of the network whose weights FSDP gathers on their own."""
     gpus_per_node: int
     bandwidth_within: float
     """Bytes per second and GPU between the GPUs of a node, each way."""
@@ -70,10 +74,10 @@ def step(a: Assumptions, ranks: int, batch: float, kind: str) -> Step:
     """A step with so many images per GPU; kind is "ddp" or "fsdp"."""
     # DDP: reduce-scatter and all-gather beside the backward pass, two thirds of the work on an image. FSDP
     # gathers the weights once more, in the forward pass.
-    rounds, overlap = (2, 2 / 3) if kind == "ddp" else (3, 1.0)
+    rounds, overlap, messages = (2, 2 / 3, 4 * a.parameters / BUCKET) if kind == "ddp" else (3, 1.0, a.blocks)
     each_way = (ranks - 1) / ranks * 4 * a.parameters
-    hops = (ranks - 1).bit_length()
-    communication = rounds * (each_way / a.bandwidth(ranks) + hops * a.latency) if ranks > 1 else 0.0
+    hops = math.ceil(messages) * math.log2(ranks)
+    communication = rounds * (each_way / a.bandwidth(ranks) + hops * a.latency)
     held = 4 * (1 + 1 + 2 + a.averages) * a.parameters  # weights, gradients, Adam's two moments, averages
     whole_batch = 2 * 4 * ranks * batch * a.numbers  # the noise of dequantization and of the SDE
     images, drawing = a.seconds_per_image * batch, 2 * ranks * batch * a.numbers / a.normals
@@ -123,6 +127,7 @@ def main() -> None:
     parser.add_argument("--numbers", type=float, default=3072, help="per image")
     parser.add_argument("--activations", type=float, default=100e6, help="bytes per image")
     parser.add_argument("--averages", type=int, default=1)
+    parser.add_argument("--blocks", type=int, default=30, help="that FSDP gathers on their own")
     parser.add_argument("--gpus_per_node", type=int, default=8)
     parser.add_argument("--bandwidth_within", type=float, default=200e9, help="bytes per second and GPU")
     parser.add_argument("--bandwidth_between", type=float, default=50e9, help="bytes per second and GPU")
