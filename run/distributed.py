@@ -25,10 +25,11 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 
 from run.errors import UserError
 
-PATIENCE = timedelta(hours=1)  # of one rank with another that has work of its own
+PATIENCE = timedelta(hours=12)  # of one rank with another that has work of its own
 T = TypeVar("T")
 
 
@@ -63,7 +64,10 @@ def processes() -> Iterator[None]:
         yield
         return
     try:
-        dist.init_process_group("gloo", timeout=PATIENCE)
+        store, number, size = next(rendezvous("env://"))
+        # After a restart by torchrun the store may hold the addresses of the life before.
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+        dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=number, world_size=size)
         with open(os.devnull, "w") as nowhere:
             with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(nowhere):
                 yield

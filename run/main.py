@@ -126,11 +126,11 @@ def _run(argv: list[str]) -> int:
             raise UserError("--dry_run has no meaning for --mode convert, which computes nothing")
         return _convert(values, workdir, overrides, path)
     config = _resolve(values.mode, values.config, workdir, overrides)
-    if values.dry_run:
-        return _dry_run(values.mode, config, workdir)
     from run.distributed import processes
 
     with processes():
+        if values.dry_run:
+            return _dry_run(values.mode, config, workdir)
         return _dispatch(values.mode, config, workdir, _device(values.device))
 
 

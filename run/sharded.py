@@ -33,7 +33,8 @@ def write(folder: Path, tensors: dict[str, Tensor]) -> list[str]:
         dcp.save(tensors, storage_writer=HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except CheckpointException as failed:
         rank, (error, _) = next(iter(failed.failures.items()))
-        raise OSError(f"rank {rank} cannot write its piece of a checkpoint: {error}") from failed
+        message = f"rank {rank} cannot write its piece of a checkpoint: {error}"
+        raise OSError(getattr(error, "errno", None), message) from failed
     mine = f"shard-{distributed.rank() + 1:05d}-*"
     return [path.name for path in folder.glob(mine)]  # none where there are more processes than rows
 

@@ -162,11 +162,11 @@ SETTINGS = ("steps=30", "log_every=1", "checkpoint_every=10", "sample_every=30",
 LONG = [f"--config.training.{setting}" for setting in SETTINGS]
 
 
-def wait_for(steps: int, workdir: Path) -> None:
-    """Waits until so many steps are logged."""
+def wait_for(steps: int, workdir: Path, times: int = 1) -> None:
+    """Waits until so many steps are logged, so many times."""
     deadline = time.monotonic() + 60
     log = workdir / "log.jsonl"
-    while not log.exists() or f'"step": {steps},' not in log.read_text():
+    while not log.exists() or log.read_text().count(f'"step": {steps},') < times:
         assert time.monotonic() < deadline, "training does not get on"
         time.sleep(0.01)
 
@@ -265,9 +265,9 @@ def test_a_rank_that_hangs_ends_the_job(tiny: str, tmp_path: Path):
     assert "rank 0 lost another process of the job" in done.err[0] and "Timed out" in done.err[0]
 
 
-def torchrun(workdir: Path) -> subprocess.Popen[str]:
+def torchrun(workdir: Path, *options: str) -> subprocess.Popen[str]:
     script = Path(checkpoint.__file__).parent / "main.py"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(script)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *options, str(script)]
     return subprocess.Popen(
         [*command, *training(TINY, workdir, *LONG)],
         stdout=subprocess.PIPE,
@@ -282,7 +282,7 @@ def children(process: subprocess.Popen) -> list[int]:
     return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
 
 
-def test_under_torchrun_a_killed_rank_and_a_signal_lose_nothing(uninterrupted: Callable, tmp_path: Path):
+def test_under_torchrun_killed_ranks_and_a_signal_lose_nothing(uninterrupted: Callable, tmp_path: Path):
     workdir = tmp_path / "run"
     launcher = torchrun(workdir)
     wait_for(11, workdir)
@@ -293,13 +293,16 @@ def test_under_torchrun_a_killed_rank_and_a_signal_lose_nothing(uninterrupted: C
     assert launcher.returncode != 0 and "Signal 9 (SIGKILL)" in err
     assert checkpoint.latest(workdir).step == 10
 
-    launcher = torchrun(workdir)
-    wait_for(13, workdir)
+    (workdir / "log.jsonl").unlink()
+    launcher = torchrun(workdir, "--max-restarts", "1")
+    wait_for(12, workdir)
+    os.kill(children(launcher)[1], signal.SIGKILL)
+    wait_for(12, workdir, times=2)
     launcher.send_signal(signal.SIGTERM)
     out, _ = launcher.communicate(timeout=60)
     assert launcher.returncode != 0
-    assert "at step 10" in out and "Training stopped by SIGTERM" in out
-    assert 13 <= checkpoint.latest(workdir).step < 30
+    assert out.count("at step 10") == 2 and "Training stopped by SIGTERM" in out
+    assert 12 <= checkpoint.latest(workdir).step < 30
 
     assert job(2, training(TINY, workdir, *LONG), tmp_path / "said").codes == [0, 0]
     assert same_state(workdir, uninterrupted("ddp"))
