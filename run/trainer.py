@@ -230,17 +230,22 @@ class Trainer:
         return self.checkpoint(0.0)
 
     def restore(self, saved: Checkpoint, workdir: Path) -> None:
-        """Takes the state of a checkpoint, read from a run directory that an error can name."""
+        """Takes the state of a checkpoint, read from a run directory that an error can name.
+
+        What older checkpoints and those of other libraries lack begins anew.
+        """
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.ema.module, saved.ema, workdir)
         for name, average in self.averages.beside_main.items():
-            checkpoint.load_weights(average.module, saved.average(name), workdir)
+            checkpoint.load_weights(average.module, saved.average(name) or saved.ema, workdir)
         checkpoint.load_weights(self.times, saved.times, workdir)
-        if saved.running:  # older checkpoints have none
+        if saved.running:
             checkpoint.load_weights(self.running, saved.running, workdir)
-        checkpoint.load_weights(self.objective, saved.objective, workdir)
+        if saved.objective:
+            checkpoint.load_weights(self.objective, saved.objective, workdir)
         self.optimizer.load_state_dict(saved.optimizer)
-        self.scaler.load_state_dict(saved.scaler)
+        if saved.scaler:
+            self.scaler.load_state_dict(saved.scaler)
         self.averages.updates.fill_(saved.ema_updates)
         self.step = saved.step
 

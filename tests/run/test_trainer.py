@@ -11,6 +11,7 @@ from torch import nn
 
 from run import checkpoint
 from run.batches import BatchOrder
+from run.checkpoint import Checkpoint
 from run.config import apply_overrides, load_config
 from run.data import load_dataset
 from run.errors import UserError
@@ -176,6 +177,21 @@ def test_an_objective_may_have_parameters_of_its_own(make: Callable, tmp_path):
     now = trainer.objective.state_dict()
     assert all(torch.equal(now[name], value) for name, value in other.objective.state_dict().items())
     assert any(not torch.equal(now[name], value) for name, value in saved.objective.items())
+
+
+def test_what_a_foreign_checkpoint_lacks_begins_anew(make: Callable, tmp_path):
+    """A checkpoint of another library has weights, an average and an optimizer."""
+    source = make()
+    source.advance()
+    saved = source.checkpoint(0.0)
+    names = ("step", "model", "ema", "optimizer", "seconds", "ema_updates")
+    bare = Checkpoint(**{name: getattr(saved, name) for name in names})
+    trainer = make(training__extra_ema_decays="0.5", training__precision="fp16")
+    trainer.restore(bare, tmp_path)
+    (further,) = trainer.averages.further.values()
+    assert all(torch.equal(further.module.state_dict()[name], saved.ema[name]) for name in saved.ema)
+    trainer.advance()
+    assert (trainer.step, int(trainer.averages.updates), trainer.running.means().skipped) == (2, 2, 0)
 
 
 def test_losses_by_noise_level(make: Callable):
