@@ -247,7 +247,7 @@ def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
 
     if not pieces:
         found = _read_whole(directory)
-        sharded.take_pieces(directory, found.large(), into.large())
+        sharded.take_pieces(directory, _completed(found, into).large(), into.large())
         return found.with_large(into.large())
     _check_pieces([directory / name for name in pieces])
     found = Checkpoint(model={}, ema={}, **read_file(directory / "training.pt", _load_training))
@@ -255,6 +255,20 @@ def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
         return found.with_large(sharded.read_whole(directory))
     sharded.read_pieces(directory, into.large())
     return found.with_large(into.large())
+
+
+def _completed(found: Checkpoint, into: Checkpoint) -> Checkpoint:
+    """The checkpoint with a beginning of what older ones and those of other libraries lack: averages begin
+    with the first one's weights, and the optimizer with nothing.
+    """
+    averages = {
+        name: found.averages.get(name, found.ema.get(name.partition("/")[2])) for name in into.averages
+    }
+    states = found.optimizer["state"] or {
+        index: {name: torch.zeros(x.shape) for name, x in state.items()}
+        for index, state in into.optimizer["state"].items()
+    }
+    return replace(found, averages=averages, optimizer={**found.optimizer, "state": states})
 
 
 def _check_pieces(paths: list[Path]) -> None:
