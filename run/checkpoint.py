@@ -3,6 +3,8 @@
     checkpoints/00004000/model.safetensors     weights
                          ema.safetensors       their moving average, used for samples and scores
                          averages.safetensors  further averages, if there are any: "NAME/WEIGHT"
+                         shard-*.safetensors   instead of these three, and of the optimizer's state: pieces of
+                                               them, where they were in pieces in training (see sharded.py)
                          training.pt           all other state: see `Checkpoint`
                          summary.json          step and held-out loss
                          sha256.json           digests of these, checked when they are read
@@ -17,25 +19,28 @@ import io
 import json
 import math
 import shutil
-import sys
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from run import distributed
 from run.errors import UserError
-from run.sealed import belongs, numbered, read_file, write_directory
+from run.parallel import in_pieces
+from run.report import warn
+from run.sealed import belongs, names, numbered, read_file, write_directory
 
 FOLDER = "checkpoints"
 SUMMARY = "summary.json"
+PIECES = "shard-"  # files with pieces begin with it
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds, on the CPU once it is read."""
+    """What a checkpoint holds, on the CPU once it is read, unless it is read into a state in pieces."""
 
     step: int
     """Optimizer steps done, those skipped included."""
@@ -63,31 +68,83 @@ class Checkpoint:
         prefix = f"{name}/"
         return {key.removeprefix(prefix): w for key, w in self.averages.items() if key.startswith(prefix)}
 
+    def large(self) -> dict[str, Tensor]:
+        """The tensors that may be in pieces, by their paths a:b:c through the dictionaries."""
+        return _flatten({"state": self.optimizer["state"], **{part: getattr(self, part) for part in WEIGHTS}})
+
+    def with_large(self, tensors: dict[str, Tensor]) -> Checkpoint:
+        """The checkpoint with other tensors in the places of `large`."""
+        parts = {"state": {}, **{part: {} for part in WEIGHTS}, **_nest(tensors)}
+        return replace(self, optimizer={**self.optimizer, "state": parts.pop("state")}, **parts)
+
+
+WEIGHTS = ("model", "ema", "averages")
+
+
+def _flatten(tree: dict, prefix: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dictionaries by their paths."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        flat |= _flatten(value, f"{path}:") if isinstance(value, dict) else {path: value}
+    return flat
+
+
+def _nest(flat: dict[str, Tensor]) -> dict:
+    """The nested dictionaries that `_flatten` made flat; numbers in a path are integers."""
+    tree = {}
+    for path, value in flat.items():
+        *folders, name = (int(part) if part.isdecimal() else part for part in path.split(":"))
+        branch = tree
+        for part in folders:
+            branch = branch.setdefault(part, {})
+        branch[name] = value
+    return tree
+
 
 IN_TRAINING_FILE = ("step", "optimizer", "seconds", "ema_updates")
 SINCE_THEN = ("times", "objective", "scaler", "running", "held_out_loss")  # older checkpoints lack some
 
 
 def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Writes a checkpoint, then removes all but the newest `keep` and the best; returns its directory."""
+    """Writes a checkpoint, then removes all but the newest `keep` and the best; returns its directory.
+
+    Every process calls it; where the state is in pieces, each writes its own.
+    """
     target = workdir / FOLDER / f"{checkpoint.step:08d}"
+    if any(map(in_pieces, checkpoint.model.values())):
+        from run import sharded  # slow to import
+
+        small, large = _small(checkpoint.with_large({})), checkpoint.large()
+        write_directory(target, small, lambda folder: sharded.write(folder, large))
+    else:
+        write_directory(target, _files(checkpoint) if distributed.is_first() else {})
+    if distributed.is_first():
+        _remove_old(numbered(workdir / FOLDER), keep)
+    return target
+
+
+def _small(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint beside its weights."""
     buffer = io.BytesIO()
     torch.save({key: getattr(checkpoint, key) for key in (*IN_TRAINING_FILE, *SINCE_THEN)}, buffer)
-    files = {
-        "model.safetensors": pack(checkpoint.model),
-        "ema.safetensors": pack(checkpoint.ema),
-        "training.pt": buffer.getvalue(),
-        SUMMARY: json.dumps({"step": checkpoint.step, "held_out_loss": checkpoint.held_out_loss}).encode(),
-    }
+    summary = {"step": checkpoint.step, "held_out_loss": checkpoint.held_out_loss}
+    return {"training.pt": buffer.getvalue(), SUMMARY: json.dumps(summary).encode()}
+
+
+def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """All files of a checkpoint, by name."""
+    files = {"model.safetensors": pack(checkpoint.model), "ema.safetensors": pack(checkpoint.ema)}
     if checkpoint.averages:
         files["averages.safetensors"] = pack(checkpoint.averages)
-    write_directory(target, files)
-    directories = numbered(workdir / FOLDER)
+    return files | _small(checkpoint)
+
+
+def _remove_old(directories: list[Path], keep: int) -> None:
     kept = {*directories[-keep:], *_by_held_out_loss(directories)[:1]}
     for old in directories:
         if old not in kept:
             shutil.rmtree(old)
-    return target
 
 
 def pack(weights: dict[str, Tensor]) -> bytes:
@@ -105,17 +162,22 @@ def steps(workdir: Path) -> list[int]:
     return [int(directory.name) for directory in numbered(workdir / FOLDER)]
 
 
-def latest(workdir: Path) -> Checkpoint:
-    """The newest intact checkpoint; damaged ones are named on stderr.
+def latest(workdir: Path, into: Checkpoint | None = None) -> Checkpoint:
+    """The newest intact checkpoint; damaged ones are named on stderr. Every process calls it.
+
+    Args:
+        workdir: The run directory.
+        into: A state in pieces, whose tensors are overwritten; None for whole tensors on the CPU.
 
     Raises:
-        UserError: If there is no checkpoint, or none is intact.
+        UserError: If there is no checkpoint, none is intact, or processes find different ones.
     """
-    return _first_intact(reversed(numbered(workdir / FOLDER)), workdir)
+    return _first_intact(reversed(numbered(workdir / FOLDER)), workdir, into)
 
 
 def best(workdir: Path) -> Checkpoint:
-    """The intact checkpoint with the lowest held-out loss; damaged ones are named on stderr.
+    """The intact checkpoint with the lowest held-out loss; damaged ones are named on stderr. Every process
+    calls it.
 
     Raises:
         UserError: If there is no checkpoint with a held-out loss, or none is intact.
@@ -130,19 +192,32 @@ def best(workdir: Path) -> Checkpoint:
     return _first_intact(ranked, workdir)
 
 
-def _first_intact(directories: Iterable[Path], workdir: Path) -> Checkpoint:
+def _first_intact(
+    directories: Iterable[Path], workdir: Path, into: Checkpoint | None = None
+) -> Checkpoint:
     damage = None
     for directory in directories:
         try:
-            return read(directory)
+            found = read(directory, into)
         except UserError as error:
             damage = error
-            print(f"warning: {error}; it is passed over", file=sys.stderr)
+            warn(f"{error}; it is passed over")
+        else:
+            return _checked_to_be_the_same(found, workdir)
     if damage is None:
         raise UserError(f"{workdir} holds no checkpoint: train first with --mode train --workdir {workdir}")
     raise UserError(
         f"no checkpoint of {workdir} is intact ({damage}): restore one, or train again in another --workdir"
     )
+
+
+def _checked_to_be_the_same(found: Checkpoint, workdir: Path) -> Checkpoint:
+    if distributed.from_first(lambda: found.step) != found.step:
+        raise UserError(
+            f"processes find different checkpoints in {workdir}: it must be one directory for all of them, "
+            "and no training may be writing to it just now"
+        )
+    return found
 
 
 def _by_held_out_loss(directories: list[Path]) -> list[Path]:
@@ -159,12 +234,57 @@ def _held_out_loss(directory: Path) -> float:
     return loss if isinstance(loss, float) else math.inf
 
 
-def read(directory: Path) -> Checkpoint:
-    """Reads one checkpoint.
+def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
+    """Reads one checkpoint, into a state in pieces if one is given.
 
     Raises:
         UserError: If a file of it is missing, truncated or corrupt.
     """
+    pieces = [name for name in names(directory) if name.startswith(PIECES)]
+    if not pieces and into is None:
+        return _read_whole(directory)
+    from run import sharded
+
+    if not pieces:
+        found = _read_whole(directory)
+        sharded.take_pieces(directory, _completed(found, into).large(), into.large())
+        return found.with_large(into.large())
+    _check_pieces([directory / name for name in pieces])
+    found = Checkpoint(model={}, ema={}, **read_file(directory / "training.pt", _load_training))
+    if into is None:
+        return found.with_large(sharded.read_whole(directory))
+    sharded.read_pieces(directory, into.large())
+    return found.with_large(into.large())
+
+
+def _completed(found: Checkpoint, into: Checkpoint) -> Checkpoint:
+    """The checkpoint with a beginning of what older ones and those of other libraries lack: averages begin
+    with the first one's weights, and the optimizer with nothing.
+    """
+    averages = {
+        name: found.averages.get(name, found.ema.get(name.partition("/")[2])) for name in into.averages
+    }
+    states = found.optimizer["state"] or {
+        index: {name: torch.zeros(x.shape) for name, x in state.items()}
+        for index, state in into.optimizer["state"].items()
+    }
+    return replace(found, averages=averages, optimizer={**found.optimizer, "state": states})
+
+
+def _check_pieces(paths: list[Path]) -> None:
+    """Checks the digests of files with pieces, each process of some of them; what one finds, all raise."""
+    damage = []
+    for k in distributed.share(len(paths)):
+        try:
+            read_file(paths[k], lambda data: {})
+        except UserError as error:
+            damage.append(error)
+    damage = distributed.gather(damage)
+    for error in distributed.from_first(lambda: damage):
+        raise error
+
+
+def _read_whole(directory: Path) -> Checkpoint:
     model = read_file(directory / "model.safetensors", safetensors.torch.load)
     ema = read_file(directory / "ema.safetensors", safetensors.torch.load)
     training = read_file(directory / "training.pt", _load_training)

@@ -53,6 +53,7 @@ AT_LEAST_ONE = (
 )
 POSITIVE = (
     "training.learning_rate",
+    "training.patience",
     "training.min_snr_gamma",
     "training.p_std",
     "sampling.rtol",

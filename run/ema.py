@@ -63,8 +63,16 @@ class Average:
     def __init__(self, model: nn.Module, rate: Callable[[Tensor], Tensor]) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
         self.rate = rate
+        self._collect()
+
+    def _collect(self) -> None:
         self._weights = list(self.module.parameters())
         self._buffers = list(self.module.buffers())
+
+    def replace(self, change: Callable[[nn.Module], None]) -> None:
+        """Lets `change` put other tensors in the places of the copy's weights."""
+        change(self.module)
+        self._collect()
 
     @torch.no_grad()
     def update(self, model: nn.Module, n: Tensor, use: Tensor) -> None:
@@ -96,6 +104,11 @@ class Averages:
             power_name(sigma_rel): Average(model, power(sigma_rel)) for sigma_rel in section.ema_sigma_rels
         }
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
+
+    def replace(self, change: Callable[[nn.Module], None]) -> None:
+        """Lets `change` put other tensors in the places of all averages' weights."""
+        for average in (self.main, *self.beside_main.values()):
+            average.replace(change)
 
     def update(self, model: nn.Module, use: Tensor) -> None:
         """Takes the weights into all averages, or into none where the boolean on the device is false."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from run import metrics
+from run import distributed, metrics
 from run.build import build_sampler, build_sde
 from run.data import load_dataset, to_raw
 from run.errors import UserError
@@ -43,10 +43,14 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
     dataset = load_dataset(config.data)
     trained = load_trained(workdir, config, device)
-    file = _matching_file(workdir, section, trained.step)
-    if file is None:
+    path = distributed.from_first(lambda: _matching_file(workdir, section, trained.step))
+    if path is None:
         sampler = build_trained_sampler(section, trained, workdir)
-        file = _read_file(draw_and_save(trained, sampler, section, workdir).array)
+        files = draw_and_save(trained, sampler, section, workdir)
+        path = None if files is None else files.array
+    if not distributed.is_first():
+        return 0
+    file = _read_file(path)
     if file.samples.shape[1:] != dataset.shape:
         raise UserError(
             f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
@@ -86,12 +90,12 @@ def _median_distance(samples: np.ndarray, reference: np.ndarray) -> float:
     return float(np.median(metrics.nearest_neighbour_distances(samples, reference)))
 
 
-def _matching_file(workdir: Path, section: ConfigDict, training_steps: int) -> SampleFile | None:
+def _matching_file(workdir: Path, section: ConfigDict, training_steps: int) -> Path | None:
     """The sample file that the settings would write again, if there is one."""
     for path in sorted((workdir / SAMPLES).glob(f"{section.sampler}*.npz")):
         file = _read_file(path)
         if (file.settings, file.training_steps) == (settings(section), training_steps):
-            return file
+            return path
     return None
 
 

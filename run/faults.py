@@ -12,7 +12,7 @@ from types import FrameType
 
 import numpy as np
 
-from run import checkpoint
+from run import checkpoint, distributed
 from run.errors import UserError
 from run.files import write_atomic
 from run.running import Means
@@ -22,10 +22,23 @@ FOLDER = "skipped"
 
 
 class StopRequest:
-    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once."""
+    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once.
+
+    Of several processes any one may get it, and the first one's clock counts; `agree` makes it known to all.
+    """
 
     def __init__(self) -> None:
         self.signal = 0
+        """The signal that was agreed on; 0 for none."""
+        self.expired = False
+        """Whether the time was agreed to be over."""
+        self._received = 0
+        self._agreement = distributed.Agreement()
+
+    def agree(self, expired: bool) -> None:
+        """Called by every process after every step; `expired` says whether its time is over."""
+        agreed = self._agreement(self._received or int(expired and distributed.is_first()))
+        self.signal, self.expired = (agreed if agreed > 1 else 0), agreed == 1  # signal 1 is not caught
 
     def __enter__(self) -> StopRequest:
         self._previous = {
@@ -34,7 +47,7 @@ class StopRequest:
         return self
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._received = number
         self.__exit__()
 
     def __exit__(self, *_: object) -> None:
@@ -83,7 +96,8 @@ def stop_if_all_are_skipped(trainer: Trainer, means: Means, workdir: Path) -> No
     path = workdir / FOLDER / f"step_{step:08d}.npz"
     buffer = io.BytesIO()
     np.savez_compressed(buffer, step=step, **{name: array.cpu().numpy() for name, array in arrays.items()})
-    write_atomic(path, buffer.getvalue())
+    if distributed.is_first():
+        write_atomic(path, buffer.getvalue())
     raise UserError(
         f"training diverged: {means.longest} steps in a row by step {trainer.step} had a loss or gradient "
         f"that is not finite and were skipped; the batch and the noise levels of step {step} are in {path}, "

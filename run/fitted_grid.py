@@ -12,6 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from run import distributed
 from run.build import FITTED, build_sampler, grid_times
 from run.errors import UserError
 from run.files import write_json
@@ -28,7 +29,8 @@ def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: P
     """
     if section.grid != FITTED:
         return build_sampler(section, trained.sde)
-    return build_sampler(section, trained.sde, _fitted_times(section, trained, workdir))
+    times = distributed.from_first(lambda: _fitted_times(section, trained, workdir))
+    return build_sampler(section, trained.sde, times)
 
 
 def _fitted_times(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Tensor:

@@ -30,7 +30,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from run import plots
+from run import distributed, plots
 from run.build import build_sde, choose, clip_bounds
 from run.data import Dataset, bin_width, load_dataset, to_continuous, to_raw
 from run.errors import UserError
@@ -91,6 +91,8 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     trained = load_trained(workdir, config, device)
     start = time.perf_counter()
     scores = {name: FIGURES[name](trained, dataset, section, device) for name in figures}
+    if not distributed.is_first():
+        return 0
     seconds = time.perf_counter() - start
     quantity, unit = ("bits_per_dim", "bits/dim") if dataset.levels else ("negative_log_likelihood", "nats")
     stem = unused_stem(workdir, "likelihood", ".json", ".png", BOUND_HISTOGRAM)
@@ -195,9 +197,16 @@ DEQUANTIZATIONS: dict[str, Callable[..., Dequantized]] = {
 
 
 def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
-    """Index of the first sample and samples of each batch, with a progress bar."""
-    with progress_bar(len(data), title, "sample") as bar:
-        for first in range(0, len(data), batch_size):
+    """Index of the first sample and samples of each batch of this process, with a progress bar.
+
+    Whole batches are shared out: the ODE's steps depend on all samples of a batch.
+    """
+    starts = range(0, len(data), batch_size)
+    mine = distributed.share(len(starts))
+    if len(starts) < distributed.world_size():
+        print(f"{len(starts)} batches keep so many processes busy: lower likelihood.batch_size to use all")
+    with progress_bar(len(data[mine.start * batch_size : mine.stop * batch_size]), title, "sample") as bar:
+        for first in starts[mine.start : mine.stop]:
             batch = data[first : first + batch_size]
             yield first, batch
             bar.update(len(batch))
@@ -205,10 +214,13 @@ def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, T
 
 def score_held_out(
     trained: TrainedModel, dataset: Dataset, section: ConfigDict, device: torch.device
-) -> Scores:
-    """Scores the first `num_images` held-out samples; the noise of sample k depends on (seed, k) alone."""
+) -> Scores | None:
+    """Scores the first `num_images` held-out samples; the noise of sample k depends on (seed, k) alone.
+
+    Each process scores a share, and the first has the result; the others have None.
+    """
     dequantize = choose(DEQUANTIZATIONS, section.dequantization, "dequantization")
-    values, nfe = [], 0
+    batches = []
     for first, batch in _batches(dataset.test[: section.num_images], section.batch_size, "likelihood"):
         dequantized = dequantize(trained, section, batch, first, device)
         result = log_likelihood(
@@ -223,16 +235,22 @@ def score_held_out(
             seed=section.seed,
             first=first,
         )
-        values.append((result.bits_per_dim + dequantized.bits) * _unit(dataset, batch))
-        nfe = max(nfe, result.nfe)
-    return Scores(_array(values), nfe)
+        values = (result.bits_per_dim + dequantized.bits) * _unit(dataset, batch)
+        batches.append((_array(values), result.nfe))
+    scored = distributed.gather(batches)
+    if scored is None:
+        return None
+    return Scores(np.concatenate([values for values, _ in scored]), max(nfe for _, nfe in scored))
 
 
 def bound_held_out(
     trained: TrainedModel, dataset: Dataset, section: ConfigDict, device: torch.device
-) -> Scores:
-    """The variational bound of the same samples; the noise of sample k depends on (seed, k) alone."""
-    totals, terms, nfe = [], [], 0
+) -> Scores | None:
+    """The variational bound of the same samples; the noise of sample k depends on (seed, k) alone.
+
+    Each process scores a share, and the first has the result; the others have None.
+    """
+    batches = []
     for first, batch in _batches(dataset.test[: section.num_images], section.batch_size, "bound"):
         bound = variational_bound(
             trained.sde,
@@ -246,10 +264,13 @@ def bound_held_out(
             seed=section.seed,
             first=first,
         )
-        totals.append(bound.total * _unit(dataset, batch))
-        terms.append(bound.terms * _unit(dataset, batch))
-        nfe = bound.nfe
-    total, terms = _array(totals), _array(terms)
+        unit = _unit(dataset, batch)
+        batches.append((_array(bound.total * unit), _array(bound.terms * unit), bound.nfe))
+    scored = distributed.gather(batches)
+    if scored is None:
+        return None
+    totals, each, (nfe, *_) = zip(*scored, strict=True)
+    total, terms = np.concatenate(totals), np.concatenate(each)
     if section.bound_terms:
         parts = {"L_T": terms[:, 0], "L_{t-1} + L_0": total - terms[:, 0]}
     else:
@@ -269,8 +290,8 @@ def _unit(dataset: Dataset, batch: Tensor) -> float:
     return 1.0 if dataset.levels else batch[0].numel() * math.log(2)
 
 
-def _array(batches: list[Tensor]) -> np.ndarray:
-    return torch.cat(batches).double().cpu().numpy()
+def _array(values: Tensor) -> np.ndarray:
+    return values.double().cpu().numpy()
 
 
 def _uniform(seed: int, first: int, batch: Tensor) -> Tensor:

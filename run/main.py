@@ -6,6 +6,7 @@
     python run/main.py --mode evaluate --config vpsde
     python run/main.py --mode data --config.data.path=FOLDER
     python run/main.py --mode report --config vpsde
+    torchrun --nproc-per-node 4 run/main.py --mode train --config vpsde
     python run/main.py --mode convert --from diffusers FOLDER --workdir runs/NAME
 
 Any key of the configuration can be set: --config.training.steps=1000. The other modes read it from the run
@@ -14,7 +15,9 @@ directory and take keys of the sections sampling and likelihood alone.
 
 from __future__ import annotations
 
+import os
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -77,9 +80,25 @@ def main(argv: list[str] | None = None) -> int:
     except (flags.Error, ValueError) as error:
         message = str(error)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print("interrupted", file=sys.stderr)
         return 130
-    print("error:", " ".join(message.split()), file=sys.stderr)
+    return _fail(message)
+
+
+def _fail(message: str) -> int:
+    """Says why the command ends, in one line on stderr, and ends with code 2.
+
+    Processes of one job often fail together: rank 0 speaks first, and torchrun ends the others with it. The
+    one that ends first torchrun names as the cause, which those that lost their connection to it are not.
+    """
+    rank, message = os.environ.get("RANK"), " ".join(message.split())
+    if rank in (None, "0"):
+        print("error:", message, file=sys.stderr, flush=True)
+        time.sleep(0 if rank is None else 1)
+    else:
+        time.sleep(3)
+        print(f"error of rank {rank}:", message, file=sys.stderr)
     return 2
 
 
@@ -108,9 +127,12 @@ def _run(argv: list[str]) -> int:
             raise UserError("--dry_run has no meaning for --mode convert, which computes nothing")
         return _convert(values, workdir, overrides, path)
     config = _resolve(values.mode, values.config, workdir, overrides)
-    if values.dry_run:
-        return _dry_run(values.mode, config, workdir)
-    return _dispatch(values.mode, config, workdir, _device(values.device))
+    from run.distributed import processes
+
+    with processes():
+        if values.dry_run:
+            return _dry_run(values.mode, config, workdir)
+        return _dispatch(values.mode, config, workdir, _device(values.device))
 
 
 def _convert(
@@ -163,11 +185,24 @@ def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str
 
 
 def _device(name: str) -> torch.device:
+    """The device of this process: of several on a machine with GPUs, each has its own."""
     import torch
 
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+    from run.distributed import local_rank, world_size
+
+    if name == "cpu" or not torch.cuda.is_available():
+        if name == "cuda":
+            raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
+        return torch.device("cpu")
+    if world_size() == 1:
+        return torch.device("cuda")
+    if local_rank() >= torch.cuda.device_count():
+        raise UserError(
+            f"each process needs a GPU of its own, and there are {torch.cuda.device_count()}: "
+            "start as many with --nproc-per-node, or use --device cpu"
+        )
+    torch.cuda.set_device(local_rank())
+    return torch.device("cuda", local_rank())
 
 
 def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
@@ -200,4 +235,9 @@ def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    if code and "RANK" in os.environ:  # taking a broken process group down in order may hang or crash
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

@@ -11,8 +11,10 @@ import copy
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from run.build import choose
+from run.parallel import replicate
 from sde_lib import ScoreModel
 
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,8 +45,16 @@ class TrainingNetwork(nn.Module):
             return self.net(x, noise, cond)
 
 
-def for_training(model: ScoreModel, section: ConfigDict, device: torch.device) -> ScoreModel:
-    """The same score model around a `TrainingNetwork`: it shares the weights, and its output is float32."""
+def for_training(
+    model: ScoreModel, section: ConfigDict, device: torch.device, group: ProcessGroup | None = None
+) -> ScoreModel:
+    """The same score model around a `TrainingNetwork`: it shares the weights, and its output is float32.
+
+    Where a group of processes has one whole model each, the backward pass averages their gradients.
+    """
+    net = TrainingNetwork(model.net, section, device)
+    if group is not None and section.parallel == "ddp":
+        net = replicate(net, group)
     fast = copy.copy(model)
-    fast._modules = {**model._modules, "net": TrainingNetwork(model.net, section, device)}
+    fast._modules = {**model._modules, "net": net}
     return fast

@@ -24,7 +24,6 @@ Reference:
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +35,8 @@ from torch import Tensor
 from run.checkpoint import Checkpoint, pack
 from run.ema import Averages, named_weights, power_exponent, power_name
 from run.errors import UserError
+from run.parallel import full
+from run.report import warn
 from run.sealed import numbered, read_file, write_directory
 
 FOLDER = "snapshots"
@@ -62,9 +63,10 @@ def combination(gammas: Sequence[float], times: Sequence[float], gamma: float, t
 
 
 def save_snapshot(workdir: Path, step: int, averages: Averages) -> None:
-    """Writes the power averages of a step."""
+    """Writes the power averages of a step; called by every process."""
     summary = {"updates": int(averages.updates)}
-    files = {FILE: pack(named_weights(averages.powers)), SUMMARY: json.dumps(summary).encode()}
+    weights = {name: full(weight) for name, weight in named_weights(averages.powers).items()}
+    files = {FILE: pack(weights), SUMMARY: json.dumps(summary).encode()}
     write_directory(workdir / FOLDER / f"{step:08d}", files)
 
 
@@ -113,5 +115,5 @@ def _updates_if_intact(directory: Path) -> int | None:
         read_file(directory / FILE, safetensors.torch.load)
         return int(read_file(directory / SUMMARY, json.loads)["updates"])
     except (UserError, KeyError, TypeError, ValueError) as error:
-        print(f"warning: {error}; the snapshot is left out", file=sys.stderr)
+        warn(f"{error}; the snapshot is left out")
         return None

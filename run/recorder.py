@@ -107,6 +107,32 @@ def logged(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
     return [step for step, _ in points], [y for _, y in points]
 
 
+class Silence:
+    """The recorder of the processes beside the first: it records nothing."""
+
+    loss = None
+
+    def __enter__(self) -> Silence:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def advance(self) -> None:
+        pass
+
+    def log(
+        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+    ) -> None:
+        pass
+
+    def save_loss_curve(self) -> None:
+        pass
+
+    def show_picture(self, path: Path, step: int) -> None:
+        pass
+
+
 def _without_nan(value: object) -> object:
     """JSON has null where there is no number."""
     if isinstance(value, dict):

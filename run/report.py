@@ -6,10 +6,12 @@ import sys
 
 from tqdm import tqdm
 
+from run.distributed import is_first
+
 
 def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
     """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second. What
-    ends within `delay` seconds shows none.
+    ends within `delay` seconds shows none. Of several processes the first shows it.
     """
     return tqdm(
         total=total,
@@ -19,7 +21,14 @@ def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, del
         delay=delay,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
+        disable=not is_first(),
     )
+
+
+def warn(message: str) -> None:
+    """Says something that does not end the command, on stderr, once for all processes."""
+    if is_first():
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def format_duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from run import plots
+from run import distributed, plots
 from run.build import build_sampler, build_sde
 from run.config import AUTO
 from run.data import samples_to_raw
@@ -46,6 +46,8 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     sampler = build_trained_sampler(section, trained, workdir)
     start = time.perf_counter()
     files = draw_and_save(trained, sampler, section, workdir)
+    if files is None:
+        return 0
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
@@ -61,9 +63,17 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     return 0
 
 
-def draw_and_save(trained: TrainedModel, sampler: Sampler, section: ConfigDict, workdir: Path) -> SampleFiles:
-    """Draws `num_samples` samples and writes them as picture and .npz, under names that are not yet taken."""
-    samples, nfe = draw(trained, sampler, section)
+def draw_and_save(
+    trained: TrainedModel, sampler: Sampler, section: ConfigDict, workdir: Path
+) -> SampleFiles | None:
+    """Draws `num_samples` samples and writes them as picture and .npz, under names that are not yet taken.
+
+    Of several processes each draws a share and the first writes; the others return None.
+    """
+    drawn = distributed.gather(draw(trained, sampler, section, distributed.share(section.num_samples)))
+    if drawn is None:
+        return None
+    samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
     stem = unused_stem(workdir / SAMPLES, section.sampler, ".npz", ".png")
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
     plots.save_samples(picture, samples[:PICTURED] if samples.ndim == 4 else samples)
@@ -92,14 +102,18 @@ def settings(section: ConfigDict) -> str:
     return json.dumps({k: v for k, v in section.to_dict().items() if k != "batch_size"}, sort_keys=True)
 
 
-def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[np.ndarray, int]:
-    """Samples in raw pixels, and the network evaluations per sample (of the batch that took most).
+def draw(
+    trained: TrainedModel, sampler: Sampler, section: ConfigDict, indices: range
+) -> list[tuple[np.ndarray, int]]:
+    """The samples with these indices, batch by batch: raw pixels, and network evaluations per sample (of the
+    one that took most).
 
-    Sample k depends on (seed, k) alone, bit for bit: batch size and memory decide the speed, not the samples.
+    Sample k depends on (seed, k) alone, bit for bit: batch size, memory and the number of processes decide
+    the speed, not the samples.
     """
     score = FixedBatches(trained.score, NETWORK_BATCH[trained.score.device.type])
-    starts = range(0, section.num_samples, section.batch_size)
-    samples, nfe = [], 0
+    starts = range(indices.start, indices.stop, section.batch_size)
+    batches = []
     with progress_bar(None, "sampling", "step") as bar:
 
         def on_step(i: int, n: int) -> None:
@@ -107,8 +121,8 @@ def draw(trained: TrainedModel, sampler: Sampler, section: ConfigDict) -> tuple[
             bar.update()
 
         for first in starts:
-            shape = (min(section.batch_size, section.num_samples - first), *trained.data.shape)
+            shape = (min(section.batch_size, indices.stop - first), *trained.data.shape)
             result = sampler(score, shape, section.seed, first=first, on_step=on_step)
-            samples.append(samples_to_raw(result.samples, trained.data.levels).cpu().numpy())
-            nfe = max(nfe, result.nfe)
-    return np.concatenate(samples), nfe
+            samples = samples_to_raw(result.samples, trained.data.levels).cpu().numpy()
+            batches.append((samples, result.nfe))
+    return batches

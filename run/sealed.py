@@ -13,27 +13,48 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+from run import distributed
 from run.errors import UserError
 from run.files import write_durable
 
 DIGESTS = "sha256.json"
 
 
-def write_directory(target: Path, files: dict[str, bytes]) -> None:
-    """Writes files and their digests as a directory; one that is there is replaced."""
+def write_directory(
+    target: Path, files: dict[str, bytes], write_pieces: Callable[[Path], list[str]] | None = None
+) -> None:
+    """Writes files and their digests as a directory; one that is there is replaced. Every process calls it.
+
+    Args:
+        target: The directory.
+        files: Their contents by name. The first process writes them.
+        write_pieces: Writes further files in a directory, durably, each process its own, and returns their
+            names.
+    """
     temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
-    temporary.mkdir(parents=True)
+    if distributed.is_first():
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
+        temporary.mkdir(parents=True)
+    distributed.wait()
     try:
-        digests = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-        for name, data in {**files, DIGESTS: json.dumps(digests).encode()}.items():
-            write_durable(temporary / name, data)
-        _sync(temporary)
-        shutil.rmtree(target, ignore_errors=True)
-        os.rename(temporary, target)
-        _sync(target.parent)
+        names = write_pieces(temporary) if write_pieces else []
+        pieces = distributed.gather([(name, _digest((temporary / name).read_bytes())) for name in names])
+        if distributed.is_first():
+            digests = dict(pieces) | {name: _digest(data) for name, data in files.items()}
+            for name, data in {**files, DIGESTS: json.dumps(digests).encode()}.items():
+                write_durable(temporary / name, data)
+            _sync(temporary)
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(temporary, target)
+            _sync(target.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        if distributed.is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+    distributed.wait()
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 def _sync(folder: Path) -> None:
@@ -58,7 +79,12 @@ def read_file(path: Path, parse: Callable[[bytes], dict]) -> dict:
 
 def belongs(path: Path) -> bool:
     """Whether a file is, or should be, in such a directory."""
-    return path.is_file() or path.name in _digests(path.parent)
+    return path.is_file() or path.name in names(path.parent)
+
+
+def names(directory: Path) -> list[str]:
+    """The files that such a directory should hold."""
+    return list(_digests(directory))
 
 
 def _digests(directory: Path) -> dict[str, str]:
@@ -68,7 +94,7 @@ def _digests(directory: Path) -> dict[str, str]:
 
 def _parsed(path: Path, parse: Callable[[bytes], dict], digest: str | None = None) -> dict:
     data = path.read_bytes()
-    if digest is not None and hashlib.sha256(data).hexdigest() != digest:
+    if digest is not None and _digest(data) != digest:
         raise UserError(f"checkpoint file {path} is damaged: its bytes are not those that were written")
     try:
         parsed = parse(data)

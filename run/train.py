@@ -10,14 +10,14 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from run import checkpoint, plots
+from run import checkpoint, distributed, plots
 from run.auto import resolve_levels, take_levels
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
 from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
 from run.faults import StopRequest, full_disk_explained, stop_if_all_are_skipped
 from run.post_hoc import save_snapshot
-from run.recorder import LOG_FILE, LOSS_CURVE, Recorder
+from run.recorder import LOG_FILE, LOSS_CURVE, Recorder, Silence
 from run.report import format_duration, print_result
 from run.rundir import DataInfo, read_data_info, write_data_info
 from run.trainer import Trainer, learning_rate, total_steps
@@ -26,7 +26,7 @@ from samplers import make_sampler
 # Keys that may change when a run goes on: they do not enter the steps already done.
 FREE_KEYS = (
     *("steps", "images", "max_minutes", "max_skipped", "keep"),
-    *("log_every", "sample_every", "checkpoint_every", "snapshot_every"),
+    *("log_every", "sample_every", "checkpoint_every", "snapshot_every", "parallel", "patience"),
 )
 PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
@@ -36,7 +36,8 @@ def save_preview(trainer: Trainer, path: Path) -> None:
     count = PREVIEW_IMAGES if trainer.levels else PREVIEW_POINTS
     sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
     samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
-    plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
+    if distributed.is_first():  # all have drawn them: weights in pieces need all processes
+        plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
 
 
 def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -62,16 +63,19 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
     if checkpoint.exists(workdir):
-        saved = checkpoint.latest(workdir)
+        saved = checkpoint.latest(workdir, trainer.pieces())
         trainer.restore(saved, workdir)
         seconds = saved.seconds
         print(f"resuming {workdir} at step {saved.step}")
     print(config_text(config))
+    distributed.wait()  # until every process has seen the directory as it was
     with full_disk_explained(workdir):
-        save_config(config, workdir)
-        write_data_info(workdir, DataInfo.of(dataset))
-        total = total_steps(config.training)
-        with StopRequest() as stop, Recorder(workdir, trainer.step, total) as recorder:
+        recorder = Silence()
+        if distributed.is_first():
+            save_config(config, workdir)
+            write_data_info(workdir, DataInfo.of(dataset))
+            recorder = Recorder(workdir, trainer.step, total_steps(config.training))
+        with StopRequest() as stop, recorder:
             clock = _clock(seconds)
             ended = _loop(trainer, recorder, workdir, stop, clock)
     return _report(trainer, workdir, ended, clock(), recorder.loss, stop)
@@ -83,13 +87,17 @@ def _clock(seconds: float) -> Callable[[], float]:
 
 
 def _ending(trainer: Trainer, seconds: float, stop: StopRequest) -> str | None:
-    """What ends training now: "signal", or the key of `training` whose limit is reached; None to go on."""
+    """What ends training now: "signal", or the key of `training` whose limit is reached; None to go on.
+
+    Every process asks after every step, and gets the same answer.
+    """
     section = trainer.config.training
+    stop.agree(expired=bool(section.max_minutes) and seconds >= 60 * section.max_minutes)
     if stop.signal:
         return "signal"
     if trainer.step >= total_steps(section):
         return "steps" if trainer.step >= section.steps else "images"
-    return "max_minutes" if section.max_minutes and seconds >= 60 * section.max_minutes else None
+    return "max_minutes" if stop.expired else None
 
 
 def _loop(
@@ -118,15 +126,15 @@ def _loop(
             rate = learning_rate(step - 1, section)
             recorder.log(step, means, rate, clock(), saved.held_out_loss if saved else None)
         if section.ema_sigma_rels and step % section.snapshot_every == 0:
-            save_snapshot(
-                workdir, step, trainer.averages
-            )  # before a checkpoint, from which none would be made
+            # before a checkpoint: a run that goes on from it would make none
+            save_snapshot(workdir, step, trainer.averages)
         if saved:
             checkpoint.save(workdir, saved, section.keep)
             recorder.save_loss_curve()
         if step % section.sample_every == 0 or ended not in (None, "signal"):
             save_preview(trainer, _preview_path(workdir, step))
             recorder.show_picture(_preview_path(workdir, step), step)
+            distributed.wait()  # here and not in the next step, where patience is short
     return ended
 
 

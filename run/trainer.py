@@ -18,7 +18,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from run import checkpoint
+from run import checkpoint, distributed
 from run.batches import Batch, Draw
 from run.build import build_model, build_sde, choose
 from run.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ from run.errors import UserError
 from run.feeds import make_feed
 from run.network import for_training
 from run.objectives import build_objective, build_times
+from run.parallel import PARALLEL, full, shard
 from run.running import Running
 from sde_lib import generator_for
 
@@ -55,9 +56,10 @@ def learning_rate(step: int, section: ConfigDict) -> float:
 class Trainer:
     """Model, averages and optimizer, and how one step changes them.
 
-    `draw(step)` is the whole batch of a step: places, noise and times. Process r of W would `read` and work
-    on `draw(step).part(r, W)` alone: the mean of their gradients is that of one process, which has all of it,
-    as the mean over micro-batches is that of the batch. Only `finish` wants the losses of all parts.
+    `draw(step)` is the whole batch of a step: places, noise and times. Process r of W reads and works on
+    `draw(step).part(r, W)` alone: the mean of their gradients is that of one process, which has all of it, as
+    the mean over micro-batches is that of the batch. Only `finish` wants the losses of all parts; all that
+    follows from them is computed by every process alike.
 
     Args:
         config: The configuration, without "auto".
@@ -75,15 +77,22 @@ class Trainer:
         self.config, self.device, self.levels, self.shape = config, device, dataset.levels, dataset.shape
         self.sde = build_sde(config.sde)
         self.model = build_model(config.model, self.sde, dataset.shape).to(device)
-        if section.channels_last:
+        self.group = distributed.step_group(device, section.patience)
+        self.in_pieces = self.group is not None and section.parallel == "fsdp"
+        if section.channels_last and not self.in_pieces:  # weights in pieces keep the usual order
             self.model.to(memory_format=torch.channels_last)
         self.times = build_times(section, self.sde).to(device)
         self.raw = not (config.data.dequantize and dataset.levels)
+        self.averages = Averages(self.model, section, device)
+        if self.in_pieces:
+            self._cut(self.model)
+            self.averages.replace(self._cut)
         levels = dataset.levels if self.raw else None
         self.objective = build_objective(section, self.model, self.times, levels).to(device)
-        self.training_model = for_training(self.model, section, device)
-        self.averages = Averages(self.model, section, device)
+        self.training_model = for_training(self.model, section, device, self.group)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
+        if self.in_pieces and any(True for _ in self.objective.parameters()):
+            raise UserError(f"objective {section.objective!r} has its own weights: set training.parallel=ddp")
         self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
         self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
         self.feed = make_feed(dataset.train, section.batch_size, config.seed, device)
@@ -95,6 +104,9 @@ class Trainer:
     def ema(self) -> Average:
         """The average that samples are drawn with; `.module` is a model."""
         return self.averages.main
+
+    def _cut(self, model: nn.Module) -> None:
+        shard(model.net, self.group)
 
     def draw(self, step: int) -> Draw:
         """The whole batch of a step: its samples' places, its noise and its times."""
@@ -125,15 +137,19 @@ class Trainer:
     def advance(self) -> None:
         """One optimizer step."""
         section = self.config.training
-        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step).initial_seed())
+        rank, ranks = distributed.rank(), distributed.world_size()
+        stream = (rank,) if rank else ()  # each process drops other numbers, the first those of one alone
+        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step, *stream).initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.step, section)
-        batch = self.read(self.draw(self.step))
+        draw = self.draw(self.step)
+        batch = self.read(draw.part(rank, ranks))
         self.optimizer.zero_grad()
         losses = torch.cat(
             [self.backward(batch.part(r, section.accumulate)) for r in range(section.accumulate)]
         )
-        self.finish(batch, losses)
+        distributed.average_([weights.grad for weights in self.objective.parameters()], self.group)
+        self.finish(draw, distributed.concatenate(losses, self.group))
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""
@@ -142,11 +158,16 @@ class Trainer:
         self.scaler.scale(mean).backward()
         return losses.detach()
 
-    def finish(self, batch: Batch, losses: Tensor) -> None:
-        """Updates everything by the gradients of a batch, unless something of them is not finite."""
+    def finish(self, batch: Draw | Batch, losses: Tensor) -> None:
+        """Updates everything by the gradients of a batch, unless something of them is not finite.
+
+        Args:
+            batch: The whole batch, for its times.
+            losses: Its losses, shape (B,).
+        """
         self.scaler.unscale_(self.optimizer)
         loss = (batch.times.weights.to(losses) * losses).mean()
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.training.grad_clip or math.inf)
+        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.training.grad_clip or math.inf))
         ok = loss.isfinite() & norm.isfinite()
         self.optimizer.grad_scale, self.optimizer.found_inf = None, (~ok).float()
         self.optimizer.step()
@@ -199,6 +220,15 @@ class Trainer:
             held_out_loss=self.held_out_loss(),
         )
 
+    def pieces(self) -> Checkpoint | None:
+        """The present state, where it is in pieces: what a checkpoint is read into, to be restored."""
+        if not self.in_pieces:
+            return None
+        for weights in self.parameters:
+            weights.grad = torch.zeros_like(weights)
+        self.optimizer.step()  # makes the optimizer's state; nothing else changes without a gradient
+        return self.checkpoint(0.0)
+
     def restore(self, saved: Checkpoint, workdir: Path) -> None:
         """Takes the state of a checkpoint, read from a run directory that an error can name.
 
@@ -222,6 +252,13 @@ class Trainer:
 
 def _check(section: ConfigDict) -> None:
     choose(SCHEDULES, section.schedule, "training.schedule")
+    choose(dict.fromkeys(PARALLEL), section.parallel, "training.parallel")
+    ranks = distributed.world_size()
+    if section.batch_size % (ranks * section.accumulate) and ranks > 1:
+        raise UserError(
+            f"training.batch_size={section.batch_size} cannot be shared out evenly: set it to a multiple of "
+            f"{ranks * section.accumulate}, processes times training.accumulate"
+        )
     if section.batch_size % section.accumulate:
         raise UserError(
             f"training.accumulate={section.accumulate} must divide training.batch_size={section.batch_size}"

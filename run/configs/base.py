@@ -70,6 +70,8 @@ def get_config() -> ConfigDict:
             precision="float32",  # of the network: float32 | bf16 | fp16 (autocast; weights are float32)
             channels_last=False,  # order of images in memory; faster for bf16 and fp16 on a GPU
             compile=False,  # torch.compile of the network
+            parallel="ddp",  # of several processes (docs/scaling.md): ddp | fsdp (weights in pieces, too)
+            patience=25.0,  # seconds that one of them may keep the others waiting in a step before they end
             # of the average for samples, reached from below: min(ema_decay, (1 + n)/(10 + n)) after n updates
             ema_decay=0.999,
             extra_ema_decays=(),  # of further averages; sampling.ema takes one
