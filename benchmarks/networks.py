@@ -4,12 +4,12 @@
     python -m benchmarks.networks --compile      # with torch.compile in addition
     python -m benchmarks.networks --cifar10      # DDPM++ at its full size, batches of 128 and 512: on a GPU
 
-All contestants take turns in one process; the table has medians over rounds. A step is forward, mean squared
-error, backward, Adam and a moving average: ours fused and by foreach, diffusers' with them too ("tuned"), and
-as its users train it, with torch's default AdamW and its EMAModel. "DDPM" is the same network in both
-libraries, weight by weight. Operations are those of convolutions and matrix products (PyTorch's counter);
-the peak is the fastest of some 3x3 convolutions, forward, on a CPU, and of matrix products on a GPU. The last
-column is the speed in steps per second relative to the first row's.
+All contestants take turns in one process; the table has medians. A step is forward, mean squared error,
+backward, Adam and a moving average: ours fused and by foreach, diffusers' with them too ("tuned"), and as its
+users train it, with torch's default AdamW and its EMAModel. "DDPM" is the same network in both libraries,
+weight by weight. Operations are those of convolutions and matrix products (PyTorch's counter);
+the peak is the fastest of some 3x3 convolutions, forward, on a CPU, and of matrix products on a GPU, measured
+in turn with the rest. The last column is the speed in images per second relative to the first row's.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from run.formats import diffusers as diffusers_format
 from run.report import print_table
 
 SIZE, CHANNELS = 32, 3
+IN_A_TURN = 3  # steps, and forward passes, that a contestant does in a row
 SMALL = dict(channels=32, multipliers=(1, 2, 2), blocks_per_level=2, attention_levels=(1,), dropout=0.0)
 PEER = dict(
     sample_size=SIZE, in_channels=3, out_channels=3, block_out_channels=(32, 64, 64), layers_per_block=2,
@@ -99,12 +100,14 @@ class Contestant:
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, self.weights, 1e-3)
 
-    def measure(self) -> None:
-        with torch.no_grad():
-            self.forwards.append(timed(self.forward, self.device))
+    def take_turn(self) -> None:
+        """A step to warm the caches, then what is measured."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
-        self.steps.append(timed(self.step, self.device))
+        self.step()
+        self.steps += [timed(self.step, self.device) for _ in range(IN_A_TURN)]
+        with torch.no_grad():
+            self.forwards += [timed(self.forward, self.device) for _ in range(IN_A_TURN)]
         if self.device.type == "cuda":
             self.memory = torch.cuda.max_memory_allocated()
 
@@ -131,7 +134,9 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
             w = torch.randn(channels, channels, 3, 3, dtype=dtype)
             runs.append((lambda x=x, w=w: F.conv2d(x, w, padding=1), 2.0 * 16 * size**2 * 9 * channels**2))
     with torch.no_grad():
-        return max(operations / min(timed(run, device) for _ in range(20)) for run, operations in runs)
+        return max(
+            operations / statistics.median(timed(run, device) for _ in range(21)) for run, operations in runs
+        )
 
 
 def same_network() -> tuple[UNet2DModel, UNet]:
@@ -226,7 +231,7 @@ def report(contestants: Iterable[Contestant], peaks: dict[bool, float], referenc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--compile", action="store_true", help="add compiled networks; takes minutes more")
     parser.add_argument("--cifar10", action="store_true", help="DDPM++ at full size, for a GPU")
     parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], help="of --cifar10")
@@ -236,7 +241,6 @@ def main() -> None:
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = {False: torch.float32, True: torch.bfloat16}
-    before = {half: peak(device, dtype) for half, dtype in dtypes.items()}
     groups = (
         [lambda batch=batch: full_contestants(device, batch) for batch in arguments.batches]
         if arguments.cifar10
@@ -244,15 +248,17 @@ def main() -> None:
     )
     rows = []
     for group in groups:
-        contestants = group()
-        for round_ in range(arguments.rounds + 2):
+        contestants, seen = group(), {half: [] for half in dtypes}
+        for contestant in contestants:  # warms up
+            contestant.take_turn()
+            contestant.forwards.clear()
+            contestant.steps.clear()
+        for _ in range(arguments.rounds):
+            for half, dtype in dtypes.items():
+                seen[half].append(peak(device, dtype))
             for contestant in contestants:
-                contestant.measure()
-            if round_ == 1:  # the first two warm up
-                for contestant in contestants:
-                    contestant.forwards.clear()
-                    contestant.steps.clear()
-        peaks = {half: max(before[half], peak(device, dtype)) for half, dtype in dtypes.items()}
+                contestant.take_turn()
+        peaks = {half: statistics.median(values) for half, values in seen.items()}
         reference = statistics.median(contestants[0].steps) / contestants[0].batch
         rows += report(contestants, peaks, reference)
         del contestants

@@ -89,7 +89,7 @@ class Trainer:
             self.averages.replace(self._cut)
         levels = dataset.levels if self.raw else None
         self.objective = build_objective(section, self.model, self.times, levels).to(device)
-        self.training_model = for_training(self.model, section, device, self.group)
+        self.training_model = for_training(self.model, section, device, self.shape, self.group)
         self.parameters = [*self.model.parameters(), *self.objective.parameters()]
         if self.in_pieces and any(True for _ in self.objective.parameters()):
             raise UserError(f"objective {section.objective!r} has its own weights: set training.parallel=ddp")

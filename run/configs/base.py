@@ -67,7 +67,9 @@ def get_config() -> ConfigDict:
             learning_rate=2e-3,  # of Adam, after the warm-up
             warmup_steps=200,
             schedule="cosine",  # after the warm-up: cosine (down to 0 at the last step) | constant
-            precision="float32",  # of the network: float32 | bf16 | fp16 (autocast; weights are float32)
+            # of the network, by autocast (weights are float32): float32 | bf16 | fp16 | auto (bf16 where the
+            # device has it and images have 16x16 pixels or more, else float32)
+            precision="auto",
             channels_last=False,  # order of images in memory; faster for bf16 and fp16 on a GPU
             compile=False,  # torch.compile of the network
             parallel="ddp",  # of several processes (docs/scaling.md): ddp | fsdp (weights in pieces, too)

@@ -15,6 +15,7 @@ from run.checkpoint import Checkpoint
 from run.config import apply_overrides, load_config
 from run.data import load_dataset
 from run.errors import UserError
+from run.network import precision
 from run.trainer import Trainer, learning_rate, total_steps
 from sde_lib import quantize
 
@@ -129,6 +130,18 @@ def test_precisions_and_formats_agree_with_float32(keys: dict, make: Callable):
     assert other.running.means().loss == pytest.approx(plain.running.means().loss, rel=0.02)
     saved = other.checkpoint(0.0)
     assert saved.model.keys() == plain.model.state_dict().keys()  # the names are those of any precision
+
+
+def test_auto_precision_is_bf16_for_images_that_are_worth_it(monkeypatch):
+    cpu = torch.device("cpu")
+    for has in (True, False):
+        able = {"avx512_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert precision("auto", cpu, (3, 16, 16)) == (torch.bfloat16 if has else torch.float32)
+        assert precision("auto", cpu, (1, 8, 8)) == precision("auto", cpu, (2,)) == torch.float32
+        assert precision("bf16", cpu, (2,)) == torch.bfloat16
+    with pytest.raises(UserError, match="unknown training.precision 'half'; choose one of"):
+        precision("half", cpu, (2,))
 
 
 @pytest.mark.parametrize(
