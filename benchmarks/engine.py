@@ -100,11 +100,12 @@ def main() -> None:
     parser.add_argument("--cifar-images", type=int, default=50_000, help="images of the CIFAR-size set")
     parser.add_argument("--cifar-batch", type=int, default=32, help="batch size at CIFAR size")
     arguments = parser.parse_args()
+    single = ("training.precision", "float32")  # as the bare loop
     cifar10 = apply_overrides(
-        load_config("cifar10"), [("training.batch_size", str(arguments.cifar_batch)), ("data.flip", "true")]
+        load_config("cifar10"), [("training.batch_size", str(arguments.cifar_batch)), single]
     )
     experiments = {
-        "vpsde, digits 1x8x8": (load_config("vpsde"), load_digits()),
+        "vpsde, digits 1x8x8": (apply_overrides(load_config("vpsde"), [single]), load_digits()),
         "cifar10, 3x32x32": (cifar10, cifar_sized(arguments.cifar_images)),
     }
     where = (
