@@ -9,7 +9,8 @@
     image     an image of the size of x, (B, C', H, W), beside it on the channels
 
 or, for a network that takes one kind alone, that tensor itself. What is missing says nothing: no class, a
-zero vector, no tokens; which is what classifier-free guidance trains on. An image cannot be missing.
+zero vector, no tokens; which is what classifier-free guidance trains on. An image cannot be missing. All
+weights take part in any case, as training by several processes demands.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ def read_condition(cond: Condition | None, sizes: Mapping[str, int], x: Tensor) 
         The tensors by kind, floating-point ones in the dtype of x.
 
     Raises:
-        ValueError: If a kind is not the network's, a shape, dtype or class index is wrong, or an image is
-            missing.
+        ValueError: If a kind is not the network's, a shape or dtype is wrong, an image is missing, or a class
+            index on the CPU is out of range (on a GPU its own error comes, without waiting for each call).
     """
     if cond is None:
         given: dict[str, Tensor] = {}
@@ -77,6 +78,11 @@ def _check(kind: str, value: Tensor, size: int, x: Tensor, given: Mapping[str, T
     if not (value.dtype in dtypes[kind] if kind in dtypes else value.is_floating_point()):
         expected = {"label": "int64", "mask": "bool"}.get(kind, "floating point")
         raise ValueError(f"the {kind} of cond must be {expected}, got {value.dtype}")
+    if kind == "label" and value.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not ((value >= -1) & (value < size)).all():
+            raise ValueError(
+                f"the label of cond must lie in 0..{size - 1}, or be -1 for no class, got {value.tolist()}"
+            )
 
 
 class ConditionEmbedding(nn.Module):
@@ -95,10 +101,10 @@ class ConditionEmbedding(nn.Module):
 
     def forward(self, emb: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
         """The embedding (B, width) with what the condition adds to it."""
-        if self.label is not None and "label" in cond:
-            label = cond["label"]
+        if self.label is not None:
+            label = cond.get("label", torch.full((len(emb),), -1, device=emb.device))
             row = self.label(label.clamp_min(0))
             emb = emb + torch.where(label[:, None] >= 0, row, torch.zeros_like(row)).to(emb.dtype)
-        if self.vector is not None and "vector" in cond:
-            emb = emb + self.vector(cond["vector"])
+        if self.vector is not None:
+            emb = emb + self.vector(cond.get("vector", emb.new_zeros(len(emb), self.vector.in_features)))
         return emb

@@ -124,7 +124,8 @@ class DiT(nn.Module):
     def _rows(self, label: Tensor | None, x: Tensor) -> Tensor:
         if label is None:
             return torch.full((len(x),), self.num_classes, device=x.device)
-        return torch.where(label < 0, self.num_classes, label)
+        # K, the row of no class, is no class's index: on a GPU, where nothing checks it, let it be too large
+        return torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
 
     def _unpatch(self, h: Tensor, grid: Sequence[int]) -> Tensor:
         """(B, tokens, patch^dims · out_channels), channels fastest, to images (B, out_channels, *size)."""

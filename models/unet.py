@@ -95,13 +95,16 @@ class UNet(nn.Module):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         _check_arguments(in_channels, out_channels, channels, multipliers, blocks_per_level, attention_levels)
+        _check_sizes(
+            num_classes=num_classes, vector_dim=vector_dim, token_dim=token_dim, image_channels=image_channels
+        )
         _check_choice("decoder_attention", decoder_attention, ("block", "level"))
         _check_choice("input_pyramid", input_pyramid, PYRAMIDS)
         _check_choice("output_pyramid", output_pyramid, PYRAMIDS)
         _check_choice("combine", combine, ("sum", "cat"))
         _check_choice("initialization", initialization, ("torch", "ddpm"))
         self.style = Style(dims, modulation, dropout, norm_groups, norm_eps, rescale, filter, resampling)
-        self.in_channels = in_channels
+        self.in_channels, self.out_channels = in_channels, out_channels
         self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
         sizes = dict(label=num_classes, vector=vector_dim, tokens=token_dim, image=image_channels)
         self.condition_sizes = {kind: size for kind, size in sizes.items() if size}
@@ -173,7 +176,14 @@ class UNet(nn.Module):
         return (Downsample if direction == "down" else Upsample)(width, self.style)
 
     def _block(self, in_channels: int, out_channels: int, attention: bool) -> _Block:
-        heads = out_channels // self.head_channels if self.head_channels else self.heads
+        heads = self.heads
+        if attention and self.head_channels is not None:
+            if self.head_channels < 1 or out_channels % self.head_channels:
+                raise ValueError(
+                    f"head_channels must divide the {out_channels} channels of an attention block, got "
+                    f"{self.head_channels}"
+                )
+            heads = out_channels // self.head_channels
         return _Block(
             in_channels, out_channels, self.emb_dim, self.style, heads if attention else None, self.token_dim
         )
@@ -330,6 +340,13 @@ def _ddpm_initialization(net: UNet) -> None:
 def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
     if value not in valid:
         raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
+
+
+def _check_sizes(**sizes: int) -> None:
+    negative = {name: size for name, size in sizes.items() if size < 0}
+    if negative:
+        names = " and ".join(f"{name}={size}" for name, size in negative.items())
+        raise ValueError(f"a condition's size must be 0 for none or positive, got {names}")
 
 
 def _check_arguments(

@@ -14,6 +14,7 @@ from run.configs import base
 
 _VE, _VE_CHAIN = dict(prediction="ve"), dict(prediction="ve", noise_input="reversed_step")
 _VP = dict(prediction="vp")
+_SUBVP = dict(prediction="vp", scale_input=False)  # told x_t itself, whose variance is not 1 there
 _SDES = {
     "ve": dict(name="vesde", sigma_min=0.02, sigma_max=100.0, N=1000),
     "vp": dict(name="vpsde", beta_min=0.1, beta_max=20.0, N=1000),
@@ -35,11 +36,11 @@ EXPERIMENTS = {
     "vp_ncsnpp": ("vp_chain", "cifar10_ncsnpp", _VP, True),
     "vp_ncsnpp_continuous": ("vp", "cifar10_ncsnpp", _VP, False),
     "vp_ncsnpp_deep_continuous": ("vp", "cifar10_ncsnpp_deep", _VP, False),
-    "subvp_ddpm_continuous": ("subvp", "cifar10_ddpm", _VP, False),
-    "subvp_ddpmpp_continuous": ("subvp", "cifar10_ddpmpp", _VP, False),
-    "subvp_ddpmpp_deep_continuous": ("subvp", "cifar10_ddpmpp_deep", _VP, False),
-    "subvp_ncsnpp_continuous": ("subvp", "cifar10_ncsnpp", _VP, False),
-    "subvp_ncsnpp_deep_continuous": ("subvp", "cifar10_ncsnpp_deep", _VP, False),
+    "subvp_ddpm_continuous": ("subvp", "cifar10_ddpm", _SUBVP, False),
+    "subvp_ddpmpp_continuous": ("subvp", "cifar10_ddpmpp", _SUBVP, False),
+    "subvp_ddpmpp_deep_continuous": ("subvp", "cifar10_ddpmpp_deep", _SUBVP, False),
+    "subvp_ncsnpp_continuous": ("subvp", "cifar10_ncsnpp", _SUBVP, False),
+    "subvp_ncsnpp_deep_continuous": ("subvp", "cifar10_ncsnpp_deep", _SUBVP, False),
 }
 
 

@@ -196,6 +196,7 @@ def test_errors() -> None:
         (lambda: net(torch.zeros(2, 1, 5, 4), noise), "x must be divisible by the patch, 2, got 5 x 4"),
         (lambda: net(x, noise, torch.zeros(3).long()), r"label of cond must have shape \(2,\), got \(3,\)"),
         (lambda: net(x, noise, torch.zeros(2)), "label of cond must be int64, got torch.float32"),
+        (lambda: net(x, noise, torch.tensor([0, 3])), "label of cond must lie in 0..2, or be -1"),
         (lambda: net(x, noise, {"tokens": x}), "cond must be a dict with keys of label, got keys tokens"),
         (lambda: DiT(1, **SMALL, dims=4), "dims must be one of 1, 2, 3, got 4"),
         (lambda: DiT(1, depth=0), "depth must be at least 1, .* depth=0"),

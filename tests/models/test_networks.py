@@ -57,6 +57,20 @@ def test_every_parameter_gets_a_gradient(case: Case, randomize: Randomize) -> No
         assert p.grad.abs().max() > 1e-6, name
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: UNet(1, 16, num_classes=3, vector_dim=4, token_dim=5),
+        lambda: DiT(1, patch=2, width=32, depth=1, heads=4, num_classes=3),
+    ],
+)
+def test_every_parameter_takes_part_where_the_condition_is_missing(make: Callable[[], nn.Module]) -> None:
+    """DistributedDataParallel waits for the gradient of each."""
+    net = make()
+    net(*inputs((1, 8, 8))).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
 def test_it_learns(case: Case) -> None:
     make, shape = case
     net = make()
