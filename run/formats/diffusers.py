@@ -37,6 +37,15 @@ BETAS = {
     "sigmoid": "sigmoid",
 }
 PREDICTIONS = {"epsilon": "noise", "sample": "x0", "v_prediction": "v"}
+# Schedulers that read a table of betas, and differ in how they sample from it.
+DDPM_SCHEDULERS = (
+    *("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler", "PNDMScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DEISMultistepScheduler"),
+    *("UniPCMultistepScheduler", "LMSDiscreteScheduler", "EulerDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("EulerAncestralDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+)
+SKIP_SCHEDULERS = ("ScoreSdeVeScheduler",)
+SKIP_WIDTH = 128  # below that its blocks, its attention and its output disagree about the number of groups
 
 
 @dataclass(frozen=True)
@@ -60,8 +69,7 @@ def describe(folder: Path) -> Description:
         UserError: If the folder is not complete, or a network that UNet cannot be.
     """
     config = _read_json(_network_folder(folder) / "config.json")
-    scheduler_file = folder / "scheduler" / "scheduler_config.json"
-    scheduler = _read_json(scheduler_file) if scheduler_file.is_file() else {}
+    scheduler = _scheduler(folder)
     skip = config.get("down_block_types", [""])[0] in SKIP_DOWN
     attends = [
         _attends(config, "down_block_types", SKIP_DOWN if skip else DOWN),
@@ -73,7 +81,7 @@ def describe(folder: Path) -> Description:
     network = _network(config, [k for k, attention in enumerate(attends[0]) if attention], skip)
     size = config.get("sample_size") or 32
     height, width = size if isinstance(size, list) else (size, size)
-    score, sde = _variance_exploding(config, scheduler) if skip else _ddpm(scheduler)
+    score, sde = (_variance_exploding if skip else _ddpm)(config, scheduler)
     return Description((config["in_channels"], height, width), network, score, sde)
 
 
@@ -85,6 +93,12 @@ def _network_folder(folder: Path) -> Path:
             "in its folder unet"
         )
     return network
+
+
+def _scheduler(folder: Path) -> dict:
+    """The scheduler's configuration, beside the network's or in a folder of its own; empty without one."""
+    candidates = (folder / "scheduler" / "scheduler_config.json", folder / "scheduler_config.json")
+    return next((_read_json(path) for path in candidates if path.is_file()), {})
 
 
 def _read_json(path: Path) -> dict:
@@ -133,8 +147,7 @@ def _check(config: Mapping, skip: bool) -> None:
     factor = config.get("mid_block_scale_factor", 1)
     if not math.isclose(factor, math.sqrt(2) if skip else 1.0, rel_tol=1e-6):
         raise _unsupported("mid_block_scale_factor", factor)
-    if skip and (min(widths) < 128 or config.get("norm_num_groups", 32) not in (None, 32)):
-        # Below that its blocks, its attention and its output disagree about the number of groups.
+    if skip and (min(widths) < SKIP_WIDTH or config.get("norm_num_groups", 32) not in (None, 32)):
         raise _unsupported("block_out_channels", widths)
     scaled = config.get("resnet_time_scale_shift", "default") == "scale_shift"
     groups = config.get("attn_norm_num_groups")
@@ -178,8 +191,34 @@ def _network(config: Mapping, attention_levels: list[int], skip: bool) -> dict[s
     )
 
 
-def _ddpm(scheduler: Mapping) -> tuple[dict[str, object], dict[str, object]]:
+def _check_scheduler(scheduler: Mapping, known: Iterable[str], **settings: object) -> None:
+    """Refuses another scheduler, or one of these with settings that the SDE has not."""
+    name = scheduler.get("_class_name")
+    if scheduler and name not in known:
+        raise UserError(f"a network for the scheduler {name!r} cannot be converted: {', '.join(known)} can")
+    for key, value in settings.items():
+        if scheduler.get(key, value) != value:
+            raise UserError(
+                f"a scheduler with {key} = {scheduler[key]!r} cannot be converted, only with {value!r}"
+            )
+
+
+def _learns_variance(config: Mapping, scheduler: Mapping) -> bool:
+    """Whether half of the output is for the variance, that between its bounds (Improved DDPM)."""
+    ratio = config["out_channels"] / config["in_channels"]
+    variance = scheduler.get("variance_type", "learned_range" if ratio == 2 else "fixed_small")
+    if ratio not in (1, 2) or (ratio == 2) != (variance == "learned_range") or variance == "learned":
+        raise UserError(
+            f"a network with in_channels = {config['in_channels']} and out_channels = "
+            f"{config['out_channels']} cannot be converted with variance_type = {variance!r}: only "
+            "as many channels out as in, or twice as many with 'learned_range'"
+        )
+    return ratio == 2
+
+
+def _ddpm(config: Mapping, scheduler: Mapping) -> tuple[dict[str, object], dict[str, object]]:
     """ScoreModel's arguments and the SDE of a DDPM-like scheduler; DDPM's own where there is none."""
+    _check_scheduler(scheduler, DDPM_SCHEDULERS, trained_betas=None, rescale_betas_zero_snr=False)
     betas, N = scheduler.get("beta_schedule", "linear"), scheduler.get("num_train_timesteps", 1000)
     if betas not in BETAS:
         raise UserError(f"the scheduler's beta_schedule must be one of {', '.join(BETAS)}, got {betas!r}")
@@ -194,8 +233,9 @@ def _ddpm(scheduler: Mapping) -> tuple[dict[str, object], dict[str, object]]:
         raise UserError(
             f"the scheduler's prediction_type must be one of {', '.join(PREDICTIONS)}, got {prediction!r}"
         )
+    score = dict(prediction=PREDICTIONS[prediction], noise_input="position")
     return (
-        dict(prediction=PREDICTIONS[prediction], noise_input="position"),
+        score | dict(learned_variance=_learns_variance(config, scheduler)),
         dict(name="ddpm", betas=BETAS[betas], N=N),
     )
 
@@ -204,6 +244,9 @@ def _variance_exploding(config: Mapping, scheduler: Mapping) -> tuple[dict[str, 
     """ScoreModel's arguments and the SDE of ScoreSdeVe. Where the network centres its input, the data are in
     [0, 1] there: in [-1, 1] every σ is twice that.
     """
+    _check_scheduler(scheduler, SKIP_SCHEDULERS)
+    if config["out_channels"] != config["in_channels"]:
+        raise _unsupported("out_channels", config["out_channels"])
     scale = 2.0 if config.get("center_input_sample", False) else 1.0
     sde = dict(
         name="vesde",
@@ -211,7 +254,8 @@ def _variance_exploding(config: Mapping, scheduler: Mapping) -> tuple[dict[str, 
         sigma_max=scale * scheduler.get("sigma_max", 1348.0),
         N=scheduler.get("num_train_timesteps", 2000),
     )
-    return dict(prediction="ve", noise_input="log_half_level" if scale == 2 else "log_level"), sde
+    score = dict(prediction="ve", noise_input="log_half_level" if scale == 2 else "log_level")
+    return score | dict(learned_variance=False), sde
 
 
 def rules(net: UNet, flipped: bool) -> Rules:

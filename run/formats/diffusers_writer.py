@@ -20,6 +20,7 @@ from run.formats.diffusers import (
     SCALES,
     SKIP_DOWN,
     SKIP_UP,
+    SKIP_WIDTH,
     UP,
     WEIGHTS,
     rules,
@@ -44,6 +45,7 @@ SKIP_FORM = dict(
     combine=("sum",),
     modulation=("shift",),
     embedding=("fourier",),
+    norm_groups=(None, 32),
 )
 
 
@@ -55,7 +57,7 @@ def write(
     Args:
         net: The network.
         options: Its arguments after in_channels, all of them.
-        score: ScoreModel's arguments prediction and noise_input.
+        score: ScoreModel's arguments prediction, noise_input and learned_variance.
         sde: The section `sde` of its run.
         shape: Shape of its images, (C, H, W).
         folder: The folder, created.
@@ -71,7 +73,7 @@ def write(
         _class_name="UNet2DModel",
         sample_size=shape[1] if shape[1] == shape[2] else list(shape[1:]),
         in_channels=shape[0],
-        out_channels=shape[0] if options["out_channels"] is None else options["out_channels"],
+        out_channels=net.out_channels,
         block_out_channels=widths,
         layers_per_block=options["blocks_per_level"],
         norm_eps=options["norm_eps"],
@@ -98,6 +100,12 @@ def _check_options(options: Mapping, form: Mapping[str, Sequence]) -> None:
                 f"diffusers' UNet2DModel cannot be a network with model.{key}={options[key]!r}: it has "
                 f"{' or '.join(map(repr, valid))}"
             )
+    narrowest = options["channels"] * min(options["multipliers"])
+    if form is SKIP_FORM and narrowest < SKIP_WIDTH:
+        raise UserError(
+            f"diffusers' UNet2DModel of NCSN++'s form needs levels of {SKIP_WIDTH} channels and more, this "
+            f"network has one of {narrowest}"
+        )
     size = options["channels"] * (2 if form is SKIP_FORM else 1)
     if (options["embedding_dim"] or options["channels"]) != size:
         raise UserError(
@@ -166,11 +174,13 @@ def _skip_config(score: Mapping) -> dict[str, object]:
 def _scheduler(score: Mapping, sde: Mapping, skip: bool) -> dict[str, object]:
     """The scheduler's configuration."""
     if skip:
-        if sde["name"] != "vesde" or score["prediction"] != "ve":
+        scale = {"log_level": 1.0, "log_half_level": 2.0}.get(score["noise_input"])
+        fits = sde["name"] == "vesde" and score["prediction"] == "ve" and not score["learned_variance"]
+        if not fits or scale is None:
             raise UserError(
-                "a diffusers network of NCSN++'s form needs sde.name=vesde and model.prediction=ve"
+                "a diffusers network of NCSN++'s form needs sde.name=vesde, model.prediction=ve without a "
+                "learned variance, and to be told log σ, model.noise_input=log_half_level or log_level"
             )
-        scale = 1.0 if score["noise_input"] == "log_level" else 2.0
         return dict(
             _class_name="ScoreSdeVeScheduler",
             num_train_timesteps=sde["N"],
@@ -179,9 +189,7 @@ def _scheduler(score: Mapping, sde: Mapping, skip: bool) -> dict[str, object]:
         )
     tables = {ours: theirs for theirs, ours in BETAS.items()}
     predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()} | dict(vp="epsilon", iddpm="epsilon")
-    told = score["noise_input"] in ("position", "step") or (
-        score["noise_input"] == "auto" and score["prediction"] in ("vp", "iddpm")
-    )
+    told = score["noise_input"] in ("position", "step")
     if sde["name"] != "ddpm" or score["prediction"] not in predictions or not told:
         raise UserError(
             "a diffusers network of DDPM's form needs sde.name=ddpm, a model.prediction of "
@@ -194,5 +202,6 @@ def _scheduler(score: Mapping, sde: Mapping, skip: bool) -> dict[str, object]:
         beta_start=0.1 / sde["N"],
         beta_end=20 / sde["N"],
         prediction_type=predictions[score["prediction"]],
+        variance_type="learned_range" if score["learned_variance"] else "fixed_small",
         clip_sample=True,
     )

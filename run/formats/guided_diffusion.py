@@ -10,13 +10,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models import UNet
 from models.layers import ResidualBlock, SelfAttention
 from run.errors import UserError
 from run.formats.pickles import load_tensors
 from run.formats.rules import Rules
+
+GROUPS = 32  # of every norm in its code
 
 
 def rules(net: UNet, legacy: bool) -> Rules:
@@ -99,4 +101,7 @@ def read(net: UNet, path: Path, legacy: bool) -> dict[str, Tensor]:
     content = load_tensors(path)
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise UserError(f"{path} is not a checkpoint of guided-diffusion: expected a dictionary of tensors")
+    groups = {m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
+    if net.style.norm_groups is None and groups != {GROUPS}:
+        raise UserError(f"norms of guided-diffusion have {GROUPS} groups: set model.norm_groups={GROUPS}")
     return rules(net, legacy).read(content, str(path))

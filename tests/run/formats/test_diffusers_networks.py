@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -39,6 +40,9 @@ CASES = {
         **BLOCKS, block_out_channels=(32, 64), layers_per_block=1, num_class_embeds=5,
         resnet_time_scale_shift="scale_shift", norm_num_groups=16, attn_norm_num_groups=16,
     ),
+    "learned_variance": dict(
+        **BLOCKS, out_channels=6, block_out_channels=(32, 64), layers_per_block=1
+    ),
     "score_sde_ve": dict(**SKIP_BLOCKS, block_out_channels=(128, 128), layers_per_block=1),
     "score_sde_ve_centred": dict(
         **SKIP_BLOCKS, block_out_channels=(128, 128), layers_per_block=1, center_input_sample=True
@@ -48,7 +52,7 @@ CASES = {
 
 def peer(name):
     torch.manual_seed(0)
-    model = UNet2DModel(**IMAGES, **CASES[name]).eval()
+    model = UNet2DModel(**IMAGES | CASES[name]).eval()
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.02 * torch.randn_like(p))
@@ -96,6 +100,7 @@ def test_write(name, tmp_path):
     torch.testing.assert_close(out, theirs, rtol=1e-5, atol=1e-5)
     again = diffusers.describe(tmp_path / "ours")
     assert (again.sde, again.score) == (description.sde, description.score)
+    assert again.score["learned_variance"] == (name == "learned_variance")
 
 
 def test_schedulers(tmp_path):
@@ -106,6 +111,12 @@ def test_schedulers(tmp_path):
     description = diffusers.describe(tmp_path)
     assert description.sde == dict(name="ddpm", betas="cosine", N=500)
     assert description.score["prediction"] == "v"
+    shutil.move(tmp_path / "scheduler/scheduler_config.json", tmp_path)  # beside the network's, as some are
+    shutil.move(tmp_path / "unet/config.json", tmp_path)
+    shutil.rmtree(tmp_path / "unet")
+    assert diffusers.describe(tmp_path) == description
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "scheduler_config.json").unlink()
     peer("score_sde_ve_centred").save_pretrained(tmp_path / "unet")
     ScoreSdeVeScheduler(sigma_min=0.01, sigma_max=50.0, num_train_timesteps=1000).save_pretrained(
         tmp_path / "scheduler"
@@ -132,6 +143,27 @@ def test_refusals(changes, match, tmp_path):
         ours(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "settings", "match"),
+    [
+        ("ddpm", dict(_class_name="EDMEulerScheduler"), "the scheduler 'EDMEulerScheduler' cannot"),
+        ("ddpm", dict(_class_name="ScoreSdeVeScheduler"), "the scheduler 'ScoreSdeVeScheduler' cannot"),
+        ("score_sde_ve", dict(_class_name="DDPMScheduler"), "the scheduler 'DDPMScheduler' cannot"),
+        ("ddpm", dict(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = True cannot"),
+        ("ddpm", dict(trained_betas=[0.1, 0.2]), r"trained_betas = \[0.1, 0.2\] cannot"),
+        ("ddpm", dict(beta_end=0.012), "beta_start and beta_end must be DDPM's"),
+        ("ddpm", dict(variance_type="learned_range"), "out_channels = 3 cannot be converted with variance"),
+        ("learned_variance", dict(variance_type="fixed_small"), "out_channels = 6 cannot be converted"),
+    ],
+)
+def test_refused_schedulers(name, settings, match, tmp_path):
+    peer(name).save_pretrained(tmp_path)
+    scheduler = dict(_class_name="DDPMScheduler") | settings
+    (tmp_path / "scheduler_config.json").write_text(json.dumps(scheduler))
+    with pytest.raises(UserError, match=match):
+        diffusers.describe(tmp_path)
+
+
 def test_damaged_folders(tmp_path):
     with pytest.raises(UserError, match="expected config.json and"):
         diffusers.describe(tmp_path)
@@ -149,7 +181,8 @@ def test_damaged_folders(tmp_path):
 def test_what_diffusers_has_no_network_for():
     net = UNet(1, channels=16)
     options = unet_defaults() | dict(channels=16)
-    score, sde = dict(prediction="v", noise_input="position"), dict(name="ddpm", betas="linear", N=1000)
+    score = dict(prediction="v", noise_input="position", learned_variance=False)
+    sde = dict(name="ddpm", betas="linear", N=1000)
     for changes, match in (
         (dict(embedding="fourier"), "embedding='fourier'"),
         (dict(embedding_scale=1.0), "norms of one number of groups, this network has 4, 8"),
@@ -158,5 +191,25 @@ def test_what_diffusers_has_no_network_for():
         with pytest.raises(UserError, match=match):
             diffusers_writer.write(net, options | changes, score, sde, (1, 8, 8), None)
     with pytest.raises(UserError, match="to be told the step"):
-        told = dict(prediction="v", noise_input="log_level")
+        told = score | dict(noise_input="log_level")
         diffusers_writer.write(net, options, told, sde, (1, 8, 8), None)
+
+
+def test_what_diffusers_has_no_ncsnpp_for():
+    """Its blocks have other numbers of groups below 128 channels, and each is told log σ."""
+    form = dict(
+        rescale=True, filter="fir", resampling="biggan", decoder_attention="level", modulation="shift",
+        input_pyramid="skip", output_pyramid="skip", embedding="fourier", multipliers=(1,),
+        attention_levels=(),
+    )  # fmt: skip
+    score = dict(prediction="ve", noise_input="log_half_level", learned_variance=False)
+    sde = dict(name="vesde", sigma_min=0.02, sigma_max=100.0, N=1000)
+    for changes, told, match in (
+        (dict(channels=64, embedding_dim=128), score, "128 channels and more, this network has one of 64"),
+        (dict(channels=128, norm_groups=16), score, "model.norm_groups=16"),
+        (dict(channels=128), score | dict(noise_input="reversed_step"), "to be told log σ"),
+        (dict(channels=128), score | dict(learned_variance=True), "without a learned variance"),
+    ):
+        options = unet_defaults() | form | changes
+        with pytest.raises(UserError, match=match):
+            diffusers_writer.write(UNet(1, **options), options, told, sde, (1, 8, 8), None)

@@ -58,5 +58,8 @@ def test_refusals(tmp_path):
     with pytest.raises(UserError, match="expected a dictionary of tensors"):
         guided_diffusion.read(net, tmp_path / "model.pt", legacy=True)
     torch.save(weights(CASES["ddpm"]["tensors"]), tmp_path / "model.pt")
+    with pytest.raises(UserError, match="have 32 groups: set model.norm_groups=32"):
+        own_groups = UNet(3, **case["network"] | dict(norm_groups=None))
+        guided_diffusion.read(own_groups, tmp_path / "model.pt", legacy=True)
     with pytest.raises(UserError, match="does not fit the configured network"):
         guided_diffusion.read(net, tmp_path / "model.pt", legacy=True)
