@@ -5,9 +5,10 @@
     --mode convert --from diffusers FOLDER
     --mode convert --to diffusers FOLDER --workdir RUN
 
-The run directory that comes of it samples and scores, and goes on training, as one that was trained here. A
-.pth or .pt file does not say what network it is for: the configuration must. `--config.data.path=` names the
-held-out data to score, `--config.data.image_size=` the size of the images where it is not that of the paper.
+The run directory that comes of it samples, scores and goes on training. A .pth or .pt file does not say what
+network it is for: the configuration must, and `--config.data.image_size=` the size of the images where it is
+not 32x32, `--config.data.channels=` their channels where these are not 3. What it was trained on is not
+known: `--config.data.path=` names the data to score and to train on, now or with each command.
 """
 
 from __future__ import annotations
@@ -22,19 +23,17 @@ from torch import Tensor, nn
 
 from models import UNet
 from run import checkpoint
-from run.auto import resolve_levels
 from run.build import build_model, build_sde
 from run.checkpoint import Checkpoint
 from run.config import save_config
 from run.configs.base import unet_defaults
-from run.data import load_dataset
 from run.errors import UserError
 from run.formats import diffusers, diffusers_writer, guided_diffusion, score_sde_pytorch
 from run.report import print_result
-from run.rundir import DataInfo, load_trained, read_data_info, write_data_info
+from run.rundir import DataInfo, load_data, load_trained, read_data_info, write_data_info
 from sde_lib import ScoreModel
 
-GREY_LEVELS = 256
+GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
 
 
@@ -92,15 +91,12 @@ def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path
         raise UserError(f"{workdir} is not empty: give another --workdir for the converted run")
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
-    shape = (3, *_image_size(config))
+    shape = (config.data.channels or COLOURS, *_image_size(config))
     if source == "diffusers":
         config, shape = _described(config, path)
     info = DataInfo(path.stem, shape, GREY_LEVELS, 0, 0)
     if config.data.path:
-        dataset = load_dataset(config.data)
-        config, info = resolve_levels(config, dataset), DataInfo.of(dataset)
-        if info.shape != shape:
-            raise UserError(f"the data have shape {info.shape}, the checkpoint's images {shape}")
+        load_data(config, info)  # for its checks
     model = build_model(config.model, build_sde(config.sde), shape)
     if not isinstance(model.net, UNet):
         raise UserError(f"{source} has U-Nets: give the --config of one, not of model {config.model.name!r}")
@@ -130,6 +126,8 @@ def _described(config: ConfigDict, folder: Path) -> tuple[ConfigDict, tuple[int,
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         config.data.dequantize = False
+        if description.score["learned_variance"]:
+            config.training.update(objective="hybrid", times="discrete")
         config.sde = ConfigDict(description.sde)
         config.model = ConfigDict(
             dict(name="unet", **description.score, **(unet_defaults() | description.network))
@@ -169,7 +167,11 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
     if not isinstance(net, UNet):
         raise UserError(f"only U-Nets can be written for {target}, not model {config.model.name!r}")
     options = unet_defaults() | {k: v for k, v in config.model.items() if k in unet_defaults()}
-    score = dict(prediction=config.model.prediction, noise_input=trained.score.noise_input)
+    score = dict(
+        prediction=config.model.prediction,
+        noise_input=trained.score.noise_input,
+        learned_variance=trained.score.learned_variance,
+    )
     diffusers_writer.write(net, options, score, config.sde.to_dict(), read_data_info(workdir).shape, folder)
     rows = [("model", f"averaged weights after {trained.step:,} training steps"), ("written", folder)]
     print_result(f"Converted to {target}", rows)

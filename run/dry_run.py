@@ -10,15 +10,18 @@ from torch import Tensor
 
 from run.build import build_model, build_sampler, build_sde
 from run.config import config_text
+from run.objectives import build_objective, build_times
 from run.report import print_result
+from run.rundir import DataInfo
 from sde_lib import ScoreModel, denoising_score_matching
 
 
-def dry_run(config: ConfigDict, shape: Sequence[int]) -> int:
+def dry_run(config: ConfigDict, data: DataInfo) -> int:
     """Prints the configuration, the parameter count and the memory of training; returns the exit code."""
-    sde = build_sde(config.sde)
-    build_sampler(config.sampling, sde)  # for its checks
+    sde, shape = build_sde(config.sde), data.shape
     model = build_model(config.model, sde, shape)
+    build_sampler(config.sampling, sde)  # these two for their checks
+    build_objective(config.training, model, build_times(config.training, sde), data.levels)
     batch_size = config.training.batch_size
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     micro_batch = batch_size // config.training.accumulate

@@ -12,12 +12,12 @@ from ml_collections import ConfigDict
 
 from run import distributed, metrics
 from run.build import build_sampler, build_sde
-from run.data import load_dataset, to_raw
+from run.data import to_raw
 from run.errors import UserError
 from run.files import unused_stem, write_json
 from run.fitted_grid import build_trained_sampler
 from run.report import print_result
-from run.rundir import load_trained
+from run.rundir import load_data, load_trained, read_data_info
 from run.sample import SAMPLES, draw_and_save, settings
 from run.samples import in_memory
 
@@ -41,7 +41,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
-    dataset = load_dataset(config.data)
+    dataset = load_data(config, read_data_info(workdir))
     trained = load_trained(workdir, config, device)
     path = distributed.from_first(lambda: _matching_file(workdir, section, trained.step))
     if path is None:

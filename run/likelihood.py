@@ -32,11 +32,11 @@ from torch import Tensor
 
 from run import distributed, plots
 from run.build import build_sde, choose, clip_bounds
-from run.data import Dataset, bin_width, load_dataset, to_continuous, to_raw
+from run.data import Dataset, bin_width, to_continuous, to_raw
 from run.errors import UserError
 from run.files import unused_stem, write_json
 from run.report import format_duration, print_result, progress_bar
-from run.rundir import TrainedModel, load_trained
+from run.rundir import TrainedModel, load_data, load_trained, read_data_info
 from sde_lib import (
     SDE,
     SampleNoise,
@@ -87,7 +87,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     dequantize = choose(DEQUANTIZATIONS, section.dequantization, "dequantization")
     if "bound" in figures or dequantize is gaussian_dequantization:
         _check_chain(build_sde(config.sde))
-    dataset = load_dataset(config.data)
+    dataset = load_data(config, read_data_info(workdir))
     trained = load_trained(workdir, config, device)
     start = time.perf_counter()
     scores = {name: FIGURES[name](trained, dataset, section, device) for name in figures}

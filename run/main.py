@@ -42,7 +42,10 @@ def define_flags() -> flags.FlagValues:
     values = flags.FlagValues()
     flags.DEFINE_enum("mode", None, MODES, "What to do.", flag_values=values)
     flags.DEFINE_string(
-        "config", "vpsde", "Experiment: a name or the path of a .py file.", flag_values=values
+        "config",
+        "vpsde",
+        "Experiment: a name or the path of a .py file; training goes on in a --workdir without it.",
+        flag_values=values,
     )
     flags.DEFINE_string("workdir", None, "Run directory; by default runs/NAME.", flag_values=values)
     flags.DEFINE_string(
@@ -126,7 +129,7 @@ def _run(argv: list[str]) -> int:
         if values.dry_run:
             raise UserError("--dry_run has no meaning for --mode convert, which computes nothing")
         return _convert(values, workdir, overrides, path)
-    config = _resolve(values.mode, values.config, workdir, overrides)
+    config = _resolve(values, workdir, overrides)
     from run.distributed import processes
 
     with processes():
@@ -167,17 +170,22 @@ def _list_samplers() -> int:
     return 0
 
 
-def _resolve(mode: str, name: str, workdir: Path, overrides: list[tuple[str, str]]) -> ConfigDict:
+def _resolve(values: flags.FlagValues, workdir: Path, overrides: list[tuple[str, str]]) -> ConfigDict:
     """The configuration to work with: the experiment's for training, else that of the run directory."""
-    from run.config import apply_overrides, load_config, read_config
+    from run.config import CONFIG_FILE, apply_overrides, load_config, read_config
+    from run.rundir import read_data_info
 
+    mode, name = values.mode, values.config
+    goes_on = values.workdir and not values["config"].present and (workdir / CONFIG_FILE).exists()
     if mode in ("train", "data"):
-        return apply_overrides(load_config(name), overrides)
+        return apply_overrides(read_config(workdir) if goes_on else load_config(name), overrides)
     if not workdir.exists():
         load_config(name)  # a mistyped name deserves its own message
     config = read_config(workdir)
     for key, _ in overrides:
-        if not key.startswith(("sampling.", "likelihood.")):
+        section = key.partition(".")[0]
+        from_elsewhere = section == "data" and read_data_info(workdir).num_train == 0
+        if section not in ("sampling", "likelihood") and not from_elsewhere:
             raise UserError(
                 f"--config.{key} cannot change after training: {mode} takes keys of sampling and likelihood"
             )
@@ -209,12 +217,14 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     from run.auto import resolve_levels
     from run.data import load_dataset
     from run.dry_run import dry_run
-    from run.rundir import read_data_info
+    from run.rundir import DataInfo, read_data_info
+    from run.trainer import check
 
     if mode not in ("train", "data"):
-        return dry_run(config, read_data_info(workdir).shape)
+        return dry_run(config, read_data_info(workdir))
+    check(config.training)
     dataset = load_dataset(config.data)
-    return dry_run(resolve_levels(config, dataset), dataset.shape)
+    return dry_run(resolve_levels(config, dataset), DataInfo.of(dataset))
 
 
 def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:

@@ -14,7 +14,7 @@ It holds
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from run import checkpoint
 from run.build import build_model, build_sde, choose
 from run.checkpoint import Checkpoint
-from run.data import Dataset
+from run.data import Dataset, load_dataset
 from run.ema import exponential_name
 from run.errors import UserError
 from run.files import write_json
@@ -43,6 +43,7 @@ class DataInfo:
     shape: tuple[int, ...]
     levels: int | None
     num_train: int
+    """0 for weights from another library, which were not trained here."""
     num_test: int
 
     @classmethod
@@ -51,7 +52,12 @@ class DataInfo:
 
     def __str__(self) -> str:
         kind = f"{self.levels} grey levels" if self.levels else "points"
-        return f"{self.num_train} and {self.num_test} held-out samples of shape {self.shape}, {kind}"
+        counts = f"{self.num_train} and {self.num_test} held-out samples" if self.num_train else "samples"
+        return f"{counts} of shape {self.shape}, {kind}"
+
+    def fits(self, other: DataInfo) -> bool:
+        """Whether a network for these data is one for other data."""
+        return (self.shape, self.levels) == (other.shape, other.levels)
 
 
 @dataclass(frozen=True)
@@ -88,6 +94,22 @@ def read_data_info(workdir: Path) -> DataInfo:
         raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
+
+
+def load_data(config: ConfigDict, info: DataInfo) -> Dataset:
+    """The data of a run.
+
+    Raises:
+        UserError: If they cannot be read, or are no data for its network.
+    """
+    dataset = load_dataset(config.data)
+    found = DataInfo.of(dataset)
+    if not found.fits(info):
+        raise UserError(
+            f"the network is for {replace(info, num_train=0)}, the data are {found}: "
+            "name others with --config.data.path="
+        )
+    return dataset
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:

@@ -19,7 +19,7 @@ from run.faults import StopRequest, full_disk_explained, stop_if_all_are_skipped
 from run.post_hoc import save_snapshot
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder, Silence
 from run.report import format_duration, print_result
-from run.rundir import DataInfo, read_data_info, write_data_info
+from run.rundir import DataInfo, load_data, read_data_info, write_data_info
 from run.trainer import Trainer, learning_rate, total_steps
 from samplers import make_sampler
 
@@ -57,8 +57,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if checkpoint.exists(workdir) and (workdir / CONFIG_FILE).exists():
         config = take_levels(config, read_config(workdir))
     _check_same_run(config, workdir)
-    dataset = load_dataset(config.data)
-    _check_same_data(dataset, workdir)
+    dataset = _load_data(config, workdir)
     config = resolve_levels(config, dataset)
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
@@ -150,9 +149,12 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
                 f"{workdir} is not empty and holds no {CONFIG_FILE} of a run: give another --workdir"
             )
         return
+    if not checkpoint.exists(workdir):
+        return
     saved = read_config(workdir)
-    fixed = [key for key in differing_keys(saved, config) if not _is_free(key)]
-    if fixed and checkpoint.exists(workdir):
+    is_free = _is_free if read_data_info(workdir).num_train else _is_free_elsewhere
+    fixed = [key for key in differing_keys(saved, config) if not is_free(key)]
+    if fixed:
         before, now = flatten(saved), flatten(config)
         changes = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in fixed)
         raise UserError(f"{workdir} holds a run with other settings ({changes}): give another --workdir")
@@ -164,12 +166,23 @@ def _is_free(key: str) -> bool:
     return section in ("sampling", "likelihood") or name in free.get(section, ())
 
 
-def _check_same_data(dataset: Dataset, workdir: Path) -> None:
-    if checkpoint.exists(workdir) and read_data_info(workdir) != DataInfo.of(dataset):
+def _is_free_elsewhere(key: str) -> bool:
+    """The same for weights from another library: only what they are is fixed."""
+    return not key.startswith(("sde.", "model."))
+
+
+def _load_data(config: ConfigDict, workdir: Path) -> Dataset:
+    """The data, which are those of a run that goes on."""
+    if not checkpoint.exists(workdir):
+        return load_dataset(config.data)
+    info = read_data_info(workdir)
+    dataset = load_data(config, info)
+    if info.num_train and info != DataInfo.of(dataset):
         raise UserError(
-            f"the data have changed since {workdir} was trained on {read_data_info(workdir)}, "
+            f"the data have changed since {workdir} was trained on {info}, "
             f"now they are {DataInfo.of(dataset)}: give another --workdir"
         )
+    return dataset
 
 
 def _report(

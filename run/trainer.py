@@ -72,7 +72,7 @@ class Trainer:
 
     def __init__(self, config: ConfigDict, dataset: Dataset, device: torch.device) -> None:
         section = config.training
-        _check(section)
+        check(section)
         torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
         self.config, self.device, self.levels, self.shape = config, device, dataset.levels, dataset.shape
         self.sde = build_sde(config.sde)
@@ -250,7 +250,8 @@ class Trainer:
         self.step = saved.step
 
 
-def _check(section: ConfigDict) -> None:
+def check(section: ConfigDict) -> None:
+    """Refuses a section `training` with unknown names, or batches that cannot be shared out."""
     choose(SCHEDULES, section.schedule, "training.schedule")
     choose(dict.fromkeys(PARALLEL), section.parallel, "training.parallel")
     ranks = distributed.world_size()

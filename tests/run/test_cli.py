@@ -232,6 +232,7 @@ def test_a_dry_run_writes_nothing(
         (["--mode", "train", "--sampler", "magic", "--dry_run"], "choose one of eabm"),
         (["--mode", "train", "--config.training.times=odd"], "continuous, lognormal, discrete, importance"),
         (["--mode", "train", "--config.training.objective=odd"], "dsm, uncertainty, hybrid"),
+        (["--mode", "train", "--config.training.objective=hybrid", "--dry_run"], "learned_variance=True"),
         (["--mode", "train", "--config.training.min_snr_gamma=0"], "must be above 0"),
         (["--mode", "train", "--config.training.p_std=0"], "must be above 0"),
         (["--mode", "train", "--config.training.objective=hybrid"], "model.learned_variance=True"),

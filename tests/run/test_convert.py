@@ -1,4 +1,4 @@
-"""--mode convert: run directories that sample, score and train, and the way back."""
+"""--mode convert: run directories that sample, score and train on, and the way back."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ def test_a_converted_network_has_the_score_of_its_own(folder, tmp_path):
         torch.testing.assert_close(trained.score(x, t), theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_it_samples_scores_trains_and_goes_back(folder, tmp_path, capsys):
+def test_it_samples_scores_and_goes_back(folder, tmp_path):
     run = tmp_path / "run"
-    data = "--config.data.path=" + str(_pixels(tmp_path))
-    assert convert("--from", "diffusers", folder, "--workdir", run, data, "--config.training.steps=2") == 0
+    assert convert("--from", "diffusers", folder, "--workdir", run) == 0
     small = ["--workdir", str(run), "--config.sampling.num_samples=2", "--nfe", "4"]
     assert main(["--mode", "sample", "--sampler", "ddim", *small]) == 0
-    scored = ["--config.likelihood.num_images=2", "--config.likelihood.rtol=1e-2"]
+    scored = ["--config.likelihood.num_images=2", "--config.likelihood.rtol=1e-2", _pixels(tmp_path)]
     assert main(["--mode", "likelihood", "--workdir", str(run), *scored]) == 0
+    assert main(["--mode", "report", "--workdir", str(run)]) == 0
     back = tmp_path / "back"
     assert convert("--to", "diffusers", back, "--workdir", run) == 0
     assert json.loads((back / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
@@ -62,10 +62,35 @@ def test_it_samples_scores_trains_and_goes_back(folder, tmp_path, capsys):
         torch.testing.assert_close(after.eval()(x, 7).sample, before.eval()(x, 7).sample)
 
 
+def test_it_trains_on_with_any_data_and_settings(folder, tmp_path, refused, capsys):
+    """From then on it is a run like any other."""
+    run = tmp_path / "run"
+    assert convert("--from", "diffusers", folder, "--workdir", run) == 0
+    train = ["--mode", "train", "--workdir", str(run)]
+    assert "the network is for samples of shape (1, 8, 8), 256 grey levels" in refused(main(train))
+    assert "model.dropout is 0.0 there and 0.1 here" in refused(main([*train, "--config.model.dropout=0.1"]))
+    settings = ("learning_rate=1e-6", "warmup_steps=0", "batch_size=4", "held_out=4", "ema_decay=0.5")
+    train += [_pixels(tmp_path), *(f"--config.training.{setting}" for setting in settings)]
+    before = checkpoint.latest(run).model
+    assert main([*train, "--config.training.steps=2"]) == 0
+    assert "resuming" in capsys.readouterr().out
+    trained = checkpoint.latest(run)
+    assert trained.step == 2
+    for name, weights in trained.model.items():  # Adam's steps are as long as the learning rate
+        torch.testing.assert_close(weights, before[name], rtol=0, atol=3e-6)
+    assert any(not torch.equal(trained.model[name], before[name]) for name in before)
+    assert main(["--mode", "train", "--workdir", str(run), "--config.training.steps=3"]) == 0
+    assert checkpoint.latest(run).step == 3
+    changed = main([*train, "--config.training.batch_size=2"])
+    assert "training.batch_size is 4 there and 2 here" in refused(changed)
+    scored = main(["--mode", "likelihood", "--workdir", str(run), _pixels(tmp_path)])
+    assert "--config.data.path cannot change after training" in refused(scored)
+
+
 def _pixels(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (20, 8, 8), dtype=np.uint8)
     np.save(tmp_path / "images.npy", images)
-    return tmp_path / "images.npy"
+    return f"--config.data.path={tmp_path / 'images.npy'}"
 
 
 def test_bad_input(folder, tmp_path, refused):
