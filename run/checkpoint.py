@@ -152,6 +152,18 @@ def pack(weights: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({key: weight.contiguous() for key, weight in weights.items()})
 
 
+def set_aside_damaged(workdir: Path, step: int) -> None:
+    """Renames the checkpoints above the step at which training goes on, which `latest` passed over: as the
+    newest they would be kept instead of those to come.
+    """
+    for directory in numbered(workdir / FOLDER):
+        if int(directory.name) > step:
+            target = directory.with_name(f"damaged-{directory.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            directory.rename(target)
+            warn(f"{directory} is damaged and now called {target.name}")
+
+
 def exists(workdir: Path) -> bool:
     """Whether the run directory holds any checkpoint, intact or not."""
     return bool(steps(workdir))
@@ -238,8 +250,15 @@ def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
     """Reads one checkpoint, into a state in pieces if one is given.
 
     Raises:
-        UserError: If a file of it is missing, truncated or corrupt.
+        UserError: If a file of it is missing, truncated or corrupt, or it is one of another step.
     """
+    found = _read(directory, into)
+    if found.step != int(directory.name):
+        raise UserError(f"checkpoint {directory} is another one, of step {found.step}")
+    return found
+
+
+def _read(directory: Path, into: Checkpoint | None) -> Checkpoint:
     pieces = [name for name in names(directory) if name.startswith(PIECES)]
     if not pieces and into is None:
         return _read_whole(directory)
@@ -264,10 +283,10 @@ def _completed(found: Checkpoint, into: Checkpoint) -> Checkpoint:
     averages = {
         name: found.averages.get(name, found.ema.get(name.partition("/")[2])) for name in into.averages
     }
-    states = found.optimizer["state"] or {
+    states = {
         index: {name: torch.zeros(x.shape) for name, x in state.items()}
         for index, state in into.optimizer["state"].items()
-    }
+    } | found.optimizer["state"]
     return replace(found, averages=averages, optimizer={**found.optimizer, "state": states})
 
 

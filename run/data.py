@@ -50,6 +50,8 @@ class Dataset:
     """Classes of the held-out set."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
+    digest: str = ""
+    """Of the contents and the split; empty where it was not made here."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -201,24 +203,34 @@ def _with_held_out(name: str, found: Found, section: ConfigDict) -> Dataset:
     on its side as others come.
     """
     train, test, labels, test_labels = found.train, found.test, found.labels, found.test_labels
+    digest = ""
     if test is None:
         if len(train) < 2:
             source = section.path or name
             raise UserError(f"{source} must hold at least 2 samples, one to hold out, got {len(train)}")
-        held_out = _held_out(fingerprints(train), section.seed)
+        hashes = _hashes(fingerprints(train), section.seed)
+        held_out, digest = _held_out(hashes), _digest(hashes)
         train, test = part(train, ~held_out), part(train, held_out)
         if labels is not None:
             labels, test_labels = labels[~held_out], labels[held_out]
-    return Dataset(name, train, test, found.levels, labels, test_labels, found.classes)
+    return Dataset(name, train, test, found.levels, labels, test_labels, found.classes, digest)
 
 
-def _held_out(fingerprints: Iterable[bytes], seed: int) -> Tensor:
-    """Which samples are held out, bool (N,)."""
+def _hashes(fingerprints: Iterable[bytes], seed: int) -> list[int]:
     key = generator_for(seed, "held-out split").initial_seed().to_bytes(8, "big")
-    hashes = [
+    return [
         int.from_bytes(hashlib.blake2b(content, digest_size=8, key=key).digest(), "big")
         for content in fingerprints
     ]
+
+
+def _digest(hashes: list[int]) -> str:
+    content = b"".join(h.to_bytes(8, "big") for h in hashes)
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def _held_out(hashes: list[int]) -> Tensor:
+    """Which samples are held out, bool (N,)."""
     held_out = torch.tensor([h < 2**64 // 10 for h in hashes])
     if held_out.all() or not held_out.any():  # of very few samples: the one with the lowest hash
         held_out = torch.zeros(len(hashes), dtype=torch.bool)

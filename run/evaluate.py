@@ -64,6 +64,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     of_train["nearest_training_sample"] = _median_distance(held_out, train)
     result = unused_stem(workdir, "evaluation", ".json").with_suffix(".json")
     record = {"file": file.path.name, "num_samples": len(file.samples), "training_steps": file.training_steps}
+    record |= {"weights": trained.weights, **{key: section[key] for key in ("checkpoint", "label")}}
     write_json(result, {**record, "samples": of_samples, "real": of_train})
     rows = [
         ("", f"{'samples':>10}  {'real':>10}"),

@@ -7,6 +7,7 @@ a training under way, or one that was never sampled from, makes a shorter page.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import zipfile
 from collections.abc import Iterable, Sequence
@@ -29,6 +30,7 @@ from run.recorder import logged, read_log
 from run.report import format_duration, print_result
 from run.rundir import DATA_FILE, read_data_info
 from run.sample import SAMPLES
+from run.trainer import total_steps
 
 REPORT_FILE = "report.html"
 MOST_PICTURES = 12  # of the pictures drawn while training, so that the page stays small; evenly spaced
@@ -112,7 +114,7 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
             lines.append(("data", error))
     if rows:
         last = rows[-1]
-        lines.append(("steps", f"{last['step']:,} of {config.training.steps:,}"))
+        lines.append(("steps", f"{last['step']:,} of {total_steps(config.training):,}"))
         lines += [("time", format_duration(last["seconds"]))] if "seconds" in last else []
         lines += [(name, _number(values[-1])) for name, values in _last_losses(rows).items() if values]
     else:
@@ -193,7 +195,7 @@ def _step(picture: Path) -> str:
 def _results(workdir: Path, stem: str) -> list[str]:
     """The JSON files of a mode, each with the pictures that belong to it."""
     parts = []
-    for path in sorted(workdir.glob(f"{stem}*.json")):
+    for path in sorted(workdir.glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name)):
         parts.append(f"<h3>{escape(path.name)}</h3>")
         try:
             record = json.loads(path.read_text())
@@ -257,12 +259,13 @@ def _sample_files(workdir: Path) -> list[str]:
 
 
 def _files(workdir: Path) -> list[str]:
-    files = sorted(path for path in workdir.rglob("*") if path.is_file() and not path.name.startswith("."))
-    rows = [
-        (path.relative_to(workdir).as_posix(), f"{path.stat().st_size:,} bytes")
-        for path in files
-        if path != workdir / REPORT_FILE
-    ]
+    rows = []
+    for path in sorted(workdir.rglob("*")):
+        name = path.relative_to(workdir)
+        if name.as_posix() != REPORT_FILE and not any(part.startswith(".") for part in name.parts):
+            with contextlib.suppress(FileNotFoundError):  # training may be removing old checkpoints
+                if path.is_file():
+                    rows.append((name.as_posix(), f"{path.stat().st_size:,} bytes"))
     return [_folded(f"{len(rows)} files", _table(rows))]
 
 

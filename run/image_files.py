@@ -10,6 +10,7 @@ memory, else when they are asked for. Nothing is unpacked to the disk.
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
@@ -105,8 +106,12 @@ class Folder(EncodedImages):
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        files = (file.relative_to(path) for file in path.rglob("*") if _is_image(file.name))
-        self.names = sorted(file.as_posix() for file in files)
+        files = (
+            (Path(folder) / name).relative_to(path)
+            for folder, _, names in os.walk(path, followlinks=True)
+            for name in names
+        )
+        self.names = sorted(file.as_posix() for file in files if _is_image(file.as_posix()))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -137,7 +142,7 @@ class Zip(EncodedImages):
         members = [
             member
             for member in self._archive.infolist()
-            if _is_image(PurePosixPath(member.filename).name) and not member.filename.startswith("__MACOSX")
+            if _is_image(member.filename) and not member.filename.startswith("__MACOSX")
         ]
         for member in members:  # nothing is ever unpacked under these names, but they would name classes
             parts = PurePosixPath(member.filename).parts
@@ -166,7 +171,9 @@ class Zip(EncodedImages):
 
 
 def _is_image(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SUFFIXES and not name.startswith(".")
+    """Whether a path is that of an image, and no part of it hidden."""
+    path = PurePosixPath(name)
+    return path.suffix.lower() in SUFFIXES and not any(p.startswith(".") and p != ".." for p in path.parts)
 
 
 def _fingerprint(size: int, checksum: int) -> bytes:
@@ -272,14 +279,26 @@ def find_images(path: Path, section: ConfigDict) -> Found:
     if not images:
         raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
     samples = hold_or_stream_pictures(images, section, Preparation.of(section))
-    paths = [PurePosixPath(name) for name in images.names]
+    paths = _without_common_folders([PurePosixPath(name) for name in images.names])
     top = {path.parts[0] for path in paths}
-    if len(top) != 2 or TRAIN not in top or not top <= {TRAIN, *HELD_OUT}:
+    if TRAIN not in top or not top & set(HELD_OUT):
         return Found(samples, 256, *_classes(paths))
+    if len(top) != 2:
+        raise UserError(
+            f"{path} holds {', '.join(sorted(top))} side by side, and only {TRAIN} and one of "
+            f"{', '.join(HELD_OUT)} can be told apart: take the others away"
+        )
     labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
     train = torch.tensor([path.parts[0] == TRAIN for path in paths])
     of_train, of_test = (None, None) if labels is None else (labels[train], labels[~train])
     return Found(part(samples, train), 256, of_train, classes, part(samples, ~train), of_test)
+
+
+def _without_common_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
+    """The paths below the folders that all of them are in."""
+    while len({path.parts[0] for path in paths}) == 1 and all(len(path.parts) > 1 for path in paths):
+        paths = [PurePosixPath(*path.parts[1:]) for path in paths]
+    return paths
 
 
 def _classes(paths: Sequence[PurePosixPath]) -> tuple[Tensor | None, tuple[str, ...]]:

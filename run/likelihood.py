@@ -104,6 +104,8 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         "seconds": seconds,
         "num_images": min(section.num_images, len(dataset.test)),
         "training_steps": trained.step,
+        "weights": trained.weights,
+        **{key: config.sampling[key] for key in ("checkpoint", "label")},
         "settings": section.to_dict(),
     }
     if "ode" in scores:
@@ -114,7 +116,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     rows = [
         *_figure_rows(scores, unit),
         ("held-out samples", f"{record['num_images']:,} of {len(dataset.test):,}"),
-        ("model", f"averaged weights after {trained.step:,} training steps"),
+        ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{sum(s.nfe for s in scores.values()):,} network evaluations per sample"),
         ("time", format_duration(seconds)),
         ("result", result),

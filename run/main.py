@@ -184,10 +184,11 @@ def _resolve(values: flags.FlagValues, workdir: Path, overrides: list[tuple[str,
     config = read_config(workdir)
     for key, _ in overrides:
         section = key.partition(".")[0]
-        from_elsewhere = section == "data" and read_data_info(workdir).num_train == 0
-        if section not in ("sampling", "likelihood") and not from_elsewhere:
+        of_data = key == "data.path" or section == "data" and read_data_info(workdir).num_train == 0
+        if section not in ("sampling", "likelihood") and not of_data:
             raise UserError(
-                f"--config.{key} cannot change after training: {mode} takes keys of sampling and likelihood"
+                f"--config.{key} cannot change after training: {mode} takes keys of sampling and likelihood, "
+                "and data.path"
             )
     return apply_overrides(config, overrides)
 

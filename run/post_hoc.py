@@ -24,6 +24,7 @@ Reference:
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -70,6 +71,11 @@ def save_snapshot(workdir: Path, step: int, averages: Averages) -> None:
     write_directory(workdir / FOLDER / f"{step:08d}", files)
 
 
+def clear_snapshots(workdir: Path) -> None:
+    """Removes the snapshots of a start that did not reach its first checkpoint."""
+    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+
+
 def reconstruct(
     workdir: Path, saved: Checkpoint, sigma_rels: Sequence[float], sigma_rel: float
 ) -> dict[str, Tensor]:
@@ -84,13 +90,15 @@ def reconstruct(
         sigma_rel: The width wanted.
 
     Raises:
-        UserError: If none were tracked.
+        UserError: If none were tracked, or not yet.
     """
     if not sigma_rels:
         raise UserError(
             f"{workdir} was trained without training.ema_sigma_rels, so that no average of "
             "sampling.ema_sigma_rel can be made: train with --config.training.ema_sigma_rels=0.05,0.1"
         )
+    if not saved.averages:
+        raise UserError(f"the checkpoint of step {saved.step} has no power averages yet: train on")
     earlier = [path for path in numbered(workdir / FOLDER) if int(path.name) < saved.step]
     updates = {path: count for path in earlier if (count := _updates_if_intact(path))}
     times = [*updates.values(), saved.ema_updates]

@@ -30,8 +30,14 @@ class Recorder:
 
     def __init__(self, workdir: Path, step: int, total: int) -> None:
         self._workdir = workdir
-        if step == 0:
-            (workdir / LOG_FILE).unlink(missing_ok=True)  # of a start that did not reach its first checkpoint
+        log = workdir / LOG_FILE
+        if step == 0:  # what is there is of a start that did not reach its first checkpoint
+            log.unlink(missing_ok=True)
+            for picture in (workdir / "samples").glob("step_*.png"):
+                picture.unlink()
+        elif log.exists() and not log.read_bytes().endswith(b"\n"):  # torn by a crash or a full disk
+            with open(log, "a") as file:
+                file.write("\n")
         self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
         self._bar = progress_bar(total, "training", "step", initial=step)
         self._last = (step, time.perf_counter())

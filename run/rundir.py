@@ -45,10 +45,13 @@ class DataInfo:
     num_train: int
     """0 for weights from another library, which were not trained here."""
     num_test: int
+    digest: str = ""
+    """Of the contents; empty where their source does not tell it cheaply."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
-        return cls(dataset.name, dataset.shape, dataset.levels, len(dataset.train), len(dataset.test))
+        counts = len(dataset.train), len(dataset.test)
+        return cls(dataset.name, dataset.shape, dataset.levels, *counts, dataset.digest)
 
     def __str__(self) -> str:
         kind = f"{self.levels} grey levels" if self.levels else "points"
@@ -58,6 +61,11 @@ class DataInfo:
     def fits(self, other: DataInfo) -> bool:
         """Whether a network for these data is one for other data."""
         return (self.shape, self.levels) == (other.shape, other.levels)
+
+    def is_same(self, other: DataInfo) -> bool:
+        """Whether other data are these, under whatever name, as far as can be told."""
+        counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
+        return self.fits(other) and counts and len({self.digest, other.digest} - {""}) <= 1
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ def load_data(config: ConfigDict, info: DataInfo) -> Dataset:
     """The data of a run.
 
     Raises:
-        UserError: If they cannot be read, or are no data for its network.
+        UserError: If they cannot be read, are no data for its network, or not those that it was trained on.
     """
     dataset = load_dataset(config.data)
     found = DataInfo.of(dataset)
@@ -108,6 +116,11 @@ def load_data(config: ConfigDict, info: DataInfo) -> Dataset:
         raise UserError(
             f"the network is for {replace(info, num_train=0)}, the data are {found}: "
             "name others with --config.data.path="
+        )
+    if info.num_train and not found.is_same(info):
+        raise UserError(
+            f"the data have changed since the run was trained on {info}, now they are {found}, of other "
+            "content: name those with --config.data.path=, or give another --workdir"
         )
     return dataset
 
@@ -159,4 +172,7 @@ def _average(workdir: Path, saved: Checkpoint, config: ConfigDict) -> tuple[dict
     if decay not in training.extra_ema_decays:
         kept = ", ".join(f"{d:g}" for d in (training.ema_decay, *training.extra_ema_decays))
         raise UserError(f"sampling.ema must be an average that was kept in training, {kept}; got {decay:g}")
-    return saved.average(exponential_name(decay)), f"averaged weights of decay {decay:g}"
+    weights = saved.average(exponential_name(decay))
+    if not weights:
+        raise UserError(f"the checkpoint of step {saved.step} has no average of decay {decay:g}: train on")
+    return weights, f"averaged weights of decay {decay:g}"

@@ -16,9 +16,9 @@ from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_c
 from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
 from run.faults import StopRequest, full_disk_explained, stop_if_all_are_skipped
-from run.post_hoc import save_snapshot
+from run.post_hoc import clear_snapshots, save_snapshot
 from run.recorder import LOG_FILE, LOSS_CURVE, Recorder, Silence
-from run.report import format_duration, print_result
+from run.report import format_duration, print_result, warn
 from run.rundir import DataInfo, load_data, read_data_info, write_data_info
 from run.trainer import Trainer, learning_rate, total_steps
 from samplers import make_sampler
@@ -67,10 +67,16 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         seconds = saved.seconds
         print(f"resuming {workdir} at step {saved.step}")
     print(config_text(config))
+    if getattr(trainer.model.net, "condition_sizes", {}).get("label"):
+        warn("the network has classes, and training does not tell them: it learns to draw without one")
     distributed.wait()  # until every process has seen the directory as it was
     with full_disk_explained(workdir):
         recorder = Silence()
         if distributed.is_first():
+            if trainer.step:
+                checkpoint.set_aside_damaged(workdir, trainer.step)
+            else:
+                clear_snapshots(workdir)
             save_config(config, workdir)
             write_data_info(workdir, DataInfo.of(dataset))
             recorder = Recorder(workdir, trainer.step, total_steps(config.training))
@@ -162,7 +168,7 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
 
 def _is_free(key: str) -> bool:
     section, _, name = key.partition(".")
-    free = {"training": FREE_KEYS, "data": ("workers",)}
+    free = {"training": FREE_KEYS, "data": ("workers", "path")}  # the contents of the data are compared
     return section in ("sampling", "likelihood") or name in free.get(section, ())
 
 
@@ -175,14 +181,7 @@ def _load_data(config: ConfigDict, workdir: Path) -> Dataset:
     """The data, which are those of a run that goes on."""
     if not checkpoint.exists(workdir):
         return load_dataset(config.data)
-    info = read_data_info(workdir)
-    dataset = load_data(config, info)
-    if info.num_train and info != DataInfo.of(dataset):
-        raise UserError(
-            f"the data have changed since {workdir} was trained on {info}, "
-            f"now they are {DataInfo.of(dataset)}: give another --workdir"
-        )
-    return dataset
+    return load_data(config, read_data_info(workdir))
 
 
 def _report(

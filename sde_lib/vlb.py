@@ -322,10 +322,11 @@ def _check_data(x: Tensor, n_levels: int | None) -> Tensor:
                 f"{tuple(x.shape)} of {x.dtype}"
             )
         return x
-    if x.ndim < 2 or x.is_floating_point() or n_levels < 2 or x.min() < 0 or x.max() >= n_levels:
+    lowest, highest = x.min().item(), x.max().item()  # as Python's numbers: 256 is 0 for uint8
+    if x.ndim < 2 or x.is_floating_point() or n_levels < 2 or lowest < 0 or highest >= n_levels:
         raise ValueError(
             f"x must be integers in 0..{n_levels - 1} of shape (B, *shape), got {tuple(x.shape)} {x.dtype} "
-            f"in [{x.min().item():.4g}, {x.max().item():.4g}]; `quantize` turns pixel values into levels"
+            f"in [{lowest:.4g}, {highest:.4g}]; `quantize` turns pixel values into levels"
         )
     return dequantize(x, n_levels, torch.full(x.shape, 0.5, device=x.device))
 

@@ -169,6 +169,17 @@ def test_without_held_out_losses_there_is_no_best(tmp_path: Path):
         checkpoint.best(tmp_path)
 
 
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint.save(tmp_path, make(2), keep=3)
+    checkpoint.save(tmp_path, make(4), keep=3).rename(tmp_path / "checkpoints/00000099")
+    assert checkpoint.latest(tmp_path).step == 2
+    assert "00000099 is another one, of step 4" in capsys.readouterr().err
+    checkpoint.set_aside_damaged(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [2] and (tmp_path / "checkpoints/damaged-00000099").is_dir()
+
+
 def test_foreign_files_among_the_checkpoints_are_not_read(tmp_path: Path):
     folder = checkpoint.save(tmp_path, make(2), keep=1)
     (folder / "notes.txt").write_text("mine")

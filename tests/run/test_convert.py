@@ -51,6 +51,7 @@ def test_it_samples_scores_and_goes_back(folder, tmp_path):
     small = ["--workdir", str(run), "--config.sampling.num_samples=2", "--nfe", "4"]
     assert main(["--mode", "sample", "--sampler", "ddim", *small]) == 0
     scored = ["--config.likelihood.num_images=2", "--config.likelihood.rtol=1e-2", _pixels(tmp_path)]
+    scored += ["--config.likelihood.method=both", "--config.likelihood.bound_terms=2"]
     assert main(["--mode", "likelihood", "--workdir", str(run), *scored]) == 0
     assert main(["--mode", "report", "--workdir", str(run)]) == 0
     back = tmp_path / "back"
@@ -83,8 +84,13 @@ def test_it_trains_on_with_any_data_and_settings(folder, tmp_path, refused, caps
     assert checkpoint.latest(run).step == 3
     changed = main([*train, "--config.training.batch_size=2"])
     assert "training.batch_size is 4 there and 2 here" in refused(changed)
-    scored = main(["--mode", "likelihood", "--workdir", str(run), _pixels(tmp_path)])
-    assert "--config.data.path cannot change after training" in refused(scored)
+    scored = ["--mode", "likelihood", "--workdir", str(run)]
+    assert "--config.data.flip cannot change after training" in refused(
+        main([*scored, "--config.data.flip=true"])
+    )
+    assert "cannot change" not in refused(main([*scored, "--config.data.path=none.npy"]))
+    not_tracked = refused(main([*scored, "--config.sampling.ema=0.999"]))
+    assert "sampling.ema must be an average that was kept in training, 0.5" in not_tracked
 
 
 def _pixels(tmp_path):

@@ -206,6 +206,25 @@ def test_folders_and_zips_of_images(tmp_path: Path):
             assert len(same) == 1 and data.classes[label] == ("cats" if same[0] % 3 else "dogs")
 
 
+def test_layouts_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """train and test below any number of folders; hidden folders are none, linked ones are."""
+    root = tmp_path / "pets/all"
+    folder_of_images(root / "train", PIXELS[:8])
+    folder_of_images(root / "test", PIXELS[8:])
+    folder_of_images(root / ".ipynb_checkpoints", PIXELS)
+    for path in (tmp_path / "pets", zipped(tmp_path / "pets", tmp_path / "pets.zip")):
+        data = load(path)
+        assert (len(data.train), len(data.test), data.classes) == (8, 4, ("cats", "dogs"))
+    (tmp_path / "linked").mkdir()
+    for name in ("cats", "dogs"):
+        (tmp_path / "linked" / name).symlink_to(root / "train" / name)
+    data = load(tmp_path / "linked")
+    assert len(data.train) + len(data.test) == 8 and data.classes == ("cats", "dogs")
+    folder_of_images(root / "val", PIXELS[8:])
+    with pytest.raises(UserError, match="holds test, train, val side by side"):
+        load(tmp_path / "pets")
+
+
 def test_images_are_cropped_and_resized(tmp_path: Path):
     flat = np.zeros((1, 4, 8, 3), np.uint8)
     flat[:, :, 2:6] = 200  # the middle square

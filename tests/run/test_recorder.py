@@ -36,6 +36,14 @@ def test_the_log_survives_a_crash(tmp_path: Path):
     assert read_log(tmp_path / "none") == []
 
 
+def test_a_torn_line_does_not_swallow_the_next(tmp_path: Path):
+    (tmp_path / LOG_FILE).write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "lo')
+    with Recorder(tmp_path, 2, 9):
+        with open(tmp_path / LOG_FILE, "a") as file:
+            file.write('{"step": 4, "loss": 3.0}\n')
+    assert [row["loss"] for row in read_log(tmp_path)] == [1.0, 3.0]
+
+
 def test_a_start_from_scratch_forgets_the_log(tmp_path: Path):
     for step in (0, 3):
         (tmp_path / LOG_FILE).write_text('{"step": 2, "loss": 1.0}\n')

@@ -204,3 +204,28 @@ def test_training_goes_on_from_the_newest_intact_checkpoint(
     output = capsys.readouterr()
     assert "00000008/training.pt is damaged" in output.err and "at step 4" in output.out
     assert same(checkpoint.latest(trained).model, checkpoint.latest(finished_run).model)
+
+
+def test_a_damaged_checkpoint_does_not_push_out_intact_ones(cli: Callable, trained: Path, capsys):
+    (trained / "checkpoints/00000008/training.pt").write_bytes(b"torn")
+    few = ("keep=1", "steps=6", "checkpoint_every=1")
+    assert cli("train", trained, *(f"--config.training.{key}" for key in few)) == 0
+    assert "now called damaged-00000008" in capsys.readouterr().err
+    assert checkpoint.latest(trained).step == 6
+    folders = {path.name for path in (trained / "checkpoints").iterdir()}
+    assert {"00000006", "damaged-00000008"} <= folders
+
+
+def test_data_are_known_by_their_content(cli: Callable, tmp_path: Path, refused: Callable, capsys):
+    rng, workdir = np.random.default_rng(0), tmp_path / "run"
+    np.save(tmp_path / "mine.npy", rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    few = ("--config.training.steps=2", "--config.training.batch_size=4")
+    assert cli("train", workdir, f"--config.data.path={tmp_path / 'mine.npy'}", *few) == 0
+    (tmp_path / "mine.npy").rename(tmp_path / "moved.npy")
+    few = ("--config.training.steps=3", "--config.training.batch_size=4")
+    assert cli("train", workdir, f"--config.data.path={tmp_path / 'moved.npy'}", *few) == 0
+    np.save(tmp_path / "other.npy", rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    for mode in ("likelihood", "train"):
+        arguments = [*few] if mode == "train" else []
+        sentence = refused(cli(mode, workdir, f"--config.data.path={tmp_path / 'other.npy'}", *arguments))
+        assert "of other content" in sentence or "now they are" in sentence
