@@ -36,7 +36,6 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import PRESETS, UNet
 from run.formats import diffusers as diffusers_format
-from run.memory import keep_freed_memory
 from run.report import print_table
 
 SIZE, CHANNELS = 32, 3
@@ -242,7 +241,6 @@ def main() -> None:
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
-    keep_freed_memory()  # as the program does; all contestants gain by it
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     dtypes = {False: torch.float32, True: torch.bfloat16}
     groups = (

@@ -230,9 +230,6 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
 
 def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Each mode imports what it needs: TensorBoard is slow to import and only training writes it."""
-    from run.memory import keep_freed_memory
-
-    keep_freed_memory()
     if mode == "train":
         from run.train import train as command
     elif mode == "sample":
