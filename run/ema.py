@@ -28,11 +28,11 @@ from torch import Tensor, nn
 
 
 def exponential_name(decay: float) -> str:
-    return f"ema_{decay:g}"
+    return f"ema_{decay}"
 
 
 def power_name(sigma_rel: float) -> str:
-    return f"power_{sigma_rel:g}"
+    return f"power_{sigma_rel}"
 
 
 def power_exponent(sigma_rel: float) -> float:

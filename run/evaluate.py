@@ -42,6 +42,9 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
     dataset = load_data(config, read_data_info(workdir))
+    fewest = min(len(dataset.train), len(dataset.test), section.num_samples)
+    if fewest < 2:
+        raise UserError(f"evaluate compares two samples or more of each kind, and there is {fewest} of one")
     trained = load_trained(workdir, config, device)
     path = distributed.from_first(lambda: _matching_file(workdir, section, trained.step))
     if path is None:

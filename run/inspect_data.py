@@ -60,13 +60,15 @@ def _classes(dataset: Dataset) -> str:
 
 def _suggestions(raw: torch.Tensor) -> list[tuple[str, object]]:
     """σ_data (Karras et al., 2022), and σ_max, the number of levels and the step size of NCSNv2."""
+    if len(raw) < 2:
+        return []
     sigma_max, sigma_min = largest_distance(raw), 0.01
     rows: list[tuple[str, object]] = [
         ("sigma_data", f"{raw.std():.4g}, the standard deviation (EDM)"),
         ("sigma_max", f"{sigma_max:.4g}, the largest distance of two samples (NCSNv2, technique 1)"),
     ]
-    if raw[0].numel() < SMALLEST_DIMENSION:
-        return rows  # technique 2 needs more dimensions
+    if raw[0].numel() < SMALLEST_DIMENSION or sigma_max <= sigma_min:
+        return rows  # technique 2 needs more dimensions, and samples that differ
     levels = number_of_levels(sigma_max, sigma_min, raw[0].numel())
     gamma = (sigma_max / sigma_min) ** (1 / max(levels - 1, 1))
     step = relative_step_size(gamma, STEPS_EACH)

@@ -230,6 +230,10 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
 
 def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Each mode imports what it needs: TensorBoard is slow to import and only training writes it."""
+    from run.distributed import is_first
+
+    if mode in ("data", "report") and not is_first():
+        return 0  # there is nothing to share
     if mode == "train":
         from run.train import train as command
     elif mode == "sample":

@@ -366,6 +366,10 @@ def test_data_are_inspected(tmp_path: Path, capsys):
     assert "sigma_max" in output and (tmp_path / "d/data.png").exists()
     assert main.main([*workdir, "--config", "toy2d"]) == 0
     assert "classes     none" in capsys.readouterr().out and (tmp_path / "d/data-2.png").exists()
+    for count in (5, 2):  # from images that are all alike no noise levels follow
+        np.save(tmp_path / "alike.npy", np.full((count, 8, 8), 7, np.uint8))
+        assert main.main([*workdir, f"--config.data.path={tmp_path / 'alike.npy'}"]) == 0
+        assert f"{count - 1} samples of shape (1, 8, 8), 256 grey levels" in capsys.readouterr().out
 
 
 def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
