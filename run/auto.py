@@ -1,8 +1,9 @@
-"""What a configuration leaves to NCSNv2's rules with the value "auto": noise levels from the training set.
+"""What a configuration leaves open with the value "auto" until training starts: noise levels, by NCSNv2's
+rules from the training set, and the precision, by the device.
 
-They are found when training starts and are numbers in the run directory's configuration. The third value
-that may be "auto", `sampling.ald_step_size`, follows from levels and steps alone and stays a rule, so that it
-holds for the `sampling.ald_steps_each` of the day; see build.py.
+In the run directory's configuration they are what they were found to be, so that a run goes on with them. A
+further value that may be "auto", `sampling.ald_step_size`, follows from levels and steps alone and stays a
+rule, so that it holds for the `sampling.ald_steps_each` of the day; see build.py.
 
 Reference:
     Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),
@@ -12,12 +13,15 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+import torch
 from ml_collections import ConfigDict
 
 from run.config import AUTO
 from run.data import Dataset, to_raw
 from run.errors import UserError
+from run.network import PRECISIONS, precision
 from run.samples import in_memory
 from sde_lib import largest_distance, number_of_levels
 
@@ -59,6 +63,22 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     return _with_levels(config, {key: levels[key] for key in unresolved})
 
 
-def take_levels(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
+def resolve_precision(config: ConfigDict, device: torch.device, shape: Sequence[int]) -> ConfigDict:
+    """The configuration with the precision that "auto" is on a device, for samples of a shape."""
+    if config.training.precision != AUTO:
+        return config
+    dtype = precision(AUTO, device, shape)
+    return _with_precision(config, next(name for name, other in PRECISIONS.items() if other == dtype))
+
+
+def _with_precision(config: ConfigDict, name: str) -> ConfigDict:
+    config = config.copy_and_resolve_references()
+    config.training.precision = name
+    return config.lock()
+
+
+def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """The configuration with the saved values where it has "auto": those of a run that goes on."""
+    if config.training.precision == AUTO:
+        config = _with_precision(config, saved.training.precision)
     return _with_levels(config, {key: saved.sde[key] for key in _unresolved(config) if key in saved.sde})

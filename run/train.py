@@ -11,7 +11,7 @@ import torch
 from ml_collections import ConfigDict
 
 from run import checkpoint, distributed, plots
-from run.auto import resolve_levels, take_levels
+from run.auto import resolve_levels, resolve_precision, take_resolved
 from run.config import CONFIG_FILE, config_text, differing_keys, flatten, read_config, save_config
 from run.data import Dataset, load_dataset, samples_to_raw
 from run.errors import UserError
@@ -55,10 +55,10 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         UserError: If the directory holds another run, the data cannot be used, or training diverges.
     """
     if checkpoint.exists(workdir) and (workdir / CONFIG_FILE).exists():
-        config = take_levels(config, read_config(workdir))
+        config = take_resolved(config, read_config(workdir))
     _check_same_run(config, workdir)
     dataset = _load_data(config, workdir)
-    config = resolve_levels(config, dataset)
+    config = resolve_precision(resolve_levels(config, dataset), device, dataset.shape)
     trainer = Trainer(config, dataset, device)
     seconds = 0.0
     if checkpoint.exists(workdir):

@@ -229,3 +229,18 @@ def test_data_are_known_by_their_content(cli: Callable, tmp_path: Path, refused:
         arguments = [*few] if mode == "train" else []
         sentence = refused(cli(mode, workdir, f"--config.data.path={tmp_path / 'other.npy'}", *arguments))
         assert "of other content" in sentence or "now they are" in sentence
+
+
+def test_the_precision_that_was_chosen_is_kept(
+    cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A run goes on with it where the device would choose another."""
+    rng, workdir = np.random.default_rng(0), tmp_path / "run"
+    np.save(tmp_path / "mine.npy", rng.integers(0, 256, (30, 16, 16), dtype=np.uint8))
+    arguments = (f"--config.data.path={tmp_path / 'mine.npy'}", "--config.training.batch_size=4")
+    for has, steps in ((True, 1), (False, 2)):
+        able = {"avx512_bf16": has}
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda able=able: able, raising=False)
+        assert cli("train", workdir, *arguments, f"--config.training.steps={steps}") == 0
+        assert read_config(workdir).training.precision == "bf16"
+    assert checkpoint.latest(workdir).step == 2
