@@ -162,8 +162,8 @@ def small_contestants(device: torch.device, compiled: bool) -> list[Contestant]:
         "NCSN++": UNet(CHANNELS, **{**PRESETS["cifar10_ncsnpp"], **SMALL}),
     }
 
-    def of(name: str, net: nn.Module, **options: bool) -> Contestant:
-        return Contestant(name, copy.deepcopy(net).to(device), 16, device, **options)
+    def of(name: str, net: nn.Module, autocast: bool = False, as_users_do: bool = False) -> Contestant:
+        return Contestant(name, copy.deepcopy(net).to(device), 16, device, autocast, as_users_do)
 
     result = [of("diffusers DDPM, as users do", theirs, as_users_do=True)]
     result.append(of("diffusers DDPM, tuned", theirs))
@@ -179,8 +179,8 @@ def full_contestants(device: torch.device, batch: int) -> list[Contestant]:
     torch.manual_seed(0)
     ours = UNet(CHANNELS, **PRESETS["cifar10_ddpmpp"])
 
-    def of(name: str, net: nn.Module, **options: bool) -> Contestant:
-        return Contestant(f"{name}, batch {batch}", net.to(device), batch, device, **options)
+    def of(name: str, net: nn.Module, autocast: bool = False, as_users_do: bool = False) -> Contestant:
+        return Contestant(f"{name}, batch {batch}", net.to(device), batch, device, autocast, as_users_do)
 
     last = copy.deepcopy(ours).to(memory_format=torch.channels_last)
     return [

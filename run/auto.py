@@ -32,11 +32,11 @@ def _unresolved(config: ConfigDict) -> list[str]:
     return [key for key in LEVELS if config.sde.get(key) == AUTO]
 
 
-def _with_levels(config: ConfigDict, levels: dict[str, float]) -> ConfigDict:
-    """A locked copy of the configuration with other values of `LEVELS`."""
+def _with(config: ConfigDict, section: str, values: dict[str, object]) -> ConfigDict:
+    """A locked copy of the configuration with other values in a section."""
     config = config.copy_and_resolve_references()
     with config.ignore_type():
-        config.sde.update(levels)
+        config[section].update(values)
     return config.lock()
 
 
@@ -60,7 +60,7 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
         levels["sigma_max"] = largest_distance(to_raw(in_memory(dataset.train), dataset.levels))
     if "N" in unresolved:
         levels["N"] = number_of_levels(levels["sigma_max"], levels["sigma_min"], math.prod(dataset.shape))
-    return _with_levels(config, {key: levels[key] for key in unresolved})
+    return _with(config, "sde", {key: levels[key] for key in unresolved})
 
 
 def resolve_precision(config: ConfigDict, device: torch.device, shape: Sequence[int]) -> ConfigDict:
@@ -68,17 +68,12 @@ def resolve_precision(config: ConfigDict, device: torch.device, shape: Sequence[
     if config.training.precision != AUTO:
         return config
     dtype = precision(AUTO, device, shape)
-    return _with_precision(config, next(name for name, other in PRECISIONS.items() if other == dtype))
-
-
-def _with_precision(config: ConfigDict, name: str) -> ConfigDict:
-    config = config.copy_and_resolve_references()
-    config.training.precision = name
-    return config.lock()
+    name = next(name for name, other in PRECISIONS.items() if other == dtype)
+    return _with(config, "training", {"precision": name})
 
 
 def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     """The configuration with the saved values where it has "auto": those of a run that goes on."""
     if config.training.precision == AUTO:
-        config = _with_precision(config, saved.training.precision)
-    return _with_levels(config, {key: saved.sde[key] for key in _unresolved(config) if key in saved.sde})
+        config = _with(config, "training", {"precision": saved.training.precision})
+    return _with(config, "sde", {key: saved.sde[key] for key in _unresolved(config) if key in saved.sde})

@@ -17,7 +17,7 @@ from run.errors import UserError
 from run.files import unused_stem, write_json
 from run.fitted_grid import build_trained_sampler
 from run.report import print_result
-from run.rundir import load_data, load_trained, read_data_info
+from run.rundir import load_data, load_trained
 from run.sample import SAMPLES, draw_and_save, settings
 from run.samples import in_memory
 
@@ -41,11 +41,11 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
-    dataset = load_data(config, read_data_info(workdir))
+    trained = load_trained(workdir, config, device)
+    dataset = load_data(config, trained.data)
     fewest = min(len(dataset.train), len(dataset.test), section.num_samples)
     if fewest < 2:
         raise UserError(f"evaluate compares two samples or more of each kind, and there is {fewest} of one")
-    trained = load_trained(workdir, config, device)
     path = distributed.from_first(lambda: _matching_file(workdir, section, trained.step))
     if path is None:
         sampler = build_trained_sampler(section, trained, workdir)
@@ -67,8 +67,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     of_train["nearest_training_sample"] = _median_distance(held_out, train)
     result = unused_stem(workdir, "evaluation", ".json").with_suffix(".json")
     record = {"file": file.path.name, "num_samples": len(file.samples), "training_steps": file.training_steps}
-    record |= {"weights": trained.weights, **{key: section[key] for key in ("checkpoint", "label")}}
-    write_json(result, {**record, "samples": of_samples, "real": of_train})
+    write_json(result, {**record, **trained.record(section), "samples": of_samples, "real": of_train})
     rows = [
         ("", f"{'samples':>10}  {'real':>10}"),
         *(

@@ -36,7 +36,7 @@ from run.data import Dataset, bin_width, to_continuous, to_raw
 from run.errors import UserError
 from run.files import unused_stem, write_json
 from run.report import format_duration, print_result, progress_bar
-from run.rundir import TrainedModel, load_data, load_trained, read_data_info
+from run.rundir import TrainedModel, load_data, load_trained
 from sde_lib import (
     SDE,
     SampleNoise,
@@ -87,8 +87,8 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     dequantize = choose(DEQUANTIZATIONS, section.dequantization, "dequantization")
     if "bound" in figures or dequantize is gaussian_dequantization:
         _check_chain(build_sde(config.sde))
-    dataset = load_data(config, read_data_info(workdir))
     trained = load_trained(workdir, config, device)
+    dataset = load_data(config, trained.data)
     start = time.perf_counter()
     scores = {name: FIGURES[name](trained, dataset, section, device) for name in figures}
     if not distributed.is_first():
@@ -104,8 +104,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         "seconds": seconds,
         "num_images": min(section.num_images, len(dataset.test)),
         "training_steps": trained.step,
-        "weights": trained.weights,
-        **{key: config.sampling[key] for key in ("checkpoint", "label")},
+        **trained.record(config.sampling),
         "settings": section.to_dict(),
     }
     if "ode" in scores:

@@ -72,7 +72,7 @@ def save_snapshot(workdir: Path, step: int, averages: Averages) -> None:
 
 
 def clear_snapshots(workdir: Path) -> None:
-    """Removes the snapshots of a start that did not reach its first checkpoint."""
+    """Removes all snapshots."""
     shutil.rmtree(workdir / FOLDER, ignore_errors=True)
 
 

@@ -31,10 +31,8 @@ class Recorder:
     def __init__(self, workdir: Path, step: int, total: int) -> None:
         self._workdir = workdir
         log = workdir / LOG_FILE
-        if step == 0:  # what is there is of a start that did not reach its first checkpoint
-            log.unlink(missing_ok=True)
-            for picture in (workdir / "samples").glob("step_*.png"):
-                picture.unlink()
+        if step == 0:
+            log.unlink(missing_ok=True)  # of a start that did not reach its first checkpoint
         elif log.exists() and not log.read_bytes().endswith(b"\n"):  # torn by a crash or a full disk
             with open(log, "a") as file:
                 file.write("\n")

@@ -83,6 +83,10 @@ class TrainedModel:
     weights: str = "averaged weights"
     """Which weights they are, in words."""
 
+    def record(self, sampling: ConfigDict) -> dict[str, object]:
+        """Which weights a result is of, for its JSON file."""
+        return {"weights": self.weights, "checkpoint": sampling.checkpoint, "label": sampling.label}
+
 
 def write_data_info(workdir: Path, info: DataInfo) -> None:
     write_json(workdir / DATA_FILE, asdict(info))

@@ -76,7 +76,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
             if trainer.step:
                 checkpoint.set_aside_damaged(workdir, trainer.step)
             else:
-                clear_snapshots(workdir)
+                _clear_leftovers(workdir)
             save_config(config, workdir)
             write_data_info(workdir, DataInfo.of(dataset))
             recorder = Recorder(workdir, trainer.step, total_steps(config.training))
@@ -145,6 +145,13 @@ def _loop(
 
 def _preview_path(workdir: Path, step: int) -> Path:
     return workdir / "samples" / f"step_{step:08d}.png"
+
+
+def _clear_leftovers(workdir: Path) -> None:
+    """Removes what a start that did not reach its first checkpoint left."""
+    clear_snapshots(workdir)
+    for picture in _preview_path(workdir, 0).parent.glob("step_*.png"):
+        picture.unlink()
 
 
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:

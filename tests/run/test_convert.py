@@ -57,7 +57,7 @@ def test_it_samples_scores_and_goes_back(folder, tmp_path):
     back = tmp_path / "back"
     assert convert("--to", "diffusers", back, "--workdir", run) == 0
     assert json.loads((back / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
-    x, before, after = torch.randn(2, 1, 8, 8), UNet2DModel.from_pretrained(folder), None
+    x, before = torch.randn(2, 1, 8, 8), UNet2DModel.from_pretrained(folder)
     after = UNet2DModel.from_pretrained(back / "unet")
     with torch.no_grad():
         torch.testing.assert_close(after.eval()(x, 7).sample, before.eval()(x, 7).sample)

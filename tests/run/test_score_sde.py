@@ -10,13 +10,14 @@ from run.build import build_sde
 from run.config import load_config
 from run.configs.score_sde import EXPERIMENTS
 from sde_lib import SDE, ScoreModel
+from sde_lib.sde import expand
 
 
 class Net(nn.Module):
     """Any function of the image and of what it is told."""
 
     def forward(self, x: Tensor, noise: Tensor, cond: object | None = None) -> Tensor:
-        return x.sin() + (noise / 100).cos()[:, None, None, None] + x * noise[:, None, None, None] / 1000
+        return x.sin() + expand((noise / 100).cos(), x) + x * expand(noise, x) / 1000
 
 
 def their_score(name: str, sde: SDE, x: Tensor, t: Tensor) -> Tensor:
@@ -24,15 +25,12 @@ def their_score(name: str, sde: SDE, x: Tensor, t: Tensor) -> Tensor:
 
     Its VE networks centre their input again, and those for continuous σ divide their output by it.
     """
-    net, std = Net(), sde.marginal_prob(torch.zeros_like(x), t)[1][:, None, None, None]
+    net, std = Net(), sde.marginal_prob(x, t)[1]
     if not name.startswith("ve"):
-        return -net(x, t * 999) / std
-    if name.endswith("continuous"):
-        sigma = sde.marginal_prob(x, t)[1] / 2
-        score = net(x, sigma.log()) / sigma[:, None, None, None]
-    else:
-        sigma = std / 2
-        score = net(x, ((sde.T - t) * (sde.N - 1)).round()) / sigma
+        return -net(x, t * 999) / expand(std, x)
+    sigma = std / 2
+    told = sigma.log() if name.endswith("continuous") else ((sde.T - t) * (sde.N - 1)).round()
+    score = net(x, told) / expand(sigma, x)
     return score / 2  # d/dx of the log density of (x + 1)/2
 
 
@@ -45,7 +43,7 @@ def test_score(name: str) -> None:
     x, k = 3 * torch.randn(4, 3, 8, 8).double(), torch.tensor([1.0, 123.0, 700.0, 999.0]).double()
     if name.startswith("vp") and not name.endswith("continuous"):
         t = (k + 1) / 1000  # the chain is DDPM's own
-        theirs = -Net()(x, k) / sde.sqrt_1m_alphas_cumprod[k.long()][:, None, None, None]
+        theirs = -Net()(x, k) / expand(sde.sqrt_1m_alphas_cumprod[k.long()], x)
     else:
         t = k / 999
         theirs = their_score(name, sde, x, t)
