@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python run/main.py --config vpsde
 
-.PHONY: demo test
+.PHONY: demo test types
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -16,6 +16,12 @@ demo: .venv/installed
 	@echo "Digits drawn by the model: runs/vpsde/samples/pc.png"
 	@echo "Held-out digits, bits/dim: runs/vpsde/likelihood.png"
 	@echo "Loss while training:       runs/vpsde/loss_curve.png"
+
+types:
+	mkdir -p build/types/score_diffusion
+	ln -sfn $(CURDIR)/score_diffusion/__init__.py build/types/score_diffusion/__init__.py
+	for folder in sde_lib models samplers run; do ln -sfn $(CURDIR)/$$folder build/types/score_diffusion/$$folder; done
+	$(BIN)/mypy
 
 test: .venv/installed-dev
 	$(BIN)/python -m pytest

@@ -30,10 +30,10 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
-from run.config import load_config
-from run.data import load_dataset
-from run.report import print_table
-from run.trainer import Trainer
+from score_diffusion.run.config import load_config
+from score_diffusion.run.console import print_table
+from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.training.trainer import Trainer
 
 ROUNDS = 3
 

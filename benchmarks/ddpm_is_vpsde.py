@@ -23,9 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers import AncestralSampler, EulerMaruyama, LinearSampler, Sampler, chain_grid
-from samplers.base import CountedScore
-from sde_lib import DDPM, VPSDE, Gaussian, GaussianMixture, generator_for
+from score_diffusion.samplers import AncestralSampler, EulerMaruyama, LinearSampler, Sampler, chain_grid
+from score_diffusion.samplers.base import CountedScore
+from score_diffusion.sde_lib import DDPM, VPSDE, Gaussian, GaussianMixture, generator_for
 
 STEPS = (32, 64, 128, 256, 512, 1024)
 STOP = 1 / 8  # of the paths: at t = 0 ancestral sampling leaves out its last noise, a difference of order ½

@@ -22,10 +22,11 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from run.config import apply_overrides, load_config
-from run.data import Dataset, load_digits
-from run.trainer import Trainer
-from sde_lib import denoising_score_matching, dequantize
+from score_diffusion.run.config import apply_overrides, load_config
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.training.trainer import Trainer
+from score_diffusion.sde_lib import denoising_score_matching, dequantize
 
 
 def bare_loop(trainer: Trainer, dataset: Dataset) -> Callable[[], None]:

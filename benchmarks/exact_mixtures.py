@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import torch
 
-from samplers import AnnealedLangevinSampler, ODESampler, PCSampler, Sampler
-from sde_lib import SDE, GaussianMixture, log_likelihood
+from score_diffusion.samplers import AnnealedLangevinSampler, ODESampler, PCSampler, Sampler
+from score_diffusion.sde_lib import SDE, GaussianMixture, log_likelihood
 from tests.problems import SDES, images, ring, sampling_floor, sliced_wasserstein
 
 SAMPLES, SCORED, EPS = 1000, 8, 1e-5

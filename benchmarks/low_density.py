@@ -33,9 +33,9 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from models import MLP
-from samplers import AnnealedLangevinSampler, log_snr_grid
-from sde_lib import (
+from score_diffusion.models import MLP
+from score_diffusion.samplers import AnnealedLangevinSampler, log_snr_grid
+from score_diffusion.sde_lib import (
     VESDE,
     GaussianMixture,
     ScoreModel,

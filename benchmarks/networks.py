@@ -34,9 +34,9 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from models import PRESETS, UNet
-from run.formats import diffusers as diffusers_format
-from run.report import print_table
+from score_diffusion.models import PRESETS, UNet
+from score_diffusion.run.checkpoints.formats import diffusers as diffusers_format
+from score_diffusion.run.console import print_table
 
 SIZE, CHANNELS = 32, 3
 IN_A_TURN = 3  # steps, and forward passes, that a contestant does in a row

@@ -22,8 +22,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from samplers import SAMPLERS, PCSampler, Sampler, make_sampler, uniform_grid
-from sde_lib import VPSDE
+from score_diffusion.samplers import SAMPLERS, PCSampler, Sampler, make_sampler, uniform_grid
+from score_diffusion.sde_lib import VPSDE
 
 SHAPE, STEPS, ROUNDS = (16, 3, 32, 32), 20, 40
 

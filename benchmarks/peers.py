@@ -19,8 +19,8 @@ import diffusers
 import torch
 from torch import Tensor
 
-from samplers import GRIDS
-from sde_lib import SDE, ScoreFunction, tweedie
+from score_diffusion.samplers import GRIDS
+from score_diffusion.sde_lib import SDE, ScoreFunction, tweedie
 
 DIFFUSERS_GRIDS = ("uniform", "karras", "log_snr", "quadratic")
 

@@ -27,8 +27,16 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import peers, run_peer
-from samplers import GRIDS, SAMPLERS, LinearSampler, ODESampler, fit_grid, make_sampler, runge_kutta_stages
-from sde_lib import (
+from score_diffusion.samplers import (
+    GRIDS,
+    SAMPLERS,
+    LinearSampler,
+    ODESampler,
+    fit_grid,
+    make_sampler,
+    runge_kutta_stages,
+)
+from score_diffusion.sde_lib import (
     EDMSDE,
     SDE,
     VESDE,
@@ -77,8 +85,8 @@ class Problem:
 
     @classmethod
     def trained(cls, workdir: Path, samples: int = 32, steps: int = 150) -> Problem:
-        from run.config import read_config
-        from run.rundir import load_trained
+        from score_diffusion.run.config import read_config
+        from score_diffusion.run.inference.trained_model import load_trained
 
         model = load_trained(workdir, read_config(workdir), torch.device("cpu"))
         times = GRIDS["clock"](model.sde, steps)

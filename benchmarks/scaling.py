@@ -12,7 +12,7 @@ import argparse
 import math
 from dataclasses import dataclass
 
-from run.report import print_table
+from score_diffusion.run.console import print_table
 
 GIB = 2**30
 BUCKET = 25 * 2**20  # bytes of gradients that DDP sends at once

@@ -1,10 +1,10 @@
 """Networks `net(x, noise, cond=None) -> like x`: x is (B, *shape), noise, by default log(σ/α), is (B,)."""
 
-from models.dit import DiT
-from models.embeddings import FourierEmbedding, SinusoidalEmbedding
-from models.mlp import MLP
-from models.presets import PRESETS
-from models.refinenet import NCSN, NCSNv2
-from models.unet import UNet
+from score_diffusion.models.dit import DiT
+from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
+from score_diffusion.models.mlp import MLP
+from score_diffusion.models.presets import PRESETS
+from score_diffusion.models.refinenet import NCSN, NCSNv2
+from score_diffusion.models.unet import UNet
 
 __all__ = ["MLP", "NCSN", "PRESETS", "DiT", "FourierEmbedding", "NCSNv2", "SinusoidalEmbedding", "UNet"]

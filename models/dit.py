@@ -29,10 +29,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditions import Condition, read_condition
-from models.embeddings import NoiseEmbedding
-from models.layers import CONVOLUTIONS, check_inputs, zero_init
-from models.unet import LAYOUTS
+from score_diffusion.models.conditions import Condition, read_condition
+from score_diffusion.models.embeddings import NoiseEmbedding
+from score_diffusion.models.layers import CONVOLUTIONS, check_inputs, zero_init
+from score_diffusion.models.unet import LAYOUTS
 
 
 class DiT(nn.Module):
@@ -44,20 +44,20 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,                   # channels of the images, in and out
-        patch: int = 2,                     # pixels of a patch in each dimension
-        width: int = 384,                   # size of a token; divisible by the heads and by 2 · dims
-        depth: int = 12,                    # blocks
-        heads: int = 6,                     # attention heads
-        mlp_ratio: float = 4.0,             # hidden units of a block's perceptron, in units of width
-        dropout: float = 0.0,               # dropout probability at the end of both branches of a block
-        num_classes: int = 0,               # classes of cond's label; 0 for none
-        out_channels: int | None = None,    # channels of the output; None for in_channels
+        in_channels: int,  # channels of the images, in and out
+        patch: int = 2,  # pixels of a patch in each dimension
+        width: int = 384,  # size of a token; divisible by the heads and by 2 · dims
+        depth: int = 12,  # blocks
+        heads: int = 6,  # attention heads
+        mlp_ratio: float = 4.0,  # hidden units of a block's perceptron, in units of width
+        dropout: float = 0.0,  # dropout probability at the end of both branches of a block
+        num_classes: int = 0,  # classes of cond's label; 0 for none
+        out_channels: int | None = None,  # channels of the output; None for in_channels
         *,
         embedding: str = "sinusoidal_adm",  # of the noise: "sinusoidal_adm", "sinusoidal" or "fourier"
-        embedding_dim: int = 256,           # size of the noise's embedding
+        embedding_dim: int = 256,  # size of the noise's embedding
         embedding_scale: float | None = None,  # of its frequencies; None for its own, 1 for steps
-        dims: int = 2,                      # dimensions of an image
+        dims: int = 2,  # dimensions of an image
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels

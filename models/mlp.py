@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditions import read_condition
-from models.embeddings import NoiseEmbedding
-from models.layers import check_inputs, zero_init
+from score_diffusion.models.conditions import read_condition
+from score_diffusion.models.embeddings import NoiseEmbedding
+from score_diffusion.models.layers import check_inputs, zero_init
 
 
 class MLP(nn.Module):
@@ -27,11 +27,11 @@ class MLP(nn.Module):
 
     def __init__(
         self,
-        dim: int,                    # dimension of the points
-        width: int = 256,            # hidden units, and the size of the noise embedding; even
-        depth: int = 4,              # residual blocks
+        dim: int,  # dimension of the points
+        width: int = 256,  # hidden units, and the size of the noise embedding; even
+        depth: int = 4,  # residual blocks
         embedding: str = "fourier",  # embedding of the noise: "fourier" or "sinusoidal"
-        dropout: float = 0.0,        # dropout probability inside the blocks
+        dropout: float = 0.0,  # dropout probability inside the blocks
     ) -> None:
         super().__init__()
         if dim < 1 or depth < 1:

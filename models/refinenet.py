@@ -38,9 +38,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditions import read_condition
-from models.layers import check_inputs, zero_init
-from models.refinenet_layers import InstanceNormPlus, MakeNorm, NoNorm, RefineBlock, RefineNetResidualBlock
+from score_diffusion.models.conditions import read_condition
+from score_diffusion.models.layers import check_inputs, zero_init
+from score_diffusion.models.refinenet_layers import (
+    InstanceNormPlus,
+    MakeNorm,
+    NoNorm,
+    RefineBlock,
+    RefineNetResidualBlock,
+)
 
 SMALLEST = 4  # pixels of the shorter side at the lowest resolution
 
@@ -142,11 +148,11 @@ class NCSN(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,                           # channels of the images, in and out
-        log_levels: Sequence[float] | Tensor,       # log σ_i of the L noise levels, in any order
-        channels: int = 128,                        # width of the first cascade
+        in_channels: int,  # channels of the images, in and out
+        log_levels: Sequence[float] | Tensor,  # log σ_i of the L noise levels, in any order
+        channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),          # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
     ) -> None:
         table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype()).detach().clone()
         if table.ndim != 1 or not table.isfinite().all() or len(table.unique()) < max(1, len(table)):
@@ -178,10 +184,10 @@ class NCSNv2(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,                           # channels of the images, in and out
-        channels: int = 128,                        # width of the first cascade
+        in_channels: int,  # channels of the images, in and out
+        channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),          # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
     ) -> None:
         norms = (InstanceNormPlus, NoNorm)
         super().__init__(in_channels, channels, multipliers, dilations, *norms, max_pool=True)

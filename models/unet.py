@@ -34,9 +34,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.conditions import Condition, ConditionEmbedding, read_condition
-from models.embeddings import NoiseEmbedding
-from models.layers import (
+from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
+from score_diffusion.models.embeddings import NoiseEmbedding
+from score_diffusion.models.layers import (
     CONVOLUTIONS,
     CrossAttention,
     Downsample,
@@ -62,35 +62,35 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,                        # channels of the images, in and out
-        channels: int = 64,                      # width of the finest level for a multiplier of 1; even
-        multipliers: Sequence[int] = (1, 2),     # width of each level in units of channels, finest first
-        blocks_per_level: int = 2,               # residual blocks per level of the encoder
+        in_channels: int,  # channels of the images, in and out
+        channels: int = 64,  # width of the finest level for a multiplier of 1; even
+        multipliers: Sequence[int] = (1, 2),  # width of each level in units of channels, finest first
+        blocks_per_level: int = 2,  # residual blocks per level of the encoder
         attention_levels: Sequence[int] = (1,),  # levels whose blocks end in self-attention, 0 is the finest
-        heads: int = 4,                          # attention heads; divides the attending widths
-        dropout: float = 0.0,                    # dropout probability inside the residual blocks
-        embedding: str = "sinusoidal",           # of the noise: "sinusoidal", "sinusoidal_adm" or "fourier"
-        out_channels: int | None = None,         # channels of the output; None for in_channels
+        heads: int = 4,  # attention heads; divides the attending widths
+        dropout: float = 0.0,  # dropout probability inside the residual blocks
+        embedding: str = "sinusoidal",  # of the noise: "sinusoidal", "sinusoidal_adm" or "fourier"
+        out_channels: int | None = None,  # channels of the output; None for in_channels
         *,
-        head_channels: int | None = None,        # channels per attention head, instead of a number of heads
-        decoder_attention: str = "block",        # where a decoder level attends: each "block", or its end
-        embedding_dim: int | None = None,        # size of the noise's embedding; None for channels
-        embedding_scale: float | None = None,    # of its frequencies; None for its own, 1 for steps
-        modulation: str = "scale_shift",         # how the noise acts on a block: "scale_shift" or "shift"
-        resampling: str = "conv",                # "conv", "conv_asymmetric", "residual" or "biggan"
-        filter: str = "box",                     # of resampling: "box" or "fir"
-        rescale: bool = False,                   # whether sums of two branches are divided by √2
-        input_pyramid: str = "none",             # growing pyramid of the input: "none", "skip", "residual"
-        output_pyramid: str = "none",            # and of the output
-        combine: str = "sum",                    # how a "skip" of the input joins in: "sum" or "cat"
-        norm_groups: int | None = None,          # of every group norm; None for at most 32, of four or more
-        norm_eps: float = 1e-5,                  # what group norm adds to a variance
-        initialization: str = "torch",           # of the weights: PyTorch's, or "ddpm"'s by fan average
-        dims: int = 2,                           # dimensions of an image
-        num_classes: int = 0,                    # classes of cond's label; 0 for none
-        vector_dim: int = 0,                     # size of cond's vector; 0 for none
-        token_dim: int = 0,                      # size of cond's tokens, for cross-attention; 0 for none
-        image_channels: int = 0,                 # channels of cond's image; 0 for none
+        head_channels: int | None = None,  # channels per attention head, instead of a number of heads
+        decoder_attention: str = "block",  # where a decoder level attends: each "block", or its end
+        embedding_dim: int | None = None,  # size of the noise's embedding; None for channels
+        embedding_scale: float | None = None,  # of its frequencies; None for its own, 1 for steps
+        modulation: str = "scale_shift",  # how the noise acts on a block: "scale_shift" or "shift"
+        resampling: str = "conv",  # "conv", "conv_asymmetric", "residual" or "biggan"
+        filter: str = "box",  # of resampling: "box" or "fir"
+        rescale: bool = False,  # whether sums of two branches are divided by √2
+        input_pyramid: str = "none",  # growing pyramid of the input: "none", "skip", "residual"
+        output_pyramid: str = "none",  # and of the output
+        combine: str = "sum",  # how a "skip" of the input joins in: "sum" or "cat"
+        norm_groups: int | None = None,  # of every group norm; None for at most 32, of four or more
+        norm_eps: float = 1e-5,  # what group norm adds to a variance
+        initialization: str = "torch",  # of the weights: PyTorch's, or "ddpm"'s by fan average
+        dims: int = 2,  # dimensions of an image
+        num_classes: int = 0,  # classes of cond's label; 0 for none
+        vector_dim: int = 0,  # size of cond's vector; 0 for none
+        token_dim: int = 0,  # size of cond's tokens, for cross-attention; 0 for none
+        image_channels: int = 0,  # channels of cond's image; 0 for none
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
@@ -113,9 +113,7 @@ class UNet(nn.Module):
         levels = range(len(multipliers))
         widths = [channels * m for m in multipliers]
 
-        self.embedding = NoiseEmbedding(
-            embedding, embedding_dim or channels, self.emb_dim, embedding_scale
-        )
+        self.embedding = NoiseEmbedding(embedding, embedding_dim or channels, self.emb_dim, embedding_scale)
         self.condition = ConditionEmbedding(num_classes, vector_dim, self.emb_dim)
         self.conv_in = self.style.conv(in_channels + image_channels, channels)
 
@@ -223,9 +221,7 @@ class UNet(nn.Module):
         everything = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
         return tokens, given.get("mask", everything)
 
-    def _encode(
-        self, x: Tensor, emb: Tensor, tokens: tuple[Tensor, ...]
-    ) -> tuple[Tensor, list[Tensor]]:
+    def _encode(self, x: Tensor, emb: Tensor, tokens: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The features at the coarsest level, and the stack of all that the decoder reads."""
         h, pyramid = self.conv_in(x), x
         stack = [h]

@@ -14,10 +14,10 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from models import MLP, NCSN, DiT, NCSNv2, UNet
-from run.config import AUTO
-from run.errors import UserError
-from samplers import (
+from score_diffusion.models import MLP, NCSN, DiT, NCSNv2, UNet
+from score_diffusion.run.config import AUTO
+from score_diffusion.run.errors import UserError
+from score_diffusion.samplers import (
     GRIDS,
     AdaptiveSDESampler,
     AncestralSampler,
@@ -32,7 +32,7 @@ from samplers import (
     find_sampler,
     log_snr_grid,
 )
-from sde_lib import (
+from score_diffusion.sde_lib import (
     BETA_TABLES,
     DDPM,
     EDMSDE,

@@ -17,15 +17,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from run.configs import base
-from run.errors import UserError
-from run.files import write_atomic
-from run.user_function import absolute
+from score_diffusion.run.configs import base
+from score_diffusion.run.data.user_function import absolute
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import write_atomic
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
 AUTO = "auto"
-AUTO_KEYS = {  # keys that may be "auto", NCSNv2's rule (auto.py and build.py), and their types otherwise
+AUTO_KEYS = {  # keys that may be "auto" (a rule of NCSNv2), and their types otherwise
     "sde.sigma_max": float,
     "sde.N": int,
     "sampling.ald_step_size": float,
@@ -90,7 +90,9 @@ def config_names() -> list[str]:
     """The experiments that `--config NAME` knows."""
     names = []
     for stem in sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base")):
-        experiments = getattr(importlib.import_module(f"run.configs.{stem}"), "EXPERIMENTS", {})
+        experiments = getattr(
+            importlib.import_module(f"score_diffusion.run.configs.{stem}"), "EXPERIMENTS", {}
+        )
         names += [f"{stem}:{experiment}" for experiment in experiments] or [stem]
     return names
 
@@ -111,7 +113,7 @@ def load_config(name: str) -> ConfigDict:
     """
     stem, _, experiment = name.partition(":")
     if name in config_names():
-        module = importlib.import_module(f"run.configs.{stem}")
+        module = importlib.import_module(f"score_diffusion.run.configs.{stem}")
     elif stem.endswith(".py"):
         module = _import_file(Path(stem))
     else:
@@ -153,7 +155,9 @@ def _check_complete(config: ConfigDict, source: str) -> None:
     present = flatten(config)
     missing = [key for key in [*required, "sde.name", "model.name"] if key not in present]
     if missing:
-        raise UserError(f"{source} lacks {', '.join(missing)}; start from run.configs.base.get_config()")
+        raise UserError(
+            f"{source} lacks {', '.join(missing)}; start from score_diffusion.run.configs.base.get_config()"
+        )
 
 
 def flatten(config: ConfigDict, prefix: str = "") -> dict[str, object]:

@@ -27,7 +27,7 @@ if __name__ == "__main__":  # run as a script: import the packages beside this f
 
 from absl import flags
 
-from run.errors import UserError
+from score_diffusion.run.errors import UserError
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
     import torch
@@ -106,7 +106,9 @@ def _fail(message: str) -> int:
 
 
 def _run(argv: list[str]) -> int:
-    from run.config import split_overrides  # here, so that --help and mistyped flags are answered at once
+    from score_diffusion.run.config import (
+        split_overrides,  # here, so that --help and mistyped flags are answered at once
+    )
 
     values = define_flags()
     arguments, overrides = split_overrides(argv)
@@ -130,7 +132,7 @@ def _run(argv: list[str]) -> int:
             raise UserError("--dry_run has no meaning for --mode convert, which computes nothing")
         return _convert(values, workdir, overrides, path)
     config = _resolve(values, workdir, overrides)
-    from run.distributed import processes
+    from score_diffusion.run.distributed.processes import processes
 
     with processes():
         if values.dry_run:
@@ -142,8 +144,8 @@ def _convert(
     values: flags.FlagValues, workdir: Path, overrides: list[tuple[str, str]], path: str | None
 ) -> int:
     """Runs `--mode convert`, which alone takes a path behind its options."""
-    from run.config import apply_overrides, load_config, read_config
-    from run.convert import READERS, WRITERS, export_checkpoint, import_checkpoint
+    from score_diffusion.run.commands.convert import READERS, WRITERS, export_checkpoint, import_checkpoint
+    from score_diffusion.run.config import apply_overrides, load_config, read_config
 
     source, target = values["from"].value, values["to"].value
     if (source is None) == (target is None):
@@ -163,8 +165,8 @@ def _convert(
 
 
 def _list_samplers() -> int:
-    from run.report import print_table
-    from samplers import sampler_table
+    from score_diffusion.run.console import print_table
+    from score_diffusion.samplers import sampler_table
 
     print_table(sampler_table())
     return 0
@@ -172,8 +174,8 @@ def _list_samplers() -> int:
 
 def _resolve(values: flags.FlagValues, workdir: Path, overrides: list[tuple[str, str]]) -> ConfigDict:
     """The configuration to work with: the experiment's for training, else that of the run directory."""
-    from run.config import CONFIG_FILE, apply_overrides, load_config, read_config
-    from run.rundir import read_data_info
+    from score_diffusion.run.config import CONFIG_FILE, apply_overrides, load_config, read_config
+    from score_diffusion.run.data.info import read_data_info
 
     mode, name = values.mode, values.config
     goes_on = values.workdir and not values["config"].present and (workdir / CONFIG_FILE).exists()
@@ -197,7 +199,7 @@ def _device(name: str) -> torch.device:
     """The device of this process: of several on a machine with GPUs, each has its own."""
     import torch
 
-    from run.distributed import local_rank, world_size
+    from score_diffusion.run.distributed.processes import local_rank, world_size
 
     if name == "cpu" or not torch.cuda.is_available():
         if name == "cuda":
@@ -215,11 +217,11 @@ def _device(name: str) -> torch.device:
 
 
 def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
-    from run.auto import resolve_levels
-    from run.data import load_dataset
-    from run.dry_run import dry_run
-    from run.rundir import DataInfo, read_data_info
-    from run.trainer import check
+    from score_diffusion.run.commands.dry_run import dry_run
+    from score_diffusion.run.data.info import DataInfo, read_data_info
+    from score_diffusion.run.data.load import load_dataset
+    from score_diffusion.run.training.resolve_auto import resolve_levels
+    from score_diffusion.run.training.trainer import check
 
     if mode not in ("train", "data"):
         return dry_run(config, read_data_info(workdir))
@@ -230,22 +232,22 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
 
 def _dispatch(mode: str, config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Each mode imports what it needs: TensorBoard is slow to import and only training writes it."""
-    from run.distributed import is_first
+    from score_diffusion.run.distributed.processes import is_first
 
     if mode in ("data", "report") and not is_first():
         return 0  # there is nothing to share
     if mode == "train":
-        from run.train import train as command
+        from score_diffusion.run.commands.train import train as command
     elif mode == "sample":
-        from run.sample import sample as command
+        from score_diffusion.run.commands.sample import sample as command
     elif mode == "data":
-        from run.inspect_data import inspect_data as command
+        from score_diffusion.run.commands.data import inspect_data as command
     elif mode == "likelihood":
-        from run.likelihood import likelihood as command
+        from score_diffusion.run.commands.likelihood import likelihood as command
     elif mode == "report":
-        from run.html_report import report as command
+        from score_diffusion.run.commands.report import report as command
     else:
-        from run.evaluate import evaluate as command
+        from score_diffusion.run.commands.evaluate import evaluate as command
     return command(config, workdir, device)
 
 

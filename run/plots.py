@@ -14,7 +14,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from PIL import Image
 
-from run.files import write_atomic
+from score_diffusion.run.files import write_atomic
 
 SHORT_LINE = 12  # points of a line that are marked, so that a single one can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read

@@ -3,13 +3,13 @@
 Every sampler has the same call: `result = sampler(score, shape, seed=0)`.
 """
 
-from samplers.adaptive import AdaptiveSDESampler
-from samplers.ancestral import AncestralSampler, DDIMSampler
-from samplers.base import Sampler, SampleResult, StepSampler
-from samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
-from samplers.fit_grid import fit_grid
-from samplers.fixed_batches import FixedBatches
-from samplers.grids import (
+from score_diffusion.samplers.adaptive import AdaptiveSDESampler
+from score_diffusion.samplers.ancestral import AncestralSampler, DDIMSampler
+from score_diffusion.samplers.base import Sampler, SampleResult, StepSampler
+from score_diffusion.samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
+from score_diffusion.samplers.fit_grid import fit_grid
+from score_diffusion.samplers.fixed_batches import FixedBatches
+from score_diffusion.samplers.grids import (
     GRIDS,
     chain_grid,
     clock_grid,
@@ -18,13 +18,37 @@ from samplers.grids import (
     quadratic_grid,
     uniform_grid,
 )
-from samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
-from samplers.ode import ODE_METHODS, ODESampler, interpolate, reconstruction_error
-from samplers.predictor_corrector import CORRECTORS, AnnealedLangevin, Corrector, Langevin, PCSampler
-from samplers.predictors import PREDICTORS, Ancestral, EulerMaruyama, Predictor, ReverseDiffusion
-from samplers.program import LinearSampler, Stage
-from samplers.registry import DEFAULT, SAMPLERS, SamplerSpec, find_sampler, make_sampler, sampler_table
-from samplers.runge_kutta import dpm_solver_2s_stages, edm_stages, restart_stages, runge_kutta_stages
+from score_diffusion.samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
+from score_diffusion.samplers.linear import LinearSampler, Stage
+from score_diffusion.samplers.ode import ODE_METHODS, ODESampler, interpolate, reconstruction_error
+from score_diffusion.samplers.predictor_corrector import (
+    CORRECTORS,
+    AnnealedLangevin,
+    Corrector,
+    Langevin,
+    PCSampler,
+)
+from score_diffusion.samplers.predictors import (
+    PREDICTORS,
+    Ancestral,
+    EulerMaruyama,
+    Predictor,
+    ReverseDiffusion,
+)
+from score_diffusion.samplers.registry import (
+    DEFAULT,
+    SAMPLERS,
+    SamplerSpec,
+    find_sampler,
+    make_sampler,
+    sampler_table,
+)
+from score_diffusion.samplers.runge_kutta import (
+    dpm_solver_2s_stages,
+    edm_stages,
+    restart_stages,
+    runge_kutta_stages,
+)
 
 __all__ = [
     "CORRECTORS",

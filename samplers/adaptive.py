@@ -26,10 +26,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, Sampler, mean_square_each
-from samplers.grids import uniform_grid
-from samplers.runge_kutta import Tableau
-from sde_lib import SDE, SampleNoise, expand
+from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
+from score_diffusion.samplers.grids import uniform_grid
+from score_diffusion.samplers.runge_kutta import Tableau
+from score_diffusion.sde_lib import SDE, SampleNoise, expand
 
 SMALLEST_STEP = 1e-12  # of the whole interval: below it rounding is all that is left of a step
 

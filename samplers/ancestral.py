@@ -21,11 +21,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, StepSampler
-from samplers.grids import chain_grid
-from samplers.predictors import ddim_stages
-from samplers.program import LinearSampler, checked_clip
-from sde_lib import SDE, SampleNoise, ScoreFunction, check_variance, expand, reverse_transition
+from score_diffusion.samplers.base import CountedScore, StepSampler
+from score_diffusion.samplers.grids import chain_grid
+from score_diffusion.samplers.linear import LinearSampler, checked_clip
+from score_diffusion.samplers.predictors import ddim_stages
+from score_diffusion.sde_lib import (
+    SDE,
+    SampleNoise,
+    ScoreFunction,
+    check_variance,
+    expand,
+    reverse_transition,
+)
 
 
 class AncestralSampler(StepSampler):

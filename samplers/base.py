@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_lib import SDE, SampleNoise, ScoreFunction, score_and_fraction, tweedie
+from score_diffusion.sde_lib import SDE, SampleNoise, ScoreFunction, score_and_fraction, tweedie
 
 State = Any
 """What a sampler carries from step to step besides x: nothing, a running average, a method's history."""

@@ -48,10 +48,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.grids import clock
-from samplers.predictors import stochasticity_at
-from samplers.program import Path, Stage, combined
-from sde_lib import SDE
+from score_diffusion.samplers.grids import clock
+from score_diffusion.samplers.linear import Path, Stage, combined
+from score_diffusion.samplers.predictors import stochasticity_at
+from score_diffusion.sde_lib import SDE
 
 QUADRATURE_POINTS = 32
 

@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from samplers.base import Sampler
-from samplers.exponential import exponential_adams_stages
-from samplers.grids import clock, clock_grid, clock_times
-from samplers.program import LinearSampler
-from sde_lib import SDE, ScoreFunction
+from score_diffusion.samplers.base import Sampler
+from score_diffusion.samplers.exponential import exponential_adams_stages
+from score_diffusion.samplers.grids import clock, clock_grid, clock_times
+from score_diffusion.samplers.linear import LinearSampler
+from score_diffusion.sde_lib import SDE, ScoreFunction
 
 FINE_STEPS = 128  # of the solution that the samples are compared with
 KNOTS = 8

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib import ScoreFunction, score_and_fraction
+from score_diffusion.sde_lib import ScoreFunction, score_and_fraction
 
 
 class FixedBatches:

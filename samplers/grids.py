@@ -17,7 +17,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib import SDE, chain_times
+from score_diffusion.sde_lib import SDE, chain_times
 
 
 def _checked(sde: SDE, steps: int, eps: float | None) -> float:

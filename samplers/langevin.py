@@ -39,10 +39,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, StepSampler
-from samplers.grids import log_snr_grid
-from samplers.program import Path
-from sde_lib import SDE, SampleNoise
+from score_diffusion.samplers.base import CountedScore, StepSampler
+from score_diffusion.samplers.grids import log_snr_grid
+from score_diffusion.samplers.linear import Path
+from score_diffusion.sde_lib import SDE, SampleNoise
 
 
 class _AnnealedSampler(StepSampler):

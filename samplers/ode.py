@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from samplers.adaptive import PAIRS, solve_each
-from samplers.ancestral import DDIMSampler
-from samplers.base import CountedScore, Sampler, mean_square_each
-from samplers.grids import uniform_grid
-from sde_lib import SDE, SampleNoise, ScoreFunction, expand
-from sde_lib.ode import FIXED_METHODS
+from score_diffusion.samplers.adaptive import PAIRS, solve_each
+from score_diffusion.samplers.ancestral import DDIMSampler
+from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
+from score_diffusion.samplers.grids import uniform_grid
+from score_diffusion.sde_lib import SDE, SampleNoise, ScoreFunction, expand
+from score_diffusion.sde_lib.ode_solver import FIXED_METHODS
 
 ODE_METHODS = (*reversed(PAIRS), *FIXED_METHODS)
 

@@ -21,11 +21,11 @@ from collections import deque
 import torch
 from torch import Tensor
 
-from samplers.base import CountedScore, StepSampler, mean_square_each
-from samplers.grids import uniform_grid
-from samplers.predictors import PREDICTORS, NoPredictor, Predictor
-from samplers.program import Path, move
-from sde_lib import SDE, SampleNoise
+from score_diffusion.samplers.base import CountedScore, StepSampler, mean_square_each
+from score_diffusion.samplers.grids import uniform_grid
+from score_diffusion.samplers.linear import Path, move
+from score_diffusion.samplers.predictors import PREDICTORS, NoPredictor, Predictor
+from score_diffusion.sde_lib import SDE, SampleNoise
 
 
 class Corrector:

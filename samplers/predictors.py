@@ -28,8 +28,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from samplers.program import Path, Stage, one_stage_a_step
-from sde_lib import SDE
+from score_diffusion.samplers.linear import Path, Stage, one_stage_a_step
+from score_diffusion.sde_lib import SDE
 
 Stochasticity = float | Callable[[Tensor], Tensor]
 """η >= 0 (1: the reverse SDE, 0: the probability-flow ODE), or η(t) as a function of times of any shape."""

@@ -14,18 +14,23 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.adaptive import AdaptiveSDESampler
-from samplers.ancestral import AncestralSampler, DDIMSampler
-from samplers.base import Sampler
-from samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
-from samplers.grids import GRIDS
-from samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
-from samplers.ode import ODESampler
-from samplers.predictor_corrector import PCSampler
-from samplers.predictors import Ancestral, EulerMaruyama, ReverseDiffusion
-from samplers.program import LinearSampler, Stage
-from samplers.runge_kutta import dpm_solver_2s_stages, edm_stages, restart_stages, runge_kutta_stages
-from sde_lib import SDE
+from score_diffusion.samplers.adaptive import AdaptiveSDESampler
+from score_diffusion.samplers.ancestral import AncestralSampler, DDIMSampler
+from score_diffusion.samplers.base import Sampler
+from score_diffusion.samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
+from score_diffusion.samplers.grids import GRIDS
+from score_diffusion.samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
+from score_diffusion.samplers.linear import LinearSampler, Stage
+from score_diffusion.samplers.ode import ODESampler
+from score_diffusion.samplers.predictor_corrector import PCSampler
+from score_diffusion.samplers.predictors import Ancestral, EulerMaruyama, ReverseDiffusion
+from score_diffusion.samplers.runge_kutta import (
+    dpm_solver_2s_stages,
+    edm_stages,
+    restart_stages,
+    runge_kutta_stages,
+)
+from score_diffusion.sde_lib import SDE
 
 DEFAULT = "eabm"
 """The sampler to take where nothing speaks for another."""

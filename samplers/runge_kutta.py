@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from samplers.exponential import denoised_values, noisy_path
-from samplers.grids import karras_times
-from samplers.program import Path, Stage, stages_of_step
-from sde_lib import SDE
+from score_diffusion.samplers.exponential import denoised_values, noisy_path
+from score_diffusion.samplers.grids import karras_times
+from score_diffusion.samplers.linear import Path, Stage, stages_of_step
+from score_diffusion.sde_lib import SDE
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,24 @@
 alone.
 """
 
-from sde_lib.ddpm import DDPM, VARIANCES, chain_times, check_variance, reverse_transition, score_and_fraction
-from sde_lib.exact import Gaussian, GaussianMixture
-from sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
-from sde_lib.losses import (
+from score_diffusion.sde_lib.beta_tables import (
+    BETA_TABLES,
+    cosine_betas,
+    linear_betas,
+    quadratic_betas,
+    sigmoid_betas,
+)
+from score_diffusion.sde_lib.ddpm import (
+    DDPM,
+    VARIANCES,
+    chain_times,
+    check_variance,
+    reverse_transition,
+    score_and_fraction,
+)
+from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
+from score_diffusion.sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
+from score_diffusion.sde_lib.losses import (
     WEIGHTINGS,
     EDMWeighting,
     LearnedUncertainty,
@@ -17,7 +31,7 @@ from sde_lib.losses import (
     sample_times,
     stratified_uniform,
 )
-from sde_lib.ncsn_levels import (
+from score_diffusion.sde_lib.ncsn_levels import (
     SMALLEST_DIMENSION,
     geometric_levels,
     langevin_epsilon,
@@ -29,18 +43,26 @@ from sde_lib.ncsn_levels import (
     relative_step_size,
     variance_ratio,
 )
-from sde_lib.noise import SampleNoise, generator_for
-from sde_lib.noise_levels import BETA_TABLES, cosine_betas, linear_betas, quadratic_betas, sigmoid_betas
-from sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
-from sde_lib.score import ConditionalScore, ScoreModel, tweedie
-from sde_lib.score_matching import (
+from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
+from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
+from score_diffusion.sde_lib.score import ConditionalScore, ScoreModel, tweedie
+from score_diffusion.sde_lib.score_matching import (
     draw_probes,
     implicit_score_matching,
     perturbed_score_matching,
     sliced_score_matching,
 )
-from sde_lib.sde import SDE, VESDE, VPSDE, ReverseSDE, ScoreFunction, SubVPSDE, expand, subVPSDE
-from sde_lib.vlb import (
+from score_diffusion.sde_lib.sde import (
+    SDE,
+    VESDE,
+    VPSDE,
+    ReverseSDE,
+    ScoreFunction,
+    SubVPSDE,
+    expand,
+    subVPSDE,
+)
+from score_diffusion.sde_lib.vlb import (
     ImportanceSampledSteps,
     VariationalBound,
     decoder_log_prob,

@@ -31,8 +31,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from sde_lib.score import tweedie
-from sde_lib.sde import SDE, ScoreFunction, VariancePreserving, expand
+from score_diffusion.sde_lib.score import tweedie
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, VariancePreserving, expand
 
 VARIANCES = ("small", "large", "learned")
 

@@ -22,8 +22,8 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.noise import generator_for
-from sde_lib.sde import SDE, ScoreFunction
+from score_diffusion.sde_lib.random_streams import generator_for
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction
 
 
 class GaussianMixture:

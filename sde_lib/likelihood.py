@@ -31,9 +31,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_lib.noise import SampleNoise
-from sde_lib.ode import solve_adaptively, worst_sample_norm
-from sde_lib.sde import SDE, ScoreFunction
+from score_diffusion.sde_lib.ode_solver import solve_adaptively, worst_sample_norm
+from score_diffusion.sde_lib.random_streams import SampleNoise
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction
 
 DIVERGENCES = ("hutchinson", "exact")
 PROBES = ("rademacher", "gaussian")

@@ -47,7 +47,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde_lib.sde import SDE, ScoreFunction, expand
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 Weighting = Callable[[SDE, Tensor], Tensor]
 """`weighting(sde, t) -> w(t)`: the weights of the noise's error at times t, like t."""

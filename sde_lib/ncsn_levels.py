@@ -33,7 +33,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib.sde import SDE
+from score_diffusion.sde_lib.sde import SDE
 
 SMALLEST_DIMENSION = 5  # below it √(2D) < 3, and the equation of Technique 2 has no solution
 

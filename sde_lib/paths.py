@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from sde_lib.sde import SDE, VariancePreserving
+from score_diffusion.sde_lib.sde import SDE, VariancePreserving
 
 
 class CosineVPSDE(VariancePreserving):

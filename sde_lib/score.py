@@ -48,7 +48,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sde_lib.sde import SDE, ScoreFunction, expand
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from sde_lib.losses import Weighting, find_weighting
-from sde_lib.sde import SDE, expand
+from score_diffusion.sde_lib.losses import Weighting, find_weighting
+from score_diffusion.sde_lib.sde import SDE, expand
 
 OBJECTIVES = ("implicit", "sliced", "sliced_vr")
 PROBE_LAWS = ("rademacher", "gaussian", "sphere")

@@ -32,11 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sde_lib.ddpm import chain_times, check_variance, reverse_transition, score_and_fraction
-from sde_lib.likelihood import dequantize
-from sde_lib.losses import denoising_score_matching
-from sde_lib.noise import SampleNoise
-from sde_lib.sde import SDE, ScoreFunction, expand
+from score_diffusion.sde_lib.ddpm import chain_times, check_variance, reverse_transition, score_and_fraction
+from score_diffusion.sde_lib.likelihood import dequantize
+from score_diffusion.sde_lib.losses import denoising_score_matching
+from score_diffusion.sde_lib.random_streams import SampleNoise
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 _FAR = 1e30  # standard deviations: an open bin's end, finite so that its gradient is 0 and not NaN
 

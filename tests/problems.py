@@ -9,9 +9,9 @@ import math
 import torch
 from torch import Tensor
 
-from samplers import Sampler
-from samplers.base import CountedScore
-from sde_lib import (
+from score_diffusion.samplers import Sampler
+from score_diffusion.samplers.base import CountedScore
+from score_diffusion.sde_lib import (
     EDMSDE,
     SDE,
     VESDE,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import (
+from score_diffusion.samplers import (
     AncestralSampler,
     DDIMSampler,
     LinearSampler,
@@ -20,7 +20,7 @@ from samplers import (
     log_snr_grid,
     unipc_stages,
 )
-from sde_lib import DDPM, EDMSDE, VARIANCES, VPSDE, Gaussian, cosine_betas, linear_betas
+from score_diffusion.sde_lib import DDPM, EDMSDE, VARIANCES, VPSDE, Gaussian, cosine_betas, linear_betas
 from tests.problems import carry
 
 diffusers = pytest.importorskip("diffusers")

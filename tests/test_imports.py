@@ -1,35 +1,113 @@
-"""The import arrows: models and sde_lib know nothing of the project, samplers know sde_lib, run knows all."""
+"""The import arrows: models and sde_lib know nothing of the project, samplers know sde_lib, run knows all.
+
+Inside run/ each room may import the rooms that ROOMS lists for it, which has no circle, and no command
+imports another.
+"""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections.abc import Iterator
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED = {
+PROJECT = "score_diffusion"
+FOLDERS = {
     "models": {"models", "torch"},
     "sde_lib": {"sde_lib", "torch", "torchdiffeq"},
     "samplers": {"samplers", "torch", "torchdiffeq", "sde_lib"},
 }
+ROOMS = {  # a folder of run/, or a file of it by its stem
+    "errors": set(),
+    "files": set(),
+    "plots": {"files"},
+    "distributed": {"errors"},
+    "console": {"distributed"},
+    "data": {"console", "errors", "files"},
+    "configs": set(),
+    "config": {"configs", "data", "errors", "files"},
+    "build": {"config", "errors"},
+    "checkpoints": {"console", "distributed", "errors", "files"},
+    "evaluation": {"errors"},
+    "training": {
+        "build",
+        "checkpoints",
+        "config",
+        "console",
+        "data",
+        "distributed",
+        "errors",
+        "files",
+        "plots",
+    },
+    "inference": {
+        *("build", "checkpoints", "console", "data", "distributed", "errors", "files", "plots", "training"),
+    },
+    "commands": {
+        *("build", "checkpoints", "config", "configs", "console", "data", "distributed", "errors"),
+        *("evaluation", "files", "inference", "plots", "training"),
+    },
+    "main": {"commands", "config", "console", "data", "distributed", "errors", "training"},
+}
 
 
-def imported_packages(path: Path) -> set[str]:
-    packages = set()
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports; of `from a.b import c` also a.b.c, in case c is a module."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            packages |= {alias.name.partition(".")[0] for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
-            packages.add(node.module.partition(".")[0])
-    return packages
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: write imports from {PROJECT} in full"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("package", list(ALLOWED))
-def test_import_arrows(package: str):
-    files = sorted((ROOT / package).rglob("*.py"))
+def imported_folders(path: Path) -> set[str]:
+    """The top-level packages that a file imports; of this project its folders."""
+    parts = (name.split(".") for name in imports(path))
+    return {names[1] if names[0] == PROJECT else names[0] for names in parts}
+
+
+def room_of(path: Path) -> str:
+    return path.relative_to(ROOT / "run").with_suffix("").parts[0]
+
+
+def imported_rooms(path: Path) -> set[str]:
+    parts = (name.split(".") for name in imports(path))
+    return {names[2] for names in parts if names[:2] == [PROJECT, "run"] and len(names) > 2}
+
+
+@pytest.mark.parametrize("folder", list(FOLDERS))
+def test_arrows_between_folders(folder: str):
+    files = sorted((ROOT / folder).rglob("*.py"))
     assert files
     for path in files:
-        foreign = imported_packages(path) - ALLOWED[package] - set(sys.stdlib_module_names)
+        foreign = imported_folders(path) - FOLDERS[folder] - set(sys.stdlib_module_names)
         assert not foreign, f"{path.relative_to(ROOT)} must not import {', '.join(sorted(foreign))}"
+
+
+def test_arrows_between_the_rooms_of_run():
+    files = [
+        path
+        for path in sorted((ROOT / "run").rglob("*.py"))
+        if path.parent.name != "run" or path.stem != "__init__"
+    ]
+    assert {room_of(path) for path in files} == set(ROOMS)
+    for path in files:
+        foreign = imported_rooms(path) - ROOMS[room_of(path)] - {room_of(path)}
+        assert not foreign, f"{path.relative_to(ROOT)} must not import {', '.join(sorted(foreign))}"
+
+
+def test_the_rooms_have_no_circle():
+    order = list(TopologicalSorter(ROOMS).static_order())
+    assert order[-1] == "main"
+
+
+def test_no_command_imports_another():
+    commands = sorted((ROOT / "run/commands").glob("*.py"))
+    assert len(commands) > 5
+    for path in commands:
+        assert "commands" not in imported_rooms(path), f"{path.relative_to(ROOT)} imports another command"

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from run.configs import improved_ddpm
+from score_diffusion.run.configs import improved_ddpm
 
 
 def get_config() -> ConfigDict:
-    from models import PRESETS
+    from score_diffusion.models import PRESETS
 
     config = improved_ddpm.get_config()
     config.data.update(flip=True, image_size=64)

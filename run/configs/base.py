@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, FieldReference
 
 def unet_defaults() -> dict[str, object]:
     """The arguments of `models.UNet` that have a default."""
-    from models import UNet  # here, so that --help does not wait for torch
+    from score_diffusion.models import UNet  # here, so that --help does not wait for torch
 
     parameters = inspect.signature(UNet).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
@@ -20,7 +20,7 @@ def unet_defaults() -> dict[str, object]:
 
 def get_config() -> ConfigDict:
     """All sections but `sde`."""
-    from models import PRESETS
+    from score_diffusion.models import PRESETS
 
     config = ConfigDict()
     config.seed = 0  # of the initial weights, the order of the data and the noise in training

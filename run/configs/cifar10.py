@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from run.configs import vpsde
+from score_diffusion.run.configs import vpsde
 
 
 def get_config() -> ConfigDict:
-    from models import PRESETS
+    from score_diffusion.models import PRESETS
 
     config = vpsde.get_config()
     config.data.flip = True

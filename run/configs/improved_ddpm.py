@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from run.configs import ddpm
+from score_diffusion.run.configs import ddpm
 
 
 def get_config() -> ConfigDict:

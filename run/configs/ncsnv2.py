@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from run.configs import base
+from score_diffusion.run.configs import base
 
 
 def get_config() -> ConfigDict:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from ml_collections import ConfigDict
 
-from run.configs import base
+from score_diffusion.run.configs import base
 
 _VE, _VE_CHAIN = dict(prediction="ve"), dict(prediction="ve", noise_input="reversed_step")
 _VP = dict(prediction="vp")
@@ -46,7 +46,7 @@ EXPERIMENTS = {
 
 def get_config(name: str) -> ConfigDict:
     """The configuration of an experiment by its name."""
-    from models import PRESETS
+    from score_diffusion.models import PRESETS
 
     sde, network, score, chain = EXPERIMENTS[name]
     variance_exploding = sde == "ve"

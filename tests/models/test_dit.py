@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import DiT
-from models.dit import DIT_B, DIT_L, DIT_S, DIT_XL, sincos_positions
-from models.layers import zero_init
+from score_diffusion.models import DiT
+from score_diffusion.models.dit import DIT_B, DIT_L, DIT_S, DIT_XL, sincos_positions
+from score_diffusion.models.layers import zero_init
 
 Randomize = Callable[[nn.Module], nn.Module]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from models import FourierEmbedding, SinusoidalEmbedding
-from models.embeddings import NoiseEmbedding
+from score_diffusion.models import FourierEmbedding, SinusoidalEmbedding
+from score_diffusion.models.embeddings import NoiseEmbedding
 
 NOISE = torch.linspace(-14, 12, 53, dtype=torch.float64)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.layers import (
+from score_diffusion.models.layers import (
     CrossAttention,
     Downsample,
     ResidualBlock,

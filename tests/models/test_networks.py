@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import MLP, DiT, UNet
+from score_diffusion.models import MLP, DiT, UNet
 
 Randomize = Callable[[nn.Module], nn.Module]
 

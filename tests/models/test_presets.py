@@ -11,8 +11,8 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from models import PRESETS, UNet
-from models.layers import ResidualBlock, SelfAttention, Style
+from score_diffusion.models import PRESETS, UNet
+from score_diffusion.models.layers import ResidualBlock, SelfAttention, Style
 
 
 def small(name: str) -> UNet:
@@ -87,6 +87,7 @@ def test_compiled_graphs_equal_eager(net: UNet) -> None:
         run(x, noise, cond).square().mean().backward()
         gradients.append([p.grad for p in net.parameters()])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
+
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_code_equals_eager() -> None:

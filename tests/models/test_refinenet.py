@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models import NCSN, NCSNv2
-from models.refinenet_layers import (
+from score_diffusion.models import NCSN, NCSNv2
+from score_diffusion.models.refinenet_layers import (
     ChainedResidualPooling,
     InstanceNormPlus,
     MultiResolutionFusion,

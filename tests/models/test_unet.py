@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from models import MLP, PRESETS, UNet
+from score_diffusion.models import MLP, PRESETS, UNet
 
 Randomize = Callable[[nn.Module], nn.Module]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from run.main import main
+from score_diffusion.run.main import main
 
 torch.set_num_threads(1)  # on tensors this small threads cost more than they give
 

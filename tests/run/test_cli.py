@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from run import main
-from samplers import CORRECTORS, PREDICTORS, SAMPLERS
+from score_diffusion.run import main
+from score_diffusion.samplers import CORRECTORS, PREDICTORS, SAMPLERS
 
 ROOT = Path(main.__file__).parent.parent
 
@@ -376,9 +376,9 @@ def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
     """Half of the images, the same ones at the same step, and nothing else of the step changes."""
     import torch
 
-    from run.config import apply_overrides, load_config
-    from run.data import load_dataset
-    from run.trainer import Trainer
+    from score_diffusion.run.config import apply_overrides, load_config
+    from score_diffusion.run.data.load import load_dataset
+    from score_diffusion.run.training.trainer import Trainer
 
     config = apply_overrides(
         load_config(str(Path(__file__).parent / "tiny.py")),

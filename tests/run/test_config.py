@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from run.config import (
+from score_diffusion.run.config import (
     apply_overrides,
     config_names,
     differing_keys,
@@ -17,7 +17,7 @@ from run.config import (
     save_config,
     split_overrides,
 )
-from run.errors import UserError
+from score_diffusion.run.errors import UserError
 
 
 @pytest.mark.parametrize("name", config_names())

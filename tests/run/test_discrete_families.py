@@ -12,16 +12,18 @@ import numpy as np
 import pytest
 import torch
 
-from run import checkpoint
-from run.build import build_sampler, build_sde, noisy_times
-from run.config import load_config, read_config
-from run.data import Dataset, load_digits, to_raw
-from run.likelihood import bound_held_out, score_held_out
-from run.main import main
-from run.objectives import build_times
-from run.rundir import DataInfo, TrainedModel
-from run.trainer import Trainer
-from sde_lib import DDPM, GaussianMixture, geometric_levels, ncsnv2_levels, relative_step_size
+from score_diffusion.run.build import build_sampler, build_sde, noisy_times
+from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.config import load_config, read_config
+from score_diffusion.run.data.dataset import Dataset, to_raw
+from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.inference.scoring import bound_held_out, score_held_out
+from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.main import main
+from score_diffusion.run.training.objectives import build_times
+from score_diffusion.run.training.trainer import Trainer
+from score_diffusion.sde_lib import DDPM, GaussianMixture, geometric_levels, ncsnv2_levels, relative_step_size
 
 CPU = torch.device("cpu")
 RUN = {"training.steps": 3, "training.batch_size": 8, "training.checkpoint_every": 2}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from run import plots
+from score_diffusion.run import plots
 
 
 def pixels(path: Path) -> np.ndarray:

@@ -9,8 +9,15 @@ import torch
 from torch import nn
 
 from benchmarks.ddpm_is_vpsde import law_error, orders, path_errors, table_error
-from samplers import AncestralSampler, DDIMSampler, ODESampler, PCSampler, chain_grid, uniform_grid
-from sde_lib import DDPM, VESDE, VPSDE, ScoreModel, cosine_betas, linear_betas
+from score_diffusion.samplers import (
+    AncestralSampler,
+    DDIMSampler,
+    ODESampler,
+    PCSampler,
+    chain_grid,
+    uniform_grid,
+)
+from score_diffusion.sde_lib import DDPM, VESDE, VPSDE, ScoreModel, cosine_betas, linear_betas
 from tests.problems import exact_moments, gaussian, moments, ring, sampling_floor, sliced_wasserstein
 
 SAMPLERS = {

@@ -9,9 +9,22 @@ import pytest
 import torch
 from torch import Tensor
 
-import samplers.base
-from samplers import AnnealedLangevinSampler, ConsistentAnnealedSampler, Sampler, log_snr_grid
-from sde_lib import SDE, VESDE, Gaussian, geometric_levels, level_times, relative_step_size, variance_ratio
+from score_diffusion.samplers import (
+    AnnealedLangevinSampler,
+    ConsistentAnnealedSampler,
+    Sampler,
+    base,
+    log_snr_grid,
+)
+from score_diffusion.sde_lib import (
+    SDE,
+    VESDE,
+    Gaussian,
+    geometric_levels,
+    level_times,
+    relative_step_size,
+    variance_ratio,
+)
 from tests.problems import SDES, ring, sampling_floor, sliced_wasserstein
 
 POINT = torch.tensor([0.7, -1.0], dtype=torch.float64)
@@ -36,7 +49,7 @@ class Impulses:
 def exact_law(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, Tensor]]:
     """Means (times, D) and covariances (times, D, D) of a sampler on Gaussian data, where it is an affine map
     of its start and its noise: read off the sampler itself, by impulses."""
-    monkeypatch.setattr(samplers.base, "SampleNoise", Impulses)
+    monkeypatch.setattr(base, "SampleNoise", Impulses)
 
     def law(sampler: Sampler, score, D: int, draws: int, denoise: bool = False) -> tuple[Tensor, Tensor]:
         x_T = torch.zeros(1 + D + draws * D, D, dtype=torch.float64)

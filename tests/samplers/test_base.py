@@ -6,8 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from samplers import AnnealedLangevinSampler, EulerMaruyama, ODESampler, PCSampler, log_snr_grid, uniform_grid
-from sde_lib import VPSDE, SampleNoise, ScoreModel, SubVPSDE, tweedie
+from score_diffusion.samplers import (
+    AnnealedLangevinSampler,
+    EulerMaruyama,
+    ODESampler,
+    PCSampler,
+    log_snr_grid,
+    uniform_grid,
+)
+from score_diffusion.sde_lib import VPSDE, SampleNoise, ScoreModel, SubVPSDE, tweedie
 from tests.problems import SDES, images, ring
 
 SDE = VPSDE()

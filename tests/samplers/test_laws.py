@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import (
+from score_diffusion.samplers import (
     Ancestral,
     AnnealedLangevin,
     AnnealedLangevinSampler,
@@ -20,8 +20,8 @@ from samplers import (
     log_snr_grid,
     uniform_grid,
 )
-from samplers.base import CountedScore
-from sde_lib import VESDE, VPSDE, GaussianMixture, SampleNoise
+from score_diffusion.samplers.base import CountedScore
+from score_diffusion.sde_lib import VESDE, VPSDE, GaussianMixture, SampleNoise
 from tests.problems import (
     SDES,
     carry,

@@ -10,10 +10,18 @@ from collections import deque
 import pytest
 import torch
 
-from samplers import GRIDS, SAMPLERS, LinearSampler, ODESampler, edm_stages, restart_stages, uniform_grid
-from samplers.base import CountedScore
-from samplers.program import move
-from sde_lib import VPSDE, Gaussian, GaussianMixture
+from score_diffusion.samplers import (
+    GRIDS,
+    SAMPLERS,
+    LinearSampler,
+    ODESampler,
+    edm_stages,
+    restart_stages,
+    uniform_grid,
+)
+from score_diffusion.samplers.base import CountedScore
+from score_diffusion.samplers.linear import move
+from score_diffusion.sde_lib import VPSDE, Gaussian, GaussianMixture
 from tests.problems import ALL_SDES, exact_moments, line, moments, observed_orders
 
 DETERMINISTIC = [n for n, spec in SAMPLERS.items() if not spec.stochastic and spec.nfe_per_step]

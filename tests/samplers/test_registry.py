@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from samplers import (
+from score_diffusion.samplers import (
     DEFAULT,
     GRIDS,
     SAMPLERS,
@@ -20,8 +20,8 @@ from samplers import (
     make_sampler,
     uniform_grid,
 )
-from samplers.base import CountedScore
-from sde_lib import VPSDE, Gaussian, ScoreModel, tweedie
+from score_diffusion.samplers.base import CountedScore
+from score_diffusion.sde_lib import VPSDE, Gaussian, ScoreModel, tweedie
 from tests.problems import ALL_SDES, images, ring, sampling_floor, sliced_wasserstein
 
 every_name = pytest.mark.parametrize("name", list(SAMPLERS))
@@ -189,7 +189,7 @@ def test_one_step_has_nothing_to_fit():
 
 def test_fixed_batches_make_a_network_independent_of_the_batch():
     """Bit for bit, for a network whose convolutions and matrix products are not."""
-    from models import UNet
+    from score_diffusion.models import UNet
 
     torch.manual_seed(0)
     net = UNet(1, channels=16, multipliers=(1, 2), blocks_per_level=1, heads=2)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_lib import VPSDE, Gaussian, GaussianMixture, tweedie
+from score_diffusion.sde_lib import VPSDE, Gaussian, GaussianMixture, tweedie
 from tests.problems import (
     SDES,
     gaussian,

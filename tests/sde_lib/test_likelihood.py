@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_lib import VESDE, VPSDE, dequantize, log_likelihood, quantize
+from score_diffusion.sde_lib import VESDE, VPSDE, dequantize, log_likelihood, quantize
 from tests.problems import SDES, gaussian, images, ring
 
 every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_lib import DDPM, VESDE, LogNormalTimes, linear_betas
+from score_diffusion.sde_lib import DDPM, VESDE, LogNormalTimes, linear_betas
 from tests.problems import ALL_SDES
 
 SDES = ALL_SDES | {"ddpm": DDPM(linear_betas(1000))}

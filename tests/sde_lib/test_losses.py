@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from sde_lib import (
+from score_diffusion.sde_lib import (
     VPSDE,
     WEIGHTINGS,
     EDMWeighting,
@@ -20,7 +20,7 @@ from sde_lib import (
     sample_times,
     tweedie,
 )
-from sde_lib.score import PREDICTIONS
+from score_diffusion.sde_lib.score import PREDICTIONS
 from tests.problems import ALL_SDES, SDES, line
 from tests.sde_lib.test_score import ExactNet
 

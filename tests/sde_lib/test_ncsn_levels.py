@@ -11,7 +11,7 @@ from scipy.optimize import brentq, minimize_scalar
 from scipy.spatial.distance import pdist
 from scipy.stats import norm
 
-from sde_lib import (
+from score_diffusion.sde_lib import (
     VESDE,
     VPSDE,
     geometric_levels,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from sde_lib import DDPM, VESDE, VPSDE, ConditionalScore, ScoreModel, expand, linear_betas
-from sde_lib.score import NOISE_INPUTS, PREDICTIONS
+from score_diffusion.sde_lib import DDPM, VESDE, VPSDE, ConditionalScore, ScoreModel, expand, linear_betas
+from score_diffusion.sde_lib.score import NOISE_INPUTS, PREDICTIONS
 from tests.problems import SDES, ring
 
 SIGMA_DATA = 0.5

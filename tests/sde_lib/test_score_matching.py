@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_lib import (
+from score_diffusion.sde_lib import (
     VESDE,
     VPSDE,
     WEIGHTINGS,

@@ -10,7 +10,7 @@ import pytest
 import torch
 from scipy import stats
 
-from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, expand, subVPSDE
+from score_diffusion.sde_lib import SDE, VESDE, VPSDE, SubVPSDE, expand, subVPSDE
 from tests.problems import ALL_SDES, SDES, gaussian
 
 every_sde = pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sde_lib import VESDE, VPSDE, LearnedUncertainty, sample_times
+from score_diffusion.sde_lib import VESDE, VPSDE, LearnedUncertainty, sample_times
 
 SDES = {"vp": VPSDE(), "ve": VESDE()}
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from sde_lib import (
+from score_diffusion.sde_lib import (
     DDPM,
     VESDE,
     VPSDE,

@@ -1,0 +1,1 @@
+"""Checkpoints: complete or absent directories, and the formats of other libraries."""

@@ -1,0 +1,1 @@
+"""One file per --mode: what the command prints and writes. No command imports another."""

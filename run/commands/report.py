@@ -1,0 +1,314 @@
+"""`--mode report`: a run on one page, report.html in its directory, that needs nothing else to be read.
+
+Pictures and curves are part of the page, there is no script, and nothing is fetched. A run shows what it has:
+a training under way, or one that was never sampled from, makes a shorter page.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import zipfile
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from html import escape
+from pathlib import Path
+from string import Template
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from ml_collections import ConfigDict
+
+from score_diffusion.run import plots
+from score_diffusion.run.config import differing_keys, flatten
+from score_diffusion.run.configs import base
+from score_diffusion.run.console import format_duration, print_result
+from score_diffusion.run.data.info import DATA_FILE, read_data_info
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import write_atomic
+from score_diffusion.run.inference.sample_files import SAMPLES
+from score_diffusion.run.training.log import logged, read_log
+from score_diffusion.run.training.trainer import total_steps
+
+REPORT_FILE = "report.html"
+MOST_PICTURES = 12  # of the pictures drawn while training, so that the page stays small; evenly spaced
+WINDOWS = 4  # parts of the training whose losses by noise level are shown
+LOGARITHMIC = ("loss", "norm of the gradient")  # curves with such an axis; the others have a linear one
+CURVES = {  # title of each, and its lines: keys of the log by name
+    "loss": {"training": "loss", "held out": "held_out_loss"},
+    "norm of the gradient": {"norm": "grad_norm"},
+    "learning rate": {"rate": "learning_rate"},
+    "steps per second": {"steps": "steps_per_second"},
+}
+
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>$title</title>
+<style>
+body { margin: 0 auto; max-width: 64rem; padding: 0 1rem 3rem; color: #222; background: #fff;
+       font: 16px/1.5 system-ui, sans-serif; }
+h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
+h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
+h3 { font-size: 1rem; margin-bottom: 0.5rem; overflow-wrap: anywhere; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: 0.9rem; }
+th, td { text-align: left; vertical-align: top; padding: 0.15rem 1rem 0.15rem 0; overflow-wrap: anywhere; }
+.pictures { display: grid; gap: 1rem;
+            grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
+figure { margin: 0; }
+figcaption { font-size: 0.85rem; color: #555; overflow-wrap: anywhere; }
+img { max-width: 100%; height: auto; }
+summary { cursor: pointer; margin: 0.5rem 0; }
+</style>
+</head>
+<body>
+<h1>$title</h1>
+$body
+</body>
+</html>
+""")
+
+
+def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
+    """Writes the page of a run directory, in the place of an older one; returns the exit code."""
+    path = workdir / REPORT_FILE
+    write_atomic(path, page(config, workdir).encode())
+    print_result("Report", [("page", path), ("size", f"{path.stat().st_size / 2**20:.1f} MiB")])
+    return 0
+
+
+def page(config: ConfigDict, workdir: Path) -> str:
+    """The page as HTML."""
+    rows = read_log(workdir)
+    sections = {
+        "Summary": _summary(config, workdir, rows),
+        "Configuration": _configuration(config),
+        "Training": _curves(rows),
+        "Loss by noise level": _noise_levels(rows),
+        "Samples while training": _previews(workdir),
+        "Likelihood": _results(workdir, "likelihood"),
+        "Distances to held-out data": _results(workdir, "evaluation"),
+        "Samples": _sample_files(workdir),
+        "Data": [_picture(path) for path in sorted(workdir.glob("data*.png"))],
+        "Files": _files(workdir),
+    }
+    body = "\n".join(
+        f"<h2>{escape(title)}</h2>\n" + "\n".join(parts) for title, parts in sections.items() if parts
+    )
+    return PAGE.substitute(title=escape(f"Run {workdir.resolve().name}"), body=body)
+
+
+def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
+    written = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+    lines: list[tuple[str, object]] = [("SDE", config.sde.name), ("model", config.model.name)]
+    if (workdir / DATA_FILE).exists():
+        try:
+            info = read_data_info(workdir)
+            lines += [("data", info.name), ("", info)]
+        except UserError as error:
+            lines.append(("data", error))
+    if rows:
+        last = rows[-1]
+        lines.append(("steps", f"{last['step']:,} of {total_steps(config.training):,}"))
+        lines += [("time", format_duration(last["seconds"]))] if "seconds" in last else []
+        lines += [(name, _number(values[-1])) for name, values in _last_losses(rows).items() if values]
+    else:
+        lines.append(("steps", f"none logged, of {config.training.steps:,}"))
+    return [_table([*lines, ("page written", written)])]
+
+
+def _configuration(config: ConfigDict) -> list[str]:
+    """What differs from the defaults, then the rest folded away."""
+    flat, defaults = flatten(config), flatten(base.get_config())
+    changed = [key for key in differing_keys(config, base.get_config()) if key in flat]
+    rest = [key for key in flat if key not in changed]
+    return [
+        _table(
+            [(key, _value(flat[key]), _value(defaults[key]) if key in defaults else "") for key in changed],
+            ("changed", "value", "default"),
+        ),
+        _folded(f"{len(rest)} keys at their defaults", _table([(key, _value(flat[key])) for key in rest])),
+    ]
+
+
+def _last_losses(rows: list[dict]) -> dict[str, list[float]]:
+    return {f"loss, {name}": logged(rows, key)[1] for name, key in CURVES["loss"].items()}
+
+
+def _curves(rows: list[dict]) -> list[str]:
+    images = []
+    for title, keys in CURVES.items():
+        lines = {name: logged(rows, key) for name, key in keys.items()}
+        lines = {name: line for name, line in lines.items() if line[0]}
+        if lines:
+            positive = title in LOGARITHMIC and all(min(y) > 0 for _, y in lines.values())
+            scale = "log" if positive else "linear"
+            images.append(_figure(plots.curves(lines, "step", title, yscale=scale), title))
+    return [_gallery(images)] if images else []
+
+
+def _noise_levels(rows: list[dict]) -> list[str]:
+    """Mean losses by noise level in equal parts of the training, from what the log has of them."""
+    rows = [row for row in rows if row.get("level_losses") and row.get("level_edges")]
+    lines = {}
+    for window in np.array_split(np.arange(len(rows)), min(WINDOWS, len(rows)) or 1):
+        if len(window):
+            chosen = [rows[k] for k in window]
+            losses = np.array([row["level_losses"] for row in chosen], dtype=float)  # null becomes NaN
+            known = np.isfinite(losses)
+            counts = known.sum(0)
+            means = np.where(known, losses, 0).sum(0)[counts > 0] / counts[counts > 0]
+            centres = _centres(np.array(chosen[0]["level_edges"], dtype=float))[counts > 0]
+            lines[f"to step {chosen[-1]['step']:,}"] = (centres, means)
+    if not lines:
+        return []
+    scale = "log" if all((y > 0).all() for _, y in lines.values()) else "linear"
+    figure = plots.curves(lines, "noise level log(σ/α)", "loss", yscale=scale)
+    return [_gallery([_figure(figure, "loss by noise level, means over parts of the training")])]
+
+
+def _centres(edges: np.ndarray) -> np.ndarray:
+    """Of bins between equally spaced edges; the first and the last, which are open, as wide as the others."""
+    width = edges[1] - edges[0]
+    return np.append(edges[0] - width / 2, edges + width / 2)
+
+
+def _previews(workdir: Path) -> list[str]:
+    pictures = sorted((workdir / SAMPLES).glob("step_*.png"))
+    chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), MOST_PICTURES)).round().astype(int)
+    shown = [_picture(pictures[k], f"step {_step(pictures[k])}") for k in chosen]
+    left_out = len(pictures) - len(shown)
+    note = [f"<p>{left_out} more in {escape(SAMPLES)}/, see Files.</p>"] if left_out else []
+    return [_gallery(shown), *note] if shown else []
+
+
+def _step(picture: Path) -> str:
+    number = picture.stem.removeprefix("step_")
+    return f"{int(number):,}" if number.isdecimal() else number
+
+
+def _results(workdir: Path, stem: str) -> list[str]:
+    """The JSON files of a mode, each with the pictures that belong to it."""
+    parts = []
+    for path in sorted(workdir.glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name)):
+        parts.append(f"<h3>{escape(path.name)}</h3>")
+        try:
+            record = json.loads(path.read_text())
+            parts.append(_record(record))
+        except (OSError, ValueError, AttributeError) as error:
+            parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
+        pictures = [path.with_suffix(".png"), path.with_name(f"{path.stem}-bound.png")]
+        parts += [_gallery([_picture(picture) for picture in pictures if picture.exists()])]
+    return parts
+
+
+def _record(record: dict) -> str:
+    """Numbers and texts, parts side by side that have the same; folded away the whole, with its settings."""
+    shown = {key: value for key, value in record.items() if key != "settings"}
+    flat = {key: part for key, part in shown.items() if isinstance(part, dict) and _is_flat(part)}
+    columns = flat if len(flat) > 1 else {}
+    parts = [_table(_leaves({key: value for key, value in shown.items() if key not in columns}))]
+    if columns:
+        names = list(dict.fromkeys(name for column in columns.values() for name in column))
+        rows = [
+            (_words(name), *(_value(column.get(name, "")) for column in columns.values())) for name in names
+        ]
+        parts.append(_table(rows, ("", *map(_words, columns))))
+    parts.append(
+        _folded("the whole file", f"<pre class='scroll'>{escape(json.dumps(record, indent=1))}</pre>")
+    )
+    return "\n".join(parts)
+
+
+def _is_flat(part: dict) -> bool:
+    return not any(isinstance(value, dict | list) for value in part.values())
+
+
+def _leaves(record: dict, prefix: str = "") -> list[tuple[str, str]]:
+    """The numbers and texts of a record and of those in it, with the names that lead there."""
+    rows = []
+    for key, value in record.items():
+        name = f"{prefix}{_words(key)}"
+        if isinstance(value, dict):
+            rows += _leaves(value, f"{name}: ")
+        elif not isinstance(value, list):
+            rows.append((name, _value(value)))
+    return rows
+
+
+def _sample_files(workdir: Path) -> list[str]:
+    parts = []
+    for path in sorted((workdir / SAMPLES).glob("*.npz")):
+        parts.append(f"<h3>{escape(path.name)}</h3>")
+        try:
+            with np.load(path, allow_pickle=False) as arrays:  # an array is read when it is asked for
+                names = ("sampler", "nfe", "seed", "training_steps")
+                facts = [(_words(name), arrays[name].item()) for name in names if name in arrays]
+                settings = json.loads(arrays["settings"].item()) if "settings" in arrays else {}
+            parts.append(_table([("samples", settings.get("num_samples", "")), *facts]))
+        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
+        picture = path.with_suffix(".png")
+        parts += [_gallery([_picture(picture)])] if picture.exists() else []
+    return parts
+
+
+def _files(workdir: Path) -> list[str]:
+    rows = []
+    for path in sorted(workdir.rglob("*")):
+        name = path.relative_to(workdir)
+        if name.as_posix() != REPORT_FILE and not any(part.startswith(".") for part in name.parts):
+            with contextlib.suppress(FileNotFoundError):  # training may be removing old checkpoints
+                if path.is_file():
+                    rows.append((name.as_posix(), f"{path.stat().st_size:,} bytes"))
+    return [_folded(f"{len(rows)} files", _table(rows))]
+
+
+# HTML of the parts. Whatever comes from the run passes through `escape` here.
+
+
+def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
+    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>" if header else ""
+    body = "".join(
+        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
+    )
+    return f"<div class='scroll'><table>{head}\n{body}</table></div>"
+
+
+def _folded(summary: str, content: str) -> str:
+    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>"
+
+
+def _gallery(images: Sequence[str]) -> str:
+    return "<div class='pictures'>\n" + "\n".join(images) + "\n</div>" if images else ""
+
+
+def _picture(path: Path, caption: str = "") -> str:
+    return _image(path.read_bytes(), "png", caption or path.name)
+
+
+def _figure(figure: Figure, caption: str) -> str:
+    return _image(plots.svg(figure), "svg+xml", caption)
+
+
+def _image(data: bytes, kind: str, caption: str) -> str:
+    text = escape(caption)
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    return f"<figure><img alt='{text}' src='{source}'><figcaption>{text}</figcaption></figure>"
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
+
+
+def _value(value: object) -> str:
+    return _number(value) if isinstance(value, float) else str(value)
+
+
+def _number(value: float) -> str:
+    return f"{value:.6g}"

@@ -1,0 +1,54 @@
+"""What the commands say on the terminal: progress bars and the aligned block that ends every mode."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+from score_diffusion.run.distributed.processes import is_first
+
+
+def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
+    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second. What
+    ends within `delay` seconds shows none. Of several processes the first shows it.
+    """
+    return tqdm(
+        total=total,
+        desc=title,
+        unit=unit,
+        initial=initial,
+        delay=delay,
+        mininterval=0.1 if sys.stderr.isatty() else 10.0,
+        dynamic_ncols=True,
+        disable=not is_first(),
+    )
+
+
+def warn(message: str) -> None:
+    """Says something that does not end the command, on stderr, once for all processes."""
+    if is_first():
+        print(f"warning: {message}", file=sys.stderr)
+
+
+def format_duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m {seconds:02d}s" if hours else f"{minutes}m {seconds:02d}s"
+
+
+def print_result(title: str, rows: list[tuple[str, object]]) -> None:
+    """Print rows (name, value) under a title, the values aligned; the last thing every mode does."""
+    width = max(len(name) for name, _ in rows)
+    print(f"\n{title}")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+    sys.stdout.flush()
+
+
+def print_table(rows: list[tuple[str, ...]]) -> None:
+    """Print rows of cells, the first one a header, each column as wide as its widest cell."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+    sys.stdout.flush()

@@ -1,0 +1,138 @@
+"""Data sets of the Hugging Face hub, data.name=hf:NAME, with the optional package `datasets`.
+
+    hf:NAME             for example hf:ylecun/mnist
+    hf:NAME:SUBSET      of a data set that has several configurations
+    hf:FOLDER           what Dataset.save_to_disk wrote
+
+The split `train` is trained on. `test`, else `validation`, is held out; without either a tenth of `train` is.
+The one column of images is read, and the first column of class labels if there is one.
+
+Reference:
+    Datasets: A Community Library for Natural Language Processing (Lhoest et al., 2021),
+        https://arxiv.org/abs/2109.02846.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from score_diffusion.run.data.decoding import Preparation
+from score_diffusion.run.data.images import EncodedImages, hold_or_stream_pictures
+from score_diffusion.run.data.sources import Found, Samples
+from score_diffusion.run.errors import UserError
+
+if TYPE_CHECKING:
+    from datasets import Dataset, DatasetDict
+
+HUB = "hf:"
+HELD_OUT = ("test", "validation")
+
+
+class HubImages(EncodedImages):
+    """A column of images.
+
+    Args:
+        split: The data set.
+        column: The column's name; its images are not decoded.
+        source: What to call the data set in a message.
+    """
+
+    def __init__(self, split: Dataset, column: str, source: str) -> None:
+        from datasets import Image
+
+        self._rows = split.select_columns([column]).cast_column(column, Image(decode=False))
+        self._column, self._source = column, source
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def name(self, i: int) -> str:
+        return f"image {i} of {self._source}"
+
+    def content(self, i: int) -> bytes:
+        image = self._rows[i][self._column]
+        if image is None:
+            raise ValueError("there is none")
+        return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
+
+
+def find_on_hub(name: str, section: ConfigDict) -> Found:
+    """The images of a data set.
+
+    Args:
+        name: As above, without hf:.
+        section: The `data` section.
+
+    Raises:
+        UserError: If the package is missing, the data set cannot be loaded or has no column of images.
+    """
+    splits = _load(name)
+    if not splits.get("train"):
+        raise UserError(f"data set {name} must have a split 'train', it has {', '.join(splits) or 'none'}")
+    column, label_column, classes = _columns(splits["train"], name)
+
+    def read(key: str) -> tuple[Samples, Tensor | None]:
+        images = HubImages(splits[key], column, f"{name}, split {key}")
+        labels = None if label_column is None else _labels(splits[key], label_column)
+        return hold_or_stream_pictures(images, section, Preparation.of(section)), labels
+
+    train, labels = read("train")
+    apart = next((key for key in HELD_OUT if splits.get(key)), None)
+    test, test_labels = (None, None) if apart is None else read(apart)
+    if test is not None and test.shape[1:] != train.shape[1:]:
+        raise UserError(
+            f"the images of {name} must have one shape, got {tuple(train.shape[1:])} in train and "
+            f"{tuple(test.shape[1:])} in {apart}: set data.image_size and data.channels"
+        )
+    return Found(train, 256, labels, () if labels is None else classes, test, test_labels)
+
+
+def _load(name: str) -> DatasetDict | dict[str, Dataset]:
+    """The splits by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            f"data.name={HUB}{name} needs the package datasets: pip install 'score-diffusion[datasets]'"
+        ) from error
+    folder = Path(name)
+    try:
+        if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+            loaded = datasets.load_from_disk(name)
+        else:
+            repository, _, subset = name.partition(":")
+            loaded = datasets.load_dataset(repository, subset or None)
+    except Exception as error:  # of the package, of its HTTP client, of a data set's own files: of many kinds
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"data set {name} of the Hugging Face hub cannot be loaded ({reason}): check the name, the "
+            f"subset ({HUB}NAME:SUBSET) and the network"
+        ) from error
+    return loaded if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _columns(split: Dataset, name: str) -> tuple[str, str | None, tuple[str, ...]]:
+    """The column of images, that of labels and the names of its classes."""
+    from datasets import ClassLabel, Image
+
+    columns = split.features
+    images = [key for key, feature in columns.items() if isinstance(feature, Image)]
+    labels = [key for key, feature in columns.items() if isinstance(feature, ClassLabel)]
+    if len(images) != 1:
+        found = ", ".join(f"{key} ({type(feature).__name__})" for key, feature in columns.items())
+        raise UserError(
+            f"data set {name} must have one column of images, its columns are {found}: choose with a "
+            "function of your own, data.path=FILE.py:FUNCTION"
+        )
+    return images[0], *((labels[0], tuple(columns[labels[0]].names)) if labels else (None, ()))
+
+
+def _labels(split: Dataset, column: str) -> Tensor | None:
+    """Class indices (N,); None for a split of which some are not given."""
+    labels = list(split[column])
+    return None if any(label is None or label < 0 for label in labels) else torch.tensor(labels)

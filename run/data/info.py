@@ -1,0 +1,90 @@
+"""What a run directory knows of its data (data.json), and whether data read again are still the same."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import write_json
+
+DATA_FILE = "data.json"
+
+
+@dataclass(frozen=True)
+class DataInfo:
+    """What must be known of the data to sample without them, and to tell whether they are still the same."""
+
+    name: str
+    shape: tuple[int, ...]
+    levels: int | None
+    num_train: int
+    """0 for weights from another library, which were not trained here."""
+    num_test: int
+    digest: str = ""
+    """Of the contents; empty where their source does not tell it cheaply."""
+
+    @classmethod
+    def of(cls, dataset: Dataset) -> DataInfo:
+        counts = len(dataset.train), len(dataset.test)
+        return cls(dataset.name, dataset.shape, dataset.levels, *counts, dataset.digest)
+
+    def __str__(self) -> str:
+        kind = f"{self.levels} grey levels" if self.levels else "points"
+        counts = f"{self.num_train} and {self.num_test} held-out samples" if self.num_train else "samples"
+        return f"{counts} of shape {self.shape}, {kind}"
+
+    def fits(self, other: DataInfo) -> bool:
+        """Whether a network for these data is one for other data."""
+        return (self.shape, self.levels) == (other.shape, other.levels)
+
+    def is_same(self, other: DataInfo) -> bool:
+        """Whether other data are these, under whatever name, as far as can be told."""
+        counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
+        return self.fits(other) and counts and len({self.digest, other.digest} - {""}) <= 1
+
+
+def write_data_info(workdir: Path, info: DataInfo) -> None:
+    write_json(workdir / DATA_FILE, asdict(info))
+
+
+def read_data_info(workdir: Path) -> DataInfo:
+    """The data of a run directory.
+
+    Raises:
+        UserError: If the file is missing or damaged.
+    """
+    path = workdir / DATA_FILE
+    try:
+        fields = json.loads(path.read_text())
+        return DataInfo(**{**fields, "shape": tuple(fields["shape"])})
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
+
+
+def load_data(config: ConfigDict, info: DataInfo) -> Dataset:
+    """The data of a run.
+
+    Raises:
+        UserError: If they cannot be read, are no data for its network, or not those that it was trained on.
+    """
+    dataset = load_dataset(config.data)
+    found = DataInfo.of(dataset)
+    if not found.fits(info):
+        raise UserError(
+            f"the network is for {replace(info, num_train=0)}, the data are {found}: "
+            "name others with --config.data.path="
+        )
+    if info.num_train and not found.is_same(info):
+        raise UserError(
+            f"the data have changed since the run was trained on {info}, now they are {found}, of other "
+            "content: name those with --config.data.path=, or give another --workdir"
+        )
+    return dataset

@@ -1,0 +1,99 @@
+"""Data that a user's Python function gives: data.path=FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.
+
+The function takes nothing and returns
+
+    an array                         of which a tenth is held out
+    (train, test)                    two arrays
+    {"x_train": ..., ...}            with y_train, x_test and y_test as it likes
+
+of NumPy (a mapped one is read sample by sample if it is larger than memory) or tensors; arrays.py says what
+they may hold. It is called whenever the data are needed and must give the same each time.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from score_diffusion.run.errors import UserError
+
+FUNCTION = re.compile(r"(?P<module>.+):(?P<function>[A-Za-z_]\w*)")
+
+
+def names_function(path: str) -> bool:
+    """Whether data.path names a function, and not a file that has a colon in its name."""
+    return FUNCTION.fullmatch(path) is not None and not Path(path).exists()
+
+
+def absolute(path: str) -> str:
+    """data.path for use from any folder: files become absolute, the names of modules stay."""
+    if not names_function(path):
+        return str(Path(path).expanduser().resolve())  # no shell expands ~ behind the = of a flag
+    module, function = FUNCTION.fullmatch(path).groups()
+    return f"{Path(module).expanduser().resolve()}:{function}" if module.endswith(".py") else path
+
+
+def call_function(path: str) -> dict[str, np.ndarray]:
+    """The arrays that the function gives, by the names in arrays.py.
+
+    Raises:
+        UserError: If there is no such function, it raises, or it gives something else.
+    """
+    module, name = FUNCTION.fullmatch(path).groups()
+    function = getattr(_module(module), name, None)
+    if not callable(function):
+        raise UserError(f"data.path {path}: {module} must define a function {name}(), and does not")
+    try:
+        given = function()
+    except Exception as error:  # whatever the user's function raises is the user's to see, in one sentence
+        raise UserError(f"data.path {path}: the function raised {_sentence(error)}") from error
+    if isinstance(given, tuple) and len(given) == 2:
+        given = dict(zip(("x_train", "x_test"), given, strict=True))
+    given = given if isinstance(given, dict) else {"array": given}
+    try:
+        arrays = {key: np.asarray(value) for key, value in given.items()}
+    except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
+        raise UserError(f"data.path {path}: what it returned is no array: {_sentence(error)}") from error
+    if not arrays or any(array.ndim == 0 for array in arrays.values()):
+        kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in given.items()) or "nothing"
+        raise UserError(
+            f"data.path {path}: the function must return an array, (train, test) or a dictionary with "
+            f"x_train, and y_train, x_test, y_test as it likes; it returned {kinds}"
+        )
+    return arrays
+
+
+def _module(name: str) -> object:
+    """The module of a name, or of the path of a .py file."""
+    file = Path(name)
+    if name.endswith(".py") and not file.is_file():
+        raise UserError(f"data.path names a function of {name}, and there is no such file")
+    try:
+        if not name.endswith(".py"):
+            return _import(name)
+        spec = importlib.util.spec_from_file_location(f"user_data_{file.stem}", file)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except Exception as error:  # as above
+        raise UserError(f"data.path names a function of {name}, which raised {_sentence(error)}") from error
+    return module
+
+
+def _import(name: str) -> object:
+    here = str(Path.cwd())  # as `python -m` does: modules beside the user are found
+    if here in sys.path:
+        return importlib.import_module(name)
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(here)
+
+
+def _sentence(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())

@@ -1,0 +1,1 @@
+"""Training: the step, the loop, objectives, averages of the weights, logs and interruptions."""

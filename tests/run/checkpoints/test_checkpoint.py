@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.checkpoints.checkpoint import Checkpoint
+from score_diffusion.run.errors import UserError
+
+ROOT = Path(checkpoint.__file__).parents[2]
+FILES = ("model.safetensors", "ema.safetensors", "averages.safetensors", "training.pt")
+
+
+def make(step: int, held_out_loss: float | None = None) -> Checkpoint:
+    weights = {"weight": torch.full((3, 2), float(step))}
+    optimizer = {
+        "state": {0: {"step": torch.tensor(1.0)}},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.999)}],
+    }
+    averages = {"ema_0.9/weight": weights["weight"]}
+    return Checkpoint(step, weights, weights, optimizer, 1.5, step, averages, held_out_loss=held_out_loss)
+
+
+def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path):
+    folder = checkpoint.save(tmp_path, make(4), keep=3)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*FILES, "sha256.json", "summary.json"])
+    read = checkpoint.latest(tmp_path)
+    assert torch.equal(read.model["weight"], torch.full((3, 2), 4.0))
+    assert (read.step, read.seconds, read.ema_updates) == (4, 1.5, 4)
+    assert read.optimizer == make(4).optimizer
+    assert torch.equal(read.average("ema_0.9")["weight"], torch.full((3, 2), 4.0))
+
+
+def test_only_the_newest_are_kept(tmp_path: Path):
+    for step in (2, 4, 100_000_000, 6):  # also where a name has more digits than the others
+        checkpoint.save(tmp_path, make(step), keep=2)
+    assert checkpoint.latest(tmp_path).step == 100_000_000
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "overwritten", "flipped"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
+    file: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint.save(tmp_path, make(2), keep=3)
+    path = checkpoint.save(tmp_path, make(4), keep=3) / file
+    content = path.read_bytes()
+    if damage == "missing":
+        path.unlink()
+    else:
+        flipped = bytearray(content)
+        flipped[-5] ^= 1  # one bit of the last weight: no format notices
+        damages = {"empty": b"", "cut": content[: len(content) // 2], "overwritten": b"\xff" * 300}
+        path.write_bytes({**damages, "flipped": bytes(flipped)}[damage])
+    with pytest.raises(UserError, match=f"00000004/{file} is (missing|damaged)"):
+        checkpoint.read(path.parent)
+    assert checkpoint.latest(tmp_path).step == 2
+    assert f"00000004/{file}" in capsys.readouterr().err
+    checkpoint.save(tmp_path, make(4), keep=3)  # training went on from step 2
+    assert checkpoint.latest(tmp_path).step == 4
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"model.safetensors": "0"}'])
+def test_damaged_digests_are_named(content: str, tmp_path: Path):
+    (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").write_text(content)
+    with pytest.raises(UserError, match="(sha256.json|model.safetensors) is damaged"):
+        checkpoint.latest(tmp_path)
+
+
+def test_checkpoints_from_before_there_were_digests_are_read(tmp_path: Path):
+    (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").unlink()
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Path):
+    bomb = Bomb()
+    bomb.path = str(tmp_path / "executed")
+    folder = checkpoint.save(tmp_path, make(2), keep=3)
+    (folder / "sha256.json").unlink()
+    torch.save({"step": 2, "optimizer": bomb, "seconds": 0.0, "ema_updates": 1}, folder / "training.pt")
+    with pytest.raises(UserError, match="training.pt is damaged"):
+        checkpoint.read(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_no_checkpoint_and_none_intact_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="no checkpoint"):
+        checkpoint.latest(tmp_path)
+    (checkpoint.save(tmp_path, make(2), keep=3) / "training.pt").unlink()
+    with pytest.raises(UserError, match="none|no checkpoint .* is intact"):
+        checkpoint.latest(tmp_path)
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    checkpoint.save(tmp_path, make(2), keep=1)
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError):
+            checkpoint.save(tmp_path, make(4), keep=1)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000002"]
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+# Under a root of its own, a process mounts a real disk of 64 KiB, fills it with a checkpoint, and makes room.
+ON_A_SMALL_DISK = """
+import subprocess, sys
+from pathlib import Path
+import torch
+from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.checkpoints.checkpoint import Checkpoint
+
+disk = Path(sys.argv[1])
+subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=True)
+def make(step):
+    return Checkpoint(step, {"w": torch.zeros(4000)}, {"w": torch.zeros(2000)}, {}, 0.0, step)
+checkpoint.save(disk, make(2), keep=1)
+try:
+    checkpoint.save(disk, make(4), keep=1)
+except OSError as error:
+    print(error.strerror)
+print([path.name for path in (disk / "checkpoints").iterdir()], checkpoint.latest(disk).step)
+subprocess.run(["mount", "-o", "remount,size=1m", str(disk)], check=True)
+checkpoint.save(disk, make(4), keep=1)
+print(checkpoint.latest(disk).step)
+"""
+
+
+def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path):
+    if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"]).returncode:
+        pytest.skip("no disk can be mounted here")
+    command = ["unshare", "-Urm", sys.executable, "-c", ON_A_SMALL_DISK, str(tmp_path)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines() == ["No space left on device", "['00000002'] 2", "4"], done.stderr
+
+
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    for step, loss in {2: 0.5, 4: 0.3, 6: None, 8: 0.4, 10: float("nan"), 12: 0.35}.items():
+        checkpoint.save(tmp_path, make(step, loss), keep=2)
+    assert checkpoint.steps(tmp_path) == [4, 10, 12]
+    assert checkpoint.best(tmp_path).step == 4 and checkpoint.latest(tmp_path).step == 12
+    (tmp_path / "checkpoints/00000004/ema.safetensors").write_bytes(b"torn")
+    assert checkpoint.best(tmp_path).step == 12
+    assert "00000004/ema.safetensors is damaged" in capsys.readouterr().err
+
+
+def test_without_held_out_losses_there_is_no_best(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        checkpoint.best(tmp_path)
+    checkpoint.save(tmp_path, make(2), keep=1)
+    with pytest.raises(UserError, match="training.held_out above 0"):
+        checkpoint.best(tmp_path)
+
+
+def test_a_checkpoint_under_the_name_of_another_step_is_passed_over(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    checkpoint.save(tmp_path, make(2), keep=3)
+    checkpoint.save(tmp_path, make(4), keep=3).rename(tmp_path / "checkpoints/00000099")
+    assert checkpoint.latest(tmp_path).step == 2
+    assert "00000099 is another one, of step 4" in capsys.readouterr().err
+    checkpoint.set_aside_damaged(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [2] and (tmp_path / "checkpoints/damaged-00000099").is_dir()
+
+
+def test_foreign_files_among_the_checkpoints_are_not_read(tmp_path: Path):
+    folder = checkpoint.save(tmp_path, make(2), keep=1)
+    (folder / "notes.txt").write_text("mine")
+    (folder.parent / "notes.txt").write_text("mine")
+    (folder.parent / "00000009").write_text("a file where a checkpoint would be")
+    (folder.parent / "best").mkdir()
+    assert checkpoint.latest(tmp_path).step == 2
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_of_another_kind_is_named(file: str, tmp_path: Path):
+    """A valid file of PyTorch's, without digests that would tell."""
+    folder = checkpoint.save(tmp_path, make(2), keep=1)
+    (folder / "sha256.json").unlink()
+    torch.save([1, 2, 3] if file == "training.pt" else {"weight": torch.zeros(3)}, folder / file)
+    with pytest.raises(UserError, match=f"{file} is damaged"):
+        checkpoint.latest(tmp_path)
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path):
+    with pytest.raises(UserError, match="does not fit"):
+        checkpoint.load_weights(torch.nn.Linear(2, 3), make(1).model, tmp_path)

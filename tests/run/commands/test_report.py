@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from matplotlib.figure import Figure
+from PIL import Image
+
+from score_diffusion.run import plots
+from score_diffusion.run.commands import report
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """What a page holds; a tag that is not closed where it should be is an error."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[str] = []
+        self.words, self.links, self.images, self.captions = "", [], [], []
+        self.feed(text)
+        assert not self.open, f"not closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.tags.append(tag)
+        self.links += [value for name, value in attributes if name in ("src", "href")]
+        if tag == "img":
+            self.images.append(dict(attributes)["src"])
+            self.captions.append(dict(attributes)["alt"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.words += data
+
+
+def read(workdir: Path) -> Page:
+    text = (workdir / "report.html").read_text()
+    page = Page(text)
+    assert "script" not in page.tags and "link" not in page.tags and "url(" not in text
+    assert all(link.startswith("data:image/") for link in page.links)
+    assert "http" not in "".join(part for part in text.split("'") if not part.startswith("data:image/"))
+    for source in page.images:
+        kind, _, data = source.partition(";base64,")
+        content = base64.b64decode(data, validate=True)
+        if kind == "data:image/png":
+            Image.open(io.BytesIO(content)).verify()
+        else:
+            assert kind == "data:image/svg+xml" and ElementTree.fromstring(content).tag.endswith("svg")
+    return page
+
+
+def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
+    for mode in ("sample", "likelihood", "evaluate", "evaluate"):
+        assert cli(mode, trained) == 0
+    assert cli("report", trained) == 0
+    assert str(trained / "report.html") in capsys.readouterr().out
+    page = read(trained)
+    for file in trained.rglob("*"):
+        if file.is_file() and file.name != "report.html":
+            assert file.relative_to(trained).as_posix() in page.words
+    record = json.loads((trained / "likelihood.json").read_text())
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    for number in (record["bits_per_dim"], evaluation["samples"]["frechet_distance"]):
+        assert f"{number:.6g}" in page.words
+    for key, value in (("training.steps", "8"), ("training.steps", "2600"), ("data.name", "digits")):
+        assert key in page.words and value in page.words
+    curves = {"loss", "norm of the gradient", "learning rate", "steps per second"}
+    curves.add("loss by noise level, means over parts of the training")
+    assert {*curves, "step 8", "likelihood.png", "eabm.png"} == set(page.captions)
+    assert cli("report", trained) == 0  # in the place of the old one, which is no file of the run
+
+
+def test_changed_keys_come_first(cli: Callable, trained: Path):
+    assert cli("report", trained) == 0
+    words = read(trained).words
+    assert (
+        words.index("training.batch_size") < words.index("keys at their defaults") < words.index("data.name")
+    )
+
+
+def test_losses_by_noise_level_are_a_curve(cli: Callable, trained: Path, monkeypatch: pytest.MonkeyPatch):
+    """Means of what the log has; a level without any is left out. Older logs have none."""
+    drawn = {}
+
+    def record(lines: dict, xlabel: str, ylabel: str, **options: object) -> Figure:
+        drawn[xlabel, ylabel] = lines
+        return plots_curves(lines, xlabel, ylabel, **options)
+
+    plots_curves = plots.curves
+    monkeypatch.setattr(plots, "curves", record)
+    rows = [
+        {
+            "step": step,
+            "loss": 1.0,
+            "held_out_loss": 2.0,
+            "level_edges": [-1.0, 1.0, 3.0],
+            "level_losses": losses,
+        }
+        for step, losses in ((1, [4.0, 2.0, None, 1.0]), (2, [2.0, None, None, 3.0]))
+    ]
+    monkeypatch.setattr(report, "WINDOWS", 1)
+    (trained / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert cli("report", trained) == 0
+    ((x, y),) = drawn["noise level log(σ/α)", "loss"].values()
+    assert x.tolist() == [-2, 0, 4] and y.tolist() == [3, 2, 2]
+    assert drawn["step", "loss"]["held out"] == ([1, 2], [2.0, 2.0])
+    assert any("by noise level" in caption for caption in read(trained).captions)
+
+
+def test_a_run_that_has_only_its_configuration(cli: Callable, finished_run: Path, tmp_path: Path):
+    (tmp_path / "new").mkdir()
+    shutil.copy(finished_run / "config.json", tmp_path / "new")
+    assert cli("report", tmp_path / "new") == 0
+    page = read(tmp_path / "new")
+    assert not page.images and "none logged, of 8" in page.words and "config.json" in page.words
+
+
+def test_whatever_a_run_holds_is_text(cli: Callable, trained: Path):
+    evil = "<script>alert('x')</script>\"&amp;"
+    config = json.loads((trained / "config.json").read_text())
+    config["data"]["path"] = evil
+    (trained / "config.json").write_text(json.dumps(config))
+    (trained / "likelihood-2.json").write_text(json.dumps({evil: evil, "parts": {"a": {evil: evil}}}))
+    shutil.copy(trained / "samples/step_00000008.png", trained / "samples/step_<script>.png")
+    (trained / "<b>.txt").write_text("")
+    assert cli("report", trained) == 0
+    page = read(trained)
+    assert page.words.count(evil) >= 2 and "<b>.txt" in page.words
+    assert "step_<script>.png" in page.words
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"bits_per_dim": NaN}'])
+def test_damaged_files_are_named_and_the_rest_is_shown(content: str, cli: Callable, trained: Path):
+    (trained / "likelihood.json").write_text(content)
+    (trained / "evaluation.json").write_text(content)
+    (trained / "samples/pc.npz").write_text(content)
+    with open(trained / "log.jsonl", "a") as log:
+        log.write('{"step": 9, "loss": NaN, "seconds": 1.0}\n{"step": 10, "lo')
+    assert cli("report", trained) == 0
+    page = read(trained)
+    assert "likelihood.json" in page.words and page.words.count("cannot be read") >= 1
+    assert "step 8" in page.captions
+
+
+def test_no_run_no_page(cli: Callable, tmp_path: Path, refused: Callable):
+    assert "holds no run" in refused(cli("report", tmp_path / "none"))
+
+
+def test_every_number_of_a_result_is_shown(cli: Callable, trained: Path):
+    bound = {"bits_per_dim": 4.25, "terms": {"L_0": {"bits_per_dim": 0.75}}, "steps": [0.5, 0.125]}
+    record = {"bits_per_dim": 3.5, "bound": bound, "settings": {"n_probes": 17}}
+    (trained / "likelihood.json").write_text(json.dumps(record))
+    parts = {"file": "pc.npz", "samples": {"a": 1.5, "b": 2.5}, "real": {"a": 3.25}}
+    (trained / "evaluation.json").write_text(json.dumps(parts))
+    assert cli("report", trained) == 0
+    words = read(trained).words
+    for cells in (
+        "bits per dim3.5",
+        "bound: bits per dim4.25",
+        "bound: terms: L_0: bits per dim0.75",
+        "b2.5",
+    ):
+        assert cells in words.replace("L 0", "L_0")
+    assert "0.125" in words and "17" in words and "a1.53.25" in words  # one row of two columns
+
+
+def test_many_pictures_are_thinned_out(cli: Callable, trained: Path):
+    for step in range(9, 48):
+        shutil.copy(trained / "samples/step_00000008.png", trained / f"samples/step_{step:08d}.png")
+    assert cli("report", trained) == 0
+    page = read(trained)
+    steps = [int(caption.split()[1]) for caption in page.captions if caption.startswith("step ")]
+    assert len(steps) == 12 and steps[0] == 8 and steps[-1] == 47 and "28 more in samples/" in page.words
