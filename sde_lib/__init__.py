@@ -136,3 +136,6 @@ __all__ = [
     "variational_bound",
     "vlb_terms",
 ]
+
+if __name__ == "sde_lib":  # in a checkout: the names above, no second copy of the files
+    __path__ = []

@@ -352,7 +352,10 @@ def test_the_script_runs_from_any_folder_without_installation(tiny: str, tmp_pat
 
 
 def test_help_does_not_wait_for_torch():
-    code = "import sys; from run.main import main; main(['--help']); assert 'torch' not in sys.modules"
+    code = (
+        "import sys; from score_diffusion.run.main import main; main(['--help']); "
+        "assert 'torch' not in sys.modules"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "--sampler" in done.stdout, done.stderr
 
