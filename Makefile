@@ -1,11 +1,15 @@
-# make demo: train on handwritten digits, draw some, score held-out ones.   make test: all tests and ruff.
-# Both make their own environment in .venv.
+# make demo    train on handwritten digits, draw some, score held-out ones
+# make test    the code's form and types, then all tests
+# make quick   the same with the fast tests only, in about a minute
+# make types   mypy
+# Each makes its own environment in .venv; BIN=FOLDER takes the programs of another one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python run/main.py --config vpsde
+DEV := $(if $(filter .venv/bin,$(BIN)),.venv/installed-dev)
 
-.PHONY: demo test types
+.PHONY: demo test quick form types
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -17,20 +21,26 @@ demo: .venv/installed
 	@echo "Held-out digits, bits/dim: runs/vpsde/likelihood.png"
 	@echo "Loss while training:       runs/vpsde/loss_curve.png"
 
-types:
+test: form
+	$(BIN)/python -m pytest --durations=15
+
+quick: form
+	$(BIN)/python -m pytest -m "not slow" --durations=5
+
+form: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(DEV)  # mypy needs the folders where an installation has them: below score_diffusion/
 	mkdir -p build/types/score_diffusion
 	ln -sfn $(CURDIR)/score_diffusion/__init__.py build/types/score_diffusion/__init__.py
 	for folder in sde_lib models samplers run; do ln -sfn $(CURDIR)/$$folder build/types/score_diffusion/$$folder; done
 	$(BIN)/mypy
 
-test: .venv/installed-dev
-	$(BIN)/python -m pytest
-	$(BIN)/ruff check .
-
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
 
-.venv/installed: pyproject.toml constraints.txt | .venv/bin/python
+.venv/installed: pyproject.toml setup.py constraints.txt | .venv/bin/python
 	$(BIN)/python -m pip install --constraint constraints.txt --editable .
 	@touch $@
 
