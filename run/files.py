@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from itertools import count
 from pathlib import Path
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Write and flush to the disk, so that a later rename cannot expose an empty file."""
+    """Writes and flushes to the disk, so that a later rename cannot expose an empty file."""
     with open(path, "wb") as file:
         file.write(data)
         file.flush()
@@ -17,7 +18,7 @@ def write_durable(path: Path, data: bytes) -> None:
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` under a temporary name beside `path`, then rename: readers see the old or the new file."""
+    """Writes `data` under a temporary name, then renames it: readers see the old or the new file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
@@ -28,13 +29,55 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def write_json(path: Path, value: dict) -> None:
-    write_atomic(path, (json.dumps(value, indent=2) + "\n").encode())
+    write_atomic(path, _json(value))
 
 
-def unused_stem(folder: Path, stem: str, *suffixes: str) -> Path:
-    """folder/stem, or folder/stem-2, -3, ...: the first under which no file with one of `suffixes` exists."""
-    for number in count(1):
-        path = folder / (stem if number == 1 else f"{stem}-{number}")
-        if not any(path.with_name(path.name + suffix).exists() for suffix in suffixes):
-            return path
+def write_numbered(stem: Path, suffix: str, data: bytes, *others: str) -> Path:
+    """Writes `data` as stem + suffix, or as stem-2, stem-3, ...: the first of these that is not taken.
+
+    A name is taken where a file with it and `suffix` or one of `others` exists. Processes that write at the
+    same time get different names, and readers never see a part of the file.
+
+    Returns:
+        The stem that was chosen, without the suffix.
+    """
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    temporary = stem.with_name(f".{stem.name}{suffix}.{os.getpid()}-{threading.get_ident()}")
+    try:
+        write_durable(temporary, data)
+        for number in count(1):
+            chosen = stem if number == 1 else stem.with_name(f"{stem.name}-{number}")
+            taken = any(chosen.with_name(chosen.name + other).exists() for other in others)
+            if not taken and _rename_if_free(temporary, chosen.with_name(chosen.name + suffix)):
+                return chosen
+    finally:
+        temporary.unlink(missing_ok=True)
     raise AssertionError("unreachable: count() does not end")
+
+
+def write_numbered_json(stem: Path, value: dict, *others: str) -> Path:
+    """Writes a .json file as `write_numbered` does."""
+    return write_numbered(stem, ".json", _json(value), *others)
+
+
+def _json(value: dict) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()
+
+
+def _rename_if_free(path: Path, target: Path) -> bool:
+    """Renames a file unless the target exists, which no other process can create in between."""
+    try:
+        os.link(path, target)
+    except FileExistsError:
+        return False
+    except OSError:  # a file system without hard links
+        try:
+            open(target, "xb").close()
+        except FileExistsError:
+            return False
+        try:
+            os.replace(path, target)
+        except OSError:
+            target.unlink()
+            raise
+    return True

@@ -12,7 +12,7 @@ from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset, to_raw
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.sources import in_memory
-from score_diffusion.run.files import unused_stem
+from score_diffusion.run.files import write_numbered
 from score_diffusion.sde_lib import SMALLEST_DIMENSION, largest_distance, number_of_levels, relative_step_size
 
 PICTURED_IMAGES, PICTURED_POINTS = 100, 2000
@@ -25,7 +25,7 @@ def inspect_data(config: ConfigDict, workdir: Path, device: torch.device) -> int
     looked_at = in_memory(dataset.train)
     raw = to_raw(looked_at, dataset.levels)
     count = PICTURED_IMAGES if dataset.levels else PICTURED_POINTS
-    picture = unused_stem(workdir, "data", ".png").with_suffix(".png")
+    picture = write_numbered(workdir / "data", ".png", b"").with_suffix(".png")  # takes the name
     shown = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:count]
     plots.save_samples(picture, raw[shown].numpy())
     kind = f"{dataset.levels} grey levels" if dataset.levels else "points"

@@ -16,7 +16,7 @@ from score_diffusion.run.data.sources import in_memory
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation import metrics
-from score_diffusion.run.files import unused_stem, write_json
+from score_diffusion.run.files import write_numbered_json
 from score_diffusion.run.inference.fitted_grid import build_trained_sampler
 from score_diffusion.run.inference.sample_files import draw_and_save, matching_file, read_sample_file
 from score_diffusion.run.inference.trained_model import load_trained
@@ -53,9 +53,9 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     # New data are as far from the training data as held-out data are: samples that are nearer are copies.
     of_samples["nearest_training_sample"] = _median_distance(file.samples, train)
     of_train["nearest_training_sample"] = _median_distance(held_out, train)
-    result = unused_stem(workdir, "evaluation", ".json").with_suffix(".json")
     record = {"file": file.path.name, "num_samples": len(file.samples), "training_steps": file.training_steps}
-    write_json(result, {**record, **trained.record(section), "samples": of_samples, "real": of_train})
+    record |= {**trained.record(section), "samples": of_samples, "real": of_train}
+    result = write_numbered_json(workdir / "evaluation", record).with_suffix(".json")
     rows = [
         ("", f"{'samples':>10}  {'real':>10}"),
         *(

@@ -13,7 +13,7 @@ from score_diffusion.run.build import build_sde, choose
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.info import load_data
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.files import unused_stem, write_json
+from score_diffusion.run.files import write_numbered_json
 from score_diffusion.run.inference.scoring import (
     BOUND_HISTOGRAM,
     DEQUANTIZATIONS,
@@ -42,11 +42,6 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         return 0
     seconds = time.perf_counter() - start
     quantity, unit = ("bits_per_dim", "bits/dim") if dataset.levels else ("negative_log_likelihood", "nats")
-    stem = unused_stem(workdir, "likelihood", ".json", ".png", BOUND_HISTOGRAM)
-    result = stem.with_suffix(".json")
-    histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
-    for name, path in histograms.items():
-        plots.save_histogram(path, scores[name].values, unit)
     record = {
         "seconds": seconds,
         "num_images": min(section.num_images, len(dataset.test)),
@@ -58,7 +53,11 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         record = scores["ode"].record(quantity) | {"nfe": scores["ode"].nfe} | record
     if "bound" in scores:
         record["bound"] = _bound_record(scores["bound"], quantity)
-    write_json(result, record)
+    stem = write_numbered_json(workdir / "likelihood", record, ".png", BOUND_HISTOGRAM)
+    result = stem.with_suffix(".json")
+    histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
+    for name, path in histograms.items():
+        plots.save_histogram(path, scores[name].values, unit)
     rows = [
         *_figure_rows(scores, unit),
         ("held-out samples", f"{record['num_images']:,} of {len(dataset.test):,}"),

@@ -16,7 +16,7 @@ from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.dataset import samples_to_raw
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import unused_stem, write_atomic
+from score_diffusion.run.files import write_numbered
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.samplers import FixedBatches, Sampler
 
@@ -59,9 +59,6 @@ def draw_and_save(
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
-    stem = unused_stem(workdir / SAMPLES, section.sampler, ".npz", ".png")
-    picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
-    plots.save_samples(picture, samples[:PICTURED] if samples.ndim == 4 else samples)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -72,7 +69,9 @@ def draw_and_save(
         training_steps=trained.step,
         settings=settings(section),
     )
-    write_atomic(array, buffer.getvalue())
+    stem = write_numbered(workdir / SAMPLES / section.sampler, ".npz", buffer.getvalue(), ".png")
+    picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
+    plots.save_samples(picture, samples[:PICTURED] if samples.ndim == 4 else samples)
     return SampleFiles(samples, nfe, picture, array)
 
 

@@ -337,6 +337,7 @@ def test_a_full_disk_is_one_sentence(
         raise OSError(28, "No space left on device", "somewhere")
 
     before = snapshot(trained)
+    monkeypatch.setattr(os, "link", full)
     monkeypatch.setattr(os, "replace", full)
     assert "No space left on device: somewhere" in refused(cli("sample", trained))
     assert snapshot(trained) == before
