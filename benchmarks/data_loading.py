@@ -30,6 +30,7 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
+from score_diffusion.run.build import data_options
 from score_diffusion.run.config import load_config
 from score_diffusion.run.console import print_table
 from score_diffusion.run.data.load import load_dataset
@@ -71,7 +72,7 @@ class Contestant:
         config = config.copy_and_resolve_references()
         config.data.update(path=str(path), memory_gib=64.0 if in_memory else 0.0)
         start = time.perf_counter()
-        dataset = load_dataset(config.data)
+        dataset = load_dataset(data_options(config.data))
         self.start = time.perf_counter() - start
         self.device, self.trainer = device, Trainer(config, dataset, device)
         self.trainer.advance()

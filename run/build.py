@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from score_diffusion.models import MLP, NCSN, DiT, NCSNv2, UNet
 from score_diffusion.run.config import AUTO
+from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
 from score_diffusion.samplers import (
     GRIDS,
@@ -87,6 +88,11 @@ def _construct(cls: Callable, section: str, *leading: object, **options: object)
             f"section {section!r} does not fit {cls.__name__}: {error}; it takes {', '.join(accepted)}"
         ) from error
     return cls(*leading, **options)
+
+
+def data_options(section: ConfigDict) -> DataOptions:
+    """The options of a `data` section, whose keys are their names."""
+    return DataOptions(**section.to_dict() | {"image_size": parse_image_size(section.image_size)})
 
 
 def build_sde(section: ConfigDict) -> SDE:

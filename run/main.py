@@ -217,6 +217,7 @@ def _device(name: str) -> torch.device:
 
 
 def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
+    from score_diffusion.run.build import data_options
     from score_diffusion.run.commands.dry_run import dry_run
     from score_diffusion.run.data.info import DataInfo, read_data_info
     from score_diffusion.run.data.load import load_dataset
@@ -226,7 +227,7 @@ def _dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     if mode not in ("train", "data"):
         return dry_run(config, read_data_info(workdir))
     check(config.training)
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(data_options(config.data))
     return dry_run(resolve_levels(config, dataset), DataInfo.of(dataset))
 
 

@@ -30,7 +30,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "data": {"console", "errors", "files"},
     "configs": set(),
     "config": {"configs", "data", "errors", "files"},
-    "build": {"config", "errors"},
+    "build": {"config", "data", "errors"},
     "checkpoints": {"console", "distributed", "errors", "files"},
     "evaluation": {"errors"},
     "training": {
@@ -51,7 +51,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("build", "checkpoints", "config", "configs", "console", "data", "distributed", "errors"),
         *("evaluation", "files", "inference", "plots", "training"),
     },
-    "main": {"commands", "config", "console", "data", "distributed", "errors", "training"},
+    "main": {"build", "commands", "config", "console", "data", "distributed", "errors", "training"},
 }
 
 

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from score_diffusion.models import UNet
-from score_diffusion.run.build import build_model, build_sde
+from score_diffusion.run.build import build_model, build_sde, data_options
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.formats import (
@@ -102,7 +102,7 @@ def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path
         config, shape = _described(config, path)
     info = DataInfo(path.stem, shape, GREY_LEVELS, 0, 0)
     if config.data.path:
-        load_data(config, info)  # for its checks
+        load_data(data_options(config.data), info)  # for its checks
     model = build_model(config.model, build_sde(config.sde), shape)
     if not isinstance(model.net, UNet):
         raise UserError(f"{source} has U-Nets: give the --config of one, not of model {config.model.name!r}")

@@ -8,6 +8,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
+from score_diffusion.run.build import data_options
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset, to_raw
 from score_diffusion.run.data.load import load_dataset
@@ -21,7 +22,7 @@ STEPS_EACH = 5  # Langevin steps at each level that the suggested step size is f
 
 def inspect_data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Prints what the data are, and draws some; returns the exit code."""
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(data_options(config.data))
     looked_at = in_memory(dataset.train)
     raw = to_raw(looked_at, dataset.levels)
     count = PICTURED_IMAGES if dataset.levels else PICTURED_POINTS

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import build_sampler, build_sde
+from score_diffusion.run.build import build_sampler, build_sde, data_options
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import to_raw
 from score_diffusion.run.data.info import load_data
@@ -30,7 +30,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
     trained = load_trained(workdir, config, device)
-    dataset = load_data(config, trained.data)
+    dataset = load_data(data_options(config.data), trained.data)
     fewest = min(len(dataset.train), len(dataset.test), section.num_samples)
     if fewest < 2:
         raise UserError(f"evaluate compares two samples or more of each kind, and there is {fewest} of one")

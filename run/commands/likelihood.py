@@ -9,7 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
-from score_diffusion.run.build import build_sde, choose
+from score_diffusion.run.build import build_sde, choose, data_options
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.info import load_data
 from score_diffusion.run.distributed import processes
@@ -35,7 +35,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if "bound" in figures or dequantize is gaussian_dequantization:
         check_chain(build_sde(config.sde))
     trained = load_trained(workdir, config, device)
-    dataset = load_data(config, trained.data)
+    dataset = load_data(data_options(config.data), trained.data)
     start = time.perf_counter()
     scores = {name: FIGURES[name](trained, dataset, section, device) for name in figures}
     if not processes.is_first():

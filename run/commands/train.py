@@ -11,6 +11,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
+from score_diffusion.run.build import data_options
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import (
     CONFIG_FILE,
@@ -201,8 +202,8 @@ def _is_free_elsewhere(key: str) -> bool:
 def _load_data(config: ConfigDict, workdir: Path) -> Dataset:
     """The data, which are those of a run that goes on."""
     if not checkpoint.exists(workdir):
-        return load_dataset(config.data)
-    return load_data(config, read_data_info(workdir))
+        return load_dataset(data_options(config.data))
+    return load_data(data_options(config.data), read_data_info(workdir))
 
 
 def _report(

@@ -18,13 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.decoding import Preparation
+from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.images import ArrayImages, hold_or_stream_pictures
-from score_diffusion.run.data.sources import GIB, Found, Samples, Source, hold_or_stream
+from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.sources import GIB, Samples, Source, Splits, hold_or_stream
 from score_diffusion.run.errors import UserError
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
@@ -47,8 +47,8 @@ class ArraySource(Source):
     def __len__(self) -> int:
         return len(self._array)
 
-    def read(self, rows: Tensor) -> Tensor:
-        return self._samples(self._array.take(rows.numpy(), axis=0))  # without Python's lock
+    def read(self, indices: Tensor) -> Tensor:
+        return self._samples(self._array.take(indices.numpy(), axis=0))  # without Python's lock
 
     def read_all(self, workers: int) -> Tensor:  # a copy needs no threads
         return self._samples(self._array)
@@ -71,13 +71,13 @@ class ArraySource(Source):
             return torch.from_numpy(part.astype(np.float32))
 
 
-def find_arrays(arrays: dict[str, np.ndarray], source: str, section: ConfigDict) -> Found:
-    """Arrays as samples: brought to the size and channels of a `data` section, in memory or as streams.
+def find_arrays(arrays: dict[str, np.ndarray], source: str, options: DataOptions) -> Splits:
+    """Arrays as samples: brought to the size and channels of the options, in memory or as streams.
 
     Args:
         arrays: As above.
         source: What to call them in a message.
-        section: The `data` section.
+        options: How to prepare images, and how much memory to use.
 
     Raises:
         UserError: If they are not such arrays.
@@ -87,13 +87,13 @@ def find_arrays(arrays: dict[str, np.ndarray], source: str, section: ConfigDict)
         raise UserError(
             f"{source} must hold x_train (and x_test) or a single array, it holds {', '.join(arrays)}"
         )
-    train, levels = _samples(arrays[key], f"{source}:{key}", section)
+    train, levels = _samples(arrays[key], f"{source}:{key}", options)
     labels = _labels(arrays, "y_train", train, source)
     classes = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
-    found = Found(train, levels, labels, classes)
+    found = Splits(train, levels, labels, classes)
     if "x_test" not in arrays or key != "x_train":
         return found
-    test, test_levels = _samples(arrays["x_test"], f"{source}:x_test", section)
+    test, test_levels = _samples(arrays["x_test"], f"{source}:x_test", options)
     if (test.shape[1:], test_levels) != (train.shape[1:], levels):
         raise UserError(
             f"x_train and x_test of {source} must agree in dtype and shape, got samples of "
@@ -168,7 +168,7 @@ def _labels(arrays: dict[str, np.ndarray], key: str, samples: Samples, source: s
     return torch.from_numpy(labels.astype(np.int64))
 
 
-def _samples(array: np.ndarray, source: str, section: ConfigDict) -> tuple[Samples, int | None]:
+def _samples(array: np.ndarray, source: str, options: DataOptions) -> tuple[Samples, int | None]:
     """The array as (grey levels or points, number of levels), or one sentence about what is wrong with it."""
     images, points = array.dtype == np.uint8, np.issubdtype(array.dtype, np.floating)
     if not images and not points:
@@ -176,28 +176,28 @@ def _samples(array: np.ndarray, source: str, section: ConfigDict) -> tuple[Sampl
     if array.size == 0:
         raise UserError(f"{source} is empty: its shape is {array.shape}")
     if points:
-        return _points(array, source, section), None
+        return _points(array, source, options), None
     if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] > 4):
         raise UserError(
             f"{source} must be images of shape (N, H, W) or (N, H, W, C) with C at most 4, got {array.shape}"
         )
     array = array if array.ndim == 4 else array[..., None]
-    prepare = Preparation.of(section)
+    prepare = ImagePreparation.of(options)
     _, height, width, channels = array.shape
     as_they_are = prepare.size in (None, (height, width)) and prepare.channels in (0, channels)
     if not as_they_are:
         prepare = replace(prepare, channels=prepare.channels or channels)
-        return hold_or_stream_pictures(ArrayImages(array, source), section, prepare), 256
-    return hold_or_stream(ArraySource(array), section), 256
+        return hold_or_stream_pictures(ArrayImages(array, source), options, prepare), 256
+    return hold_or_stream(ArraySource(array), options), 256
 
 
-def _points(array: np.ndarray, source: str, section: ConfigDict) -> Samples:
+def _points(array: np.ndarray, source: str, options: DataOptions) -> Samples:
     if array.ndim != 2:
         raise UserError(
             f"{source} of dtype {array.dtype} must be points of shape (N, D), got {array.shape}; "
             "images must be uint8"
         )
-    samples = hold_or_stream(ArraySource(array), section)
+    samples = hold_or_stream(ArraySource(array), options)
     chunks = [samples] if isinstance(samples, Tensor) else samples.source.chunks("checking points")
     if not all(chunk.isfinite().all() for chunk in chunks):
         raise UserError(f"{source} holds NaN or infinite values: remove those rows")

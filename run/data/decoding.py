@@ -14,12 +14,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from ml_collections import ConfigDict
 from PIL import Image, ImageOps
 
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.data.options import DataOptions
 
-CROPS = ("center", "none")
 MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N")
 ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -27,7 +25,7 @@ ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values 
 
 
 @dataclass(frozen=True)
-class Preparation:
+class ImagePreparation:
     """What is done to each image."""
 
     size: tuple[int, int] | None = None
@@ -38,19 +36,8 @@ class Preparation:
     """1 to 4; 0 for those of the image, without alpha."""
 
     @classmethod
-    def of(cls, section: ConfigDict) -> Preparation:
-        """That of a `data` section.
-
-        Raises:
-            UserError: If a key has a value that it cannot have.
-        """
-        if section.crop not in CROPS:
-            raise UserError(f"data.crop must be one of {', '.join(CROPS)}, got {section.crop!r}")
-        if section.channels not in (0, *MODES):
-            raise UserError(
-                f"data.channels must be 0 (as the images have) or 1 to 4, got {section.channels!r}"
-            )
-        return cls(_size(section.image_size), section.crop, section.channels)
+    def of(cls, options: DataOptions) -> ImagePreparation:
+        return cls(options.image_size, options.crop, options.channels)
 
     def __call__(self, image: Image.Image) -> np.ndarray:
         """The image's grey levels, uint8 (C, H, W).
@@ -105,16 +92,3 @@ def middle(size: tuple[int, int], target: tuple[int, int]) -> tuple[int, int, in
     part_height = max(1, min(height, round(width * target_height / target_width)))
     left, top = (width - part_width) // 2, (height - part_height) // 2
     return left, top, left + part_width, top + part_height
-
-
-def _size(value: object) -> tuple[int, int] | None:
-    """data.image_size, one number or (height, width), as height and width; None for 0."""
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if pair == (0, 0):
-        return None
-    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
-        raise UserError(
-            "data.image_size must be one number or height,width, each at least 1, or 0 to keep the images "
-            f"as they are; got {value!r}"
-        )
-    return tuple(pair)

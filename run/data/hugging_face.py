@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.data.decoding import Preparation
+from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.images import EncodedImages, hold_or_stream_pictures
-from score_diffusion.run.data.sources import Found, Samples
+from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.sources import Samples, Splits
 from score_diffusion.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -61,12 +61,12 @@ class HubImages(EncodedImages):
         return image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes()
 
 
-def find_on_hub(name: str, section: ConfigDict) -> Found:
+def find_on_hub(name: str, options: DataOptions) -> Splits:
     """The images of a data set.
 
     Args:
         name: As above, without hf:.
-        section: The `data` section.
+        options: How to prepare images, and how much memory to use.
 
     Raises:
         UserError: If the package is missing, the data set cannot be loaded or has no column of images.
@@ -79,7 +79,7 @@ def find_on_hub(name: str, section: ConfigDict) -> Found:
     def read(key: str) -> tuple[Samples, Tensor | None]:
         images = HubImages(splits[key], column, f"{name}, split {key}")
         labels = None if label_column is None else _labels(splits[key], label_column)
-        return hold_or_stream_pictures(images, section, Preparation.of(section)), labels
+        return hold_or_stream_pictures(images, options, ImagePreparation.of(options)), labels
 
     train, labels = read("train")
     apart = next((key for key in HELD_OUT if splits.get(key)), None)
@@ -89,7 +89,7 @@ def find_on_hub(name: str, section: ConfigDict) -> Found:
             f"the images of {name} must have one shape, got {tuple(train.shape[1:])} in train and "
             f"{tuple(test.shape[1:])} in {apart}: set data.image_size and data.channels"
         )
-    return Found(train, 256, labels, () if labels is None else classes, test, test_labels)
+    return Splits(train, 256, labels, () if labels is None else classes, test, test_labels)
 
 
 def _load(name: str) -> DatasetDict | dict[str, Dataset]:

@@ -20,13 +20,13 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from PIL import Image
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.decoding import Preparation
-from score_diffusion.run.data.sources import Found, Samples, Source, hold_or_stream, part
+from score_diffusion.run.data.decoding import ImagePreparation
+from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.sources import Samples, Source, Splits, hold_or_stream, select
 from score_diffusion.run.errors import UserError
 
 TRAIN, HELD_OUT = "train", ("test", "validation", "val")
@@ -189,7 +189,7 @@ class Pictures(Source):
             the one that has most.
     """
 
-    def __init__(self, images: Images, prepare: Preparation) -> None:
+    def __init__(self, images: Images, prepare: ImagePreparation) -> None:
         self._images = images
         channels, *size = self._header(0, prepare)
         if not prepare.channels:
@@ -201,9 +201,9 @@ class Pictures(Source):
     def __len__(self) -> int:
         return len(self._images)
 
-    def read(self, rows: Tensor) -> Tensor:
-        samples = np.empty((len(rows), *self.shape), np.uint8)
-        for sample, i in zip(samples, rows.tolist(), strict=True):
+    def read(self, indices: Tensor) -> Tensor:
+        samples = np.empty((len(indices), *self.shape), np.uint8)
+        for sample, i in zip(samples, indices.tolist(), strict=True):
             levels = self._read(i)
             self._check_size(i, levels.shape)
             sample[...] = levels
@@ -238,7 +238,7 @@ class Pictures(Source):
                 f"{this} (height x width); set --config.data.image_size=N or HEIGHT,WIDTH"
             )
 
-    def _header(self, i: int, prepare: Preparation) -> tuple[int, int, int]:
+    def _header(self, i: int, prepare: ImagePreparation) -> tuple[int, int, int]:
         try:
             with self._images.header(i) as image:
                 return prepare.shape(image)
@@ -256,20 +256,20 @@ class Pictures(Source):
         return UserError(f"{self._images.name(i)} cannot be read ({reason}): remove or replace it")
 
 
-def hold_or_stream_pictures(images: Images, section: ConfigDict, prepare: Preparation) -> Samples:
-    """Images as samples, by the keys `memory_gib` and `workers` of a `data` section.
+def hold_or_stream_pictures(images: Images, options: DataOptions, prepare: ImagePreparation) -> Samples:
+    """Images as samples, by the keys `memory_gib` and `workers` of the options.
 
     Raises:
         UserError: If one cannot be read, or they differ in size.
     """
     pictures = Pictures(images, prepare)
-    samples = hold_or_stream(pictures, section)
+    samples = hold_or_stream(pictures, options)
     if not isinstance(samples, Tensor):
         pictures.check_sizes()
     return samples
 
 
-def find_images(path: Path, section: ConfigDict) -> Found:
+def find_images(path: Path, options: DataOptions) -> Splits:
     """The images of a folder or a zip file.
 
     Raises:
@@ -278,11 +278,11 @@ def find_images(path: Path, section: ConfigDict) -> Found:
     images = Folder(path) if path.is_dir() else Zip(path)
     if not images:
         raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
-    samples = hold_or_stream_pictures(images, section, Preparation.of(section))
+    samples = hold_or_stream_pictures(images, options, ImagePreparation.of(options))
     paths = _without_common_folders([PurePosixPath(name) for name in images.names])
     top = {path.parts[0] for path in paths}
     if TRAIN not in top or not top & set(HELD_OUT):
-        return Found(samples, 256, *_classes(paths))
+        return Splits(samples, 256, *_classes(paths))
     if len(top) != 2:
         raise UserError(
             f"{path} holds {', '.join(sorted(top))} side by side, and only {TRAIN} and one of "
@@ -291,7 +291,7 @@ def find_images(path: Path, section: ConfigDict) -> Found:
     labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
     train = torch.tensor([path.parts[0] == TRAIN for path in paths])
     of_train, of_test = (None, None) if labels is None else (labels[train], labels[~train])
-    return Found(part(samples, train), 256, of_train, classes, part(samples, ~train), of_test)
+    return Splits(select(samples, train), 256, of_train, classes, select(samples, ~train), of_test)
 
 
 def _without_common_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:

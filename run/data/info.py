@@ -6,10 +6,9 @@ import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from ml_collections import ConfigDict
-
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
 
@@ -69,13 +68,13 @@ def read_data_info(workdir: Path) -> DataInfo:
         raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
 
 
-def load_data(config: ConfigDict, info: DataInfo) -> Dataset:
+def load_data(options: DataOptions, info: DataInfo) -> Dataset:
     """The data of a run.
 
     Raises:
         UserError: If they cannot be read, are no data for its network, or not those that it was trained on.
     """
-    dataset = load_dataset(config.data)
+    dataset = load_dataset(options)
     found = DataInfo.of(dataset)
     if not found.fits(info):
         raise UserError(

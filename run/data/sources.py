@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
+from score_diffusion.run.data.options import DataOptions
 
 CHUNK = 64  # samples of one task of `gather`
 GIB = 2**30
@@ -47,8 +47,8 @@ class Source(ABC):
     def __len__(self) -> int: ...
 
     @abstractmethod
-    def read(self, rows: Tensor) -> Tensor:
-        """The samples with the indices `rows` (n,), shape (n, *shape).
+    def read(self, indices: Tensor) -> Tensor:
+        """The samples with the given indices (n,), shape (n, *shape).
 
         Raises:
             UserError: If one cannot be read; it is named.
@@ -73,20 +73,20 @@ class Stream:
     """Some samples of a source."""
 
     source: Source
-    rows: Tensor
+    indices: Tensor
     """Their indices in the source, int64 (N,)."""
     workers: int
     """Threads that read batches ahead."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return (len(self.rows), *self.source.shape)
+        return (len(self.indices), *self.source.shape)
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self.indices)
 
     def __getitem__(self, index: Tensor | slice) -> Tensor:
-        return self.source.read(self.rows[index])
+        return self.source.read(self.indices[index])
 
     @property
     def dtype(self) -> torch.dtype:
@@ -94,7 +94,7 @@ class Stream:
 
 
 @dataclass(frozen=True)
-class Found:
+class Splits:
     """What a source holds, before a part of it is held out."""
 
     train: Samples
@@ -108,11 +108,11 @@ class Found:
     test_labels: Tensor | None = None
 
 
-def hold_or_stream(source: Source, section: ConfigDict) -> Samples:
+def hold_or_stream(source: Source, options: DataOptions) -> Samples:
     """All samples of a source: in memory if they take no more than `data.memory_gib`, else a stream."""
-    if source.nbytes <= section.memory_gib * GIB:
-        return source.read_all(section.workers)
-    return Stream(source, torch.arange(len(source)), section.workers)
+    if source.nbytes <= options.memory_gib * GIB:
+        return source.read_all(options.workers)
+    return Stream(source, torch.arange(len(source)), options.workers)
 
 
 def gather(samples: Stream) -> Tensor:
@@ -135,13 +135,13 @@ def gather(samples: Stream) -> Tensor:
     return gathered
 
 
-def part(samples: Samples, chosen: Tensor) -> Samples:
+def select(samples: Samples, chosen: Tensor) -> Samples:
     """Those samples for which `chosen`, bool (N,), is true, or with the indices `chosen`; of a stream nothing
     is read.
     """
     if isinstance(samples, Tensor):
         return samples[chosen]
-    return replace(samples, rows=samples.rows[chosen])
+    return replace(samples, indices=samples.indices[chosen])
 
 
 def in_memory(samples: Samples) -> Tensor:
@@ -152,7 +152,7 @@ def in_memory(samples: Samples) -> Tensor:
         return samples
     count = max(2, min(10_000, 2**28 // (math.prod(samples.shape[1:]) * samples.dtype.itemsize)))
     generator = torch.Generator().manual_seed(0)
-    return gather(part(samples, torch.randperm(len(samples), generator=generator)[:count].sort().values))
+    return gather(select(samples, torch.randperm(len(samples), generator=generator)[:count].sort().values))
 
 
 def fingerprints(samples: Samples) -> Iterable[bytes]:

@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.sde_lib import generator_for
 
 
@@ -27,13 +27,13 @@ def load_digits() -> Dataset:
     return Dataset("digits", train, test, 17, labels, test_labels, tuple("0123456789"))
 
 
-def load_toy(section: ConfigDict) -> Dataset:
-    draw = TOYS[section.name]
+def load_toy(options: DataOptions) -> Dataset:
+    draw = TOYS[options.name]
     train, test = (
-        torch.from_numpy(draw(_numpy_generator(section.seed, section.name, side), section.num_points)).float()
+        torch.from_numpy(draw(_numpy_generator(options.seed, options.name, side), options.num_points)).float()
         for side in ("train", "test")
     )
-    return Dataset(section.name, train, test, None)
+    return Dataset(options.name, train, test, None)
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.

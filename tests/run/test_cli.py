@@ -380,6 +380,7 @@ def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
     """Half of the images, the same ones at the same step, and nothing else of the step changes."""
     import torch
 
+    from score_diffusion.run.build import data_options
     from score_diffusion.run.config import apply_overrides, load_config
     from score_diffusion.run.data.load import load_dataset
     from score_diffusion.run.training.trainer import Trainer
@@ -388,7 +389,7 @@ def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
         load_config(str(Path(__file__).parent / "tiny.py")),
         [("data.flip", "true"), ("training.batch_size", "64")],
     )
-    trainer = Trainer(config, load_dataset(config.data), torch.device("cpu"))
+    trainer = Trainer(config, load_dataset(data_options(config.data)), torch.device("cpu"))
     draws = [trainer.draw(step) for step in (3, 3, 4)]
     plain = replace(draws[0], mirrored=None, u=torch.zeros_like(draws[0].u))
     once, again, other = (trainer.read(replace(plain, mirrored=draw.mirrored)).x_0 for draw in draws)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from score_diffusion.run.build import data_options
 from score_diffusion.run.checkpoints import checkpoint, directory
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.load import load_dataset
@@ -167,7 +168,7 @@ def test_divergence_ends_training_and_leaves_the_batch(
     saved = checkpoint.latest(workdir)
     assert saved.step == 4 and all(value.isfinite().all() for value in saved.model.values())
     config = read_config(workdir)
-    trainer = Trainer(config, load_dataset(config.data), CPU)
+    trainer = Trainer(config, load_dataset(data_options(config.data)), CPU)
     draw = trainer.draw(5)
     with np.load(workdir / "skipped/step_00000005.npz") as file:
         assert file["step"] == 5 and np.isnan(file["losses"]).all()

@@ -12,10 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from score_diffusion.run.config import load_config
 from score_diffusion.run.data.archives import read_cifar, read_idx
 from score_diffusion.run.data.dataset import Dataset, bin_width, samples_to_raw, to_continuous, to_raw
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.toys import TOYS, load_digits
 from score_diffusion.run.errors import UserError
 
@@ -25,11 +25,8 @@ POINTS = RNG.normal(size=(20, 5))
 
 
 def load(path: Path, **keys: object) -> Dataset:
-    """What a path gives with other keys of the section `data`."""
-    section = load_config("vpsde").data
-    section.path = str(path)
-    section.update(keys)
-    return load_dataset(section)
+    """What a path gives with other options."""
+    return load_dataset(DataOptions(path=str(path), **keys))
 
 
 def test_digits_are_split_in_halves():
@@ -69,11 +66,9 @@ def test_points_are_left_alone():
 
 @pytest.mark.parametrize("name", list(TOYS))
 def test_toys_have_about_unit_variance_and_separate_held_out_points(name: str):
-    section = load_config("toy2d").data
-    section.name = name
-    toy = load_dataset(section)
-    again = load_dataset(section)
-    assert toy.shape == (2,) and toy.levels is None and len(toy.train) == section.num_points
+    options = DataOptions(name=name)
+    toy, again = load_dataset(options), load_dataset(options)
+    assert toy.shape == (2,) and toy.levels is None and len(toy.train) == options.num_points
     for part in (toy.train, toy.test):
         assert part.mean(0).abs().max() < 0.05 and (part.std(0) - 1).abs().max() < 0.05
     assert torch.equal(toy.train, again.train)
@@ -222,11 +217,11 @@ def test_images_are_cropped_and_resized(tmp_path: Path):
     flat = np.zeros((1, 4, 8, 3), np.uint8)
     flat[:, :, 2:6] = 200  # the middle square
     folder = folder_of_images(tmp_path / "flat", np.concatenate([flat, flat // 2]))
-    data = load(folder, image_size=2)
+    data = load(folder, image_size=(2, 2))
     assert sorted(data.train.unique().tolist() + data.test.unique().tolist()) == [100, 200]
-    assert load(folder, image_size=2, crop="none").shape == (3, 2, 2)
+    assert load(folder, image_size=(2, 2), crop="none").shape == (3, 2, 2)
     with pytest.raises(UserError, match="crop must be one of center, none"):
-        load(folder, image_size=2, crop="left")
+        load(folder, image_size=(2, 2), crop="left")
 
 
 def test_held_out_samples_stay_held_out_as_others_come(tmp_path: Path):
@@ -323,15 +318,11 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
     np.save(tmp_path / "points.npy", POINTS)
     with pytest.raises(UserError, match="data.flip mirrors images"):
         load(tmp_path / "points.npy", flip=True)
-    for key in ("image_size", "channels"):
-        section = load_config("vpsde").data
-        section[key] = 3
+    for options in (DataOptions(image_size=(3, 3)), DataOptions(channels=3)):
         with pytest.raises(UserError, match="your own images, not digits"):
-            load_dataset(section)
+            load_dataset(options)
 
 
 def test_an_unknown_name_is_refused():
-    section = load_config("vpsde").data
-    section.name = "cats"
     with pytest.raises(UserError, match="digits, swiss_roll, moons, checkerboard, 8gaussians"):
-        load_dataset(section)
+        load_dataset(DataOptions(name="cats"))

@@ -10,18 +10,16 @@ import pytest
 import torch
 from PIL import Image
 
-from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.errors import UserError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (30, 6, 9, 3), np.uint8)
 
 
 def load(name: object, **keys: object) -> Dataset:
-    section = apply_overrides(load_config("vpsde"), [("data.name", f"hf:{name}")]).data
-    section.update(keys)
-    return load_dataset(section)
+    return load_dataset(DataOptions(name=f"hf:{name}", **keys))
 
 
 def test_without_the_package_a_sentence_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):

@@ -13,9 +13,9 @@ import torch
 from PIL import Image
 
 from score_diffusion.run.checkpoints import checkpoint
-from score_diffusion.run.config import load_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.sources import Source, Stream, in_memory
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.trainer import Trainer
@@ -24,9 +24,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (60, 4, 6, 3), np.uint8)
 
 
 def load(path: Path, memory_gib: float, **keys: object) -> Dataset:
-    section = load_config("vpsde").data
-    section.update(path=str(path), memory_gib=memory_gib, workers=3, **keys)
-    return load_dataset(section)
+    return load_dataset(DataOptions(path=str(path), memory_gib=memory_gib, workers=3, **keys))
 
 
 def image_folder(root: Path) -> Path:
@@ -97,7 +95,7 @@ def test_streamed_images_are_those_in_memory(keys: dict, tmp_path: Path):
                 image.numpy().tobytes(): label.item() for image, label in zip(part[:], labels, strict=True)
             }
         assert found == expected
-    assert torch.equal(streams[0].test.rows, streams[1].test.rows)  # folder and zip are split alike
+    assert torch.equal(streams[0].test.indices, streams[1].test.indices)  # folder and zip are split alike
 
 
 def test_an_image_stays_on_its_side_of_the_split_as_others_come(tmp_path: Path):
@@ -106,7 +104,7 @@ def test_an_image_stays_on_its_side_of_the_split_as_others_come(tmp_path: Path):
     for file in sorted(few.rglob("*.png"))[::2]:
         file.unlink()
     names = {
-        path: {data.test.source._images.names[row] for row in data.test.rows}
+        path: {data.test.source._images.names[row] for row in data.test.indices}
         for path, data in ((path, load(path, 0.0)) for path in (few, many))
     }
     remaining = {file.relative_to(few).as_posix() for file in few.rglob("*.png")}
@@ -149,7 +147,7 @@ def test_images_of_two_sizes_are_refused_before_they_are_streamed(tmp_path: Path
         UserError, match="differ in size: image cats/01.png .* is 4x6 and image dogs/99.png .* 5x5"
     ):
         load(folder, 0.0)
-    assert load(folder, 0.0, image_size=4).shape == (3, 4, 4)
+    assert load(folder, 0.0, image_size=(4, 4)).shape == (3, 4, 4)
 
 
 def test_points_that_are_no_numbers_are_refused_though_they_are_streamed(tmp_path: Path):
@@ -167,8 +165,8 @@ def test_of_a_large_stream_a_part_is_looked_at():
         def __len__(self) -> int:
             return 30_000
 
-        def read(self, rows: torch.Tensor) -> torch.Tensor:
-            return rows[:, None].float()
+        def read(self, indices: torch.Tensor) -> torch.Tensor:
+            return indices[:, None].float()
 
         def fingerprints(self) -> Iterator[bytes]:
             return iter(())

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.user_function import absolute
 from score_diffusion.run.errors import UserError
 
@@ -35,9 +35,7 @@ def module(tmp_path: Path) -> Path:
 
 
 def load(path: str, **keys: object) -> Dataset:
-    section = apply_overrides(load_config("vpsde"), [("data.path", path)]).data
-    section.update(keys)
-    return load_dataset(section)
+    return load_dataset(DataOptions(path=absolute(path), **keys))
 
 
 def test_a_function_gives_what_an_npz_holds(module: Path):

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from score_diffusion.run.build import data_options
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.config import apply_overrides, load_config
@@ -29,7 +30,7 @@ def make(tiny: str) -> Callable[..., Trainer]:
     def build(**keys: object) -> Trainer:
         texts = {"model.dropout": 0.0, **{key.replace("__", "."): value for key, value in keys.items()}}
         config = apply_overrides(load_config(tiny), [(key, str(value)) for key, value in texts.items()])
-        return Trainer(config, load_dataset(config.data), CPU)
+        return Trainer(config, load_dataset(data_options(config.data)), CPU)
 
     return build
 
@@ -236,7 +237,7 @@ def test_the_held_out_loss_is_that_of_the_average_on_fixed_samples(make: Callabl
         trainer.advance()
     losses += [trainer.held_out_loss(), trainer.held_out_loss()]
     assert losses[1] == losses[2] < losses[0]
-    held_out = load_dataset(trainer.config.data).test[:20]
+    held_out = load_dataset(data_options(trainer.config.data)).test[:20]
     assert torch.equal(quantize(trainer._held_out.x_0, 17).to(torch.uint8), held_out)
     trainer.ema.module.load_state_dict(trainer.model.state_dict())
     assert trainer.held_out_loss() != losses[1]

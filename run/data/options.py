@@ -1,0 +1,65 @@
+"""What decides which data set is loaded, and how: the keys of the section `data` as typed arguments."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from score_diffusion.run.errors import UserError
+
+CROPS = ("center", "none")
+CHANNELS = (0, 1, 2, 3, 4)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """Which data set to load, and how.
+
+    Raises:
+        UserError: If `crop` or `channels` is not one of the possible values.
+    """
+
+    name: str = "digits"
+    """A built-in data set, or hf:NAME of the Hugging Face hub; ignored if `path` is set."""
+    path: str = ""
+    """The user's own data: a file, a folder or a function."""
+    num_points: int = 20_000
+    """Training points, and again test points, of the 2-D toys."""
+    seed: int = 0
+    """Of the toys' points and of the held-out split."""
+    image_size: tuple[int, int] | None = None
+    """Height and width to resize images to; None keeps their sizes."""
+    crop: str = "center"
+    """What happens before resizing: "center" crops to the new aspect ratio, "none" crops nothing."""
+    channels: int = 0
+    """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; 0 takes 1 or 3, as the images have."""
+    memory_gib: float = 4.0
+    """Larger sets are streamed from the disk."""
+    workers: int = 8
+    """Threads that read and decode."""
+    flip: bool = False
+    """Whether training mirrors images left to right at random."""
+    dequantize: bool = True
+    """Whether training adds uniform noise to grey levels."""
+
+    def __post_init__(self) -> None:
+        if self.crop not in CROPS:
+            raise UserError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        if self.channels not in CHANNELS:
+            raise UserError(f"data.channels must be 0 (as the images have) or 1 to 4, got {self.channels!r}")
+
+
+def parse_image_size(value: object) -> tuple[int, int] | None:
+    """data.image_size, one number or (height, width), as height and width; None for 0.
+
+    Raises:
+        UserError: If it is neither.
+    """
+    pair = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    if pair == (0, 0):
+        return None
+    if len(pair) != 2 or not all(type(side) is int and side > 0 for side in pair):
+        raise UserError(
+            "data.image_size must be one number or height,width, each at least 1, or 0 to keep the images "
+            f"as they are; got {value!r}"
+        )
+    return pair
