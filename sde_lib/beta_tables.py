@@ -24,13 +24,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
+
 FIRST_BETA, LAST_BETA = 1e-4, 0.02  # at N = 1000
 
 
 def _ends(N: int) -> tuple[float, float]:
     first, last = FIRST_BETA * 1000 / max(N, 1), LAST_BETA * 1000 / max(N, 1)
     if N < 1 or last >= 1:
-        raise ValueError(
+        raise InputError(
             f"this table has betas up to 20/N, which must be below 1: use N > 20 or cosine_betas, got N={N}"
         )
     return first, last
@@ -62,7 +64,7 @@ def cosine_betas(N: int, s: float = 0.008, largest: float = 0.999) -> Tensor:
         largest: Bound on β_k, below 1.
     """
     if N < 1:
-        raise ValueError(f"N must be at least 1 (a number of steps), got {N}")
+        raise InputError(f"N must be at least 1 (a number of steps), got {N}")
     u = torch.arange(N + 1, dtype=torch.float64) / N
     f = ((u + s) / (1 + s) * math.pi / 2).cos().square()
     return (1 - f[1:] / f[:-1]).clamp_max(largest)

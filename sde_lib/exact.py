@@ -22,6 +22,7 @@ import math
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.random_streams import generator_for
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction
 
@@ -38,7 +39,7 @@ class GaussianMixture:
         weights: Positive weights w_k, shape (K,), normalized here; None for equal ones.
 
     Raises:
-        ValueError: If shapes disagree, a weight is not positive, or a covariance is not symmetric positive
+        InputError: If shapes disagree, a weight is not positive, or a covariance is not symmetric positive
             semi-definite.
     """
 
@@ -46,18 +47,18 @@ class GaussianMixture:
         means = torch.as_tensor(means).double()
         covariances = torch.as_tensor(covariances).double()
         if means.ndim < 2:
-            raise ValueError(f"means must have shape (K, *shape), got {tuple(means.shape)}")
+            raise InputError(f"means must have shape (K, *shape), got {tuple(means.shape)}")
         K, self.shape = len(means), means.shape[1:]
         weights = torch.ones(K) if weights is None else torch.as_tensor(weights)
         if weights.shape != (K,) or not (weights > 0).all():
-            raise ValueError(f"weights must be {K} positive numbers, one per mean, got {weights.tolist()}")
+            raise InputError(f"weights must be {K} positive numbers, one per mean, got {weights.tolist()}")
         self._log_weights = (weights.double() / weights.double().sum()).log()  # (K,)
         self._means = means.flatten(1)  # (K, D)
         self._variances, self._bases = self._decompose(
             covariances
         )  # Λ: (K, D); U: (K, D, D), or None for the identity
         if not (self._variances >= 0).all():
-            raise ValueError(
+            raise InputError(
                 f"covariances must be positive semi-definite, got a variance of {self._variances.min():.3g}"
             )
 
@@ -68,12 +69,12 @@ class GaussianMixture:
         if covariances.shape == (K, *self.shape):
             return covariances.flatten(1), None
         if covariances.shape != (K, D, D):
-            raise ValueError(
+            raise InputError(
                 f"covariances must have shape ({K},), {(K, *self.shape)} or {(K, D, D)} for means of shape "
                 f"{(K, *self.shape)}, got {tuple(covariances.shape)}"
             )
         if not torch.allclose(covariances, covariances.mT):
-            raise ValueError("covariances must be symmetric, got a matrix that differs from its transpose")
+            raise InputError("covariances must be symmetric, got a matrix that differs from its transpose")
         variances, bases = torch.linalg.eigh(covariances)
         rounding = 1e-12 * variances.amax(
             -1, keepdim=True
@@ -101,7 +102,7 @@ class GaussianMixture:
         bases.
         """
         if x.shape[1:] != self.shape:
-            raise ValueError(
+            raise InputError(
                 f"x must have shape (B, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}"
             )
         alpha, sigma = (c.to(x.device, torch.float64)[:, None, None] for c in (alpha, sigma))  # (B, 1, 1)
@@ -113,7 +114,7 @@ class GaussianMixture:
 
     def _at(self, sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         if t.shape != x.shape[:1]:
-            raise ValueError(f"t must have shape (B,) = ({len(x)},), got {tuple(t.shape)}")
+            raise InputError(f"t must have shape (B,) = ({len(x)},), got {tuple(t.shape)}")
         return sde.alpha(t.double()), sde.sigma(t.double())
 
     # The law itself.
@@ -187,7 +188,7 @@ class Gaussian(GaussianMixture):
         covariance: A variance (), variances (*shape), or a full covariance (D, D).
 
     Raises:
-        ValueError: As for GaussianMixture.
+        InputError: As for GaussianMixture.
     """
 
     def __init__(self, mean: Tensor, covariance: Tensor) -> None:

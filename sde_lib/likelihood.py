@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.ode_solver import solve_adaptively, worst_sample_norm
 from score_diffusion.sde_lib.random_streams import SampleNoise
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction
@@ -87,7 +88,7 @@ def _score_and_traces(
         x = x.detach().requires_grad_()
         s = score(x, t)
         if not s.requires_grad:
-            raise ValueError(
+            raise InputError(
                 "the score must be differentiable in x; it came back detached "
                 "(is it wrapped in torch.no_grad?)"
             )
@@ -110,13 +111,13 @@ def _draw_probes(
     x: Tensor, divergence: str, probe: str, n_probes: int, seed: int, first: int
 ) -> list[Tensor] | None:
     if divergence not in DIVERGENCES:
-        raise ValueError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+        raise InputError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     if probe not in PROBES:
-        raise ValueError(f"probe must be one of {', '.join(PROBES)}, got {probe!r}")
+        raise InputError(f"probe must be one of {', '.join(PROBES)}, got {probe!r}")
     if divergence == "exact":
         return None
     if n_probes < 1:
-        raise ValueError(f"n_probes must be at least 1, got {n_probes}")
+        raise InputError(f"n_probes must be at least 1, got {n_probes}")
     streams = SampleNoise(seed, first, x.shape, x.device, torch.float64, purpose="probes")
     return [streams.normal() if probe == "gaussian" else streams.rademacher() for _ in range(n_probes)]
 
@@ -165,14 +166,14 @@ def log_likelihood(
         evaluations.
 
     Raises:
-        ValueError: If x is not a finite floating-point tensor (B, *shape), or an option is unknown.
+        InputError: If x is not a finite floating-point tensor (B, *shape), or an option is unknown.
     """
     if x.ndim < 2 or not x.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
         )
     if not x.isfinite().all():
-        raise ValueError("x must be finite, it holds NaN or infinite values: check the data")
+        raise InputError("x must be finite, it holds NaN or infinite values: check the data")
     dimensions = x[0].numel()
     probes = _draw_probes(x, divergence, probe, n_probes, seed, first)
     nfe = 0

@@ -33,6 +33,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.sde import SDE
 
 SMALLEST_DIMENSION = 5  # below it √(2D) < 3, and the equation of Technique 2 has no solution
@@ -42,11 +43,11 @@ def geometric_levels(sigma_max: float, sigma_min: float, n_levels: int) -> Tenso
     """Levels σ_1 = sigma_max > ... > σ_L = sigma_min in a geometric sequence, shape (L,), float64.
 
     Raises:
-        ValueError: If 0 < sigma_min < sigma_max or L >= 2 does not hold.
+        InputError: If 0 < sigma_min < sigma_max or L >= 2 does not hold.
     """
     _check_ends(sigma_max, sigma_min)
     if not isinstance(n_levels, int) or n_levels < 2:
-        raise ValueError(f"n_levels must be an integer of at least 2, got {n_levels!r}")
+        raise InputError(f"n_levels must be an integer of at least 2, got {n_levels!r}")
     levels = torch.linspace(math.log(sigma_max), math.log(sigma_min), n_levels, dtype=torch.float64).exp()
     levels[0], levels[-1] = sigma_max, sigma_min
     return levels
@@ -65,16 +66,16 @@ def largest_distance(data: Tensor, chunk: int = 1024) -> float:
         The distance.
 
     Raises:
-        ValueError: If there are fewer than two points, or the data are not finite floating-point numbers.
+        InputError: If there are fewer than two points, or the data are not finite floating-point numbers.
     """
     if data.ndim < 2 or len(data) < 2 or not data.is_floating_point():
-        raise ValueError(
+        raise InputError(
             "data must be a floating-point tensor (N, *shape) of two or more points, "
             f"got {tuple(data.shape)} of {data.dtype}"
         )
     points = data.flatten(1)
     if not points.isfinite().all():
-        raise ValueError("data must be finite, they hold NaN or infinite values")
+        raise InputError("data must be finite, they hold NaN or infinite values")
     points = points - points.mean(0)  # squares of numbers that are far from 0 would lose digits
     half_norms = points.square().sum(1) / 2
     best, pair = -math.inf, (0, 0)
@@ -94,10 +95,10 @@ def level_ratio(dimension: int) -> float:
     """γ = σ_{i-1}/σ_i of Technique 2 for D-dimensional data.
 
     Raises:
-        ValueError: If D < 5: a Gaussian's radius is then not nearly normal, and the equation has no solution.
+        InputError: If D < 5: a Gaussian's radius is then not nearly normal, and the equation has no solution.
     """
     if dimension < SMALLEST_DIMENSION:
-        raise ValueError(
+        raise InputError(
             f"Technique 2 needs data of at least {SMALLEST_DIMENSION} dimensions, below which its equation "
             f"has no solution, got {dimension}; choose the number of levels yourself"
         )
@@ -114,7 +115,7 @@ def number_of_levels(sigma_max: float, sigma_min: float, dimension: int) -> int:
     """The least L whose geometric levels have a ratio of at most Technique 2's γ.
 
     Raises:
-        ValueError: If 0 < sigma_min < sigma_max does not hold, or D < 5.
+        InputError: If 0 < sigma_min < sigma_max does not hold, or D < 5.
     """
     _check_ends(sigma_max, sigma_min)
     return 1 + math.ceil(math.log(sigma_max / sigma_min) / math.log(level_ratio(dimension)))
@@ -132,7 +133,7 @@ def ncsnv2_levels(data: Tensor, sigma_min: float = 0.01, chunk: int = 1024) -> T
         Levels, decreasing, shape (L,), float64.
 
     Raises:
-        ValueError: As for `largest_distance` and `number_of_levels`.
+        InputError: As for `largest_distance` and `number_of_levels`.
     """
     sigma_max = largest_distance(data, chunk)
     return geometric_levels(sigma_max, sigma_min, number_of_levels(sigma_max, sigma_min, data[0].numel()))
@@ -162,12 +163,12 @@ def relative_step_size(gamma: float, n_steps_each: int) -> float:
         r in (0, 2).
 
     Raises:
-        ValueError: If γ > 1 or T >= 1 does not hold.
+        InputError: If γ > 1 or T >= 1 does not hold.
     """
     if not gamma > 1 or not math.isfinite(gamma):
-        raise ValueError(f"gamma must be a finite ratio above 1 of a level to the next, got {gamma}")
+        raise InputError(f"gamma must be a finite ratio above 1 of a level to the next, got {gamma}")
     if n_steps_each < 1:
-        raise ValueError(f"n_steps_each must be at least 1, got {n_steps_each}")
+        raise InputError(f"n_steps_each must be at least 1, got {n_steps_each}")
     T = n_steps_each
 
     def slope(e: float) -> float:  # dv/de, times 2 - e to keep it finite
@@ -186,7 +187,7 @@ def langevin_epsilon(levels: Tensor, n_steps_each: int) -> float:
         n_steps_each: T, Langevin steps at each level.
 
     Raises:
-        ValueError: If the levels do not decrease, or T < 1.
+        InputError: If the levels do not decrease, or T < 1.
     """
     levels = _checked(levels)
     gamma = (levels[0] / levels[-1]).item() ** (1 / (len(levels) - 1))
@@ -204,14 +205,14 @@ def level_times(sde: SDE, levels: Tensor) -> Tensor:
         Decreasing times, shape (L,), float64.
 
     Raises:
-        ValueError: If the levels do not decrease, or the SDE does not reach one of them.
+        InputError: If the levels do not decrease, or the SDE does not reach one of them.
     """
     levels = _checked(levels)
     times = sde.time_at_log_snr(-2 * levels.log())
     reached = sde.noise_level(times).exp()
     if not torch.allclose(reached, levels, rtol=1e-6, atol=0):
         low, high = sde.noise_level(torch.tensor([0.0, sde.T], dtype=torch.float64)).exp().tolist()
-        raise ValueError(
+        raise InputError(
             f"levels must lie between σ/α = {low:.6g} and {high:.6g} of {type(sde).__name__}, "
             f"got {levels[-1].item():.6g} to {levels[0].item():.6g}"
         )
@@ -220,7 +221,7 @@ def level_times(sde: SDE, levels: Tensor) -> Tensor:
 
 def _check_ends(sigma_max: float, sigma_min: float) -> None:
     if not 0 < sigma_min < sigma_max < math.inf:
-        raise ValueError(
+        raise InputError(
             f"levels need 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}"
         )
 
@@ -228,7 +229,7 @@ def _check_ends(sigma_max: float, sigma_min: float) -> None:
 def _checked(levels: Tensor) -> Tensor:
     levels = torch.as_tensor(levels, dtype=torch.float64)
     if levels.ndim != 1 or len(levels) < 2 or not (levels.diff() < 0).all() or not levels[-1] > 0:
-        raise ValueError(f"levels must be two or more positive numbers, decreasing, got {levels.tolist()}")
+        raise InputError(f"levels must be two or more positive numbers, decreasing, got {levels.tolist()}")
     return levels
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from torch import Tensor
 from torchdiffeq import odeint
 
+from score_diffusion.sde_lib.errors import InputError
+
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
@@ -45,13 +47,13 @@ def solve_adaptively(
         States at the times, shape (n, B, ...).
 
     Raises:
-        ValueError: If the method is unknown, a tolerance is not positive, or no step size meets the
+        InputError: If the method is unknown, a tolerance is not positive, or no step size meets the
             tolerance.
     """
     if method not in ADAPTIVE_METHODS:
-        raise ValueError(f"method must be one of {', '.join(ADAPTIVE_METHODS)}, got {method!r}")
+        raise InputError(f"method must be one of {', '.join(ADAPTIVE_METHODS)}, got {method!r}")
     if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be above 0, got {rtol} and {atol}")
+        raise InputError(f"rtol and atol must be above 0, got {rtol} and {atol}")
     # A step ends at the last time and none goes beyond it, where an SDE or its score need not be defined.
     options = {"norm": norm, "step_t": times[-1:]}
     try:
@@ -59,7 +61,7 @@ def solve_adaptively(
     except (
         AssertionError
     ) as error:  # torchdiffeq's word for a step size of 0, or for a state that is not finite
-        raise ValueError(
+        raise InputError(
             f"the ODE solver found no step that meets rtol={rtol} and atol={atol} ({error}): "
             "check that the score is finite, or raise the tolerances"
         ) from error

@@ -21,6 +21,7 @@ import math
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.sde import SDE, VariancePreserving
 
 
@@ -79,13 +80,13 @@ class EDMSDE(SDE):
         N: Number of discretization steps.
 
     Raises:
-        ValueError: If 0 < sigma_min < sigma_max does not hold.
+        InputError: If 0 < sigma_min < sigma_max does not hold.
     """
 
     def __init__(self, sigma_min: float = 0.002, sigma_max: float = 80.0, N: int = 1000) -> None:
         super().__init__(N)
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(
+            raise InputError(
                 f"EDMSDE needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}"
             )
         self.sampling_eps, self.T = float(sigma_min), float(sigma_max)

@@ -32,6 +32,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.losses import Weighting, find_weighting
 from score_diffusion.sde_lib.sde import SDE, expand
 
@@ -56,12 +57,12 @@ def draw_probes(
         Projections, shape (M, B, *shape).
 
     Raises:
-        ValueError: If the law is unknown or n_probes is below 1.
+        InputError: If the law is unknown or n_probes is below 1.
     """
     if law not in PROBE_LAWS:
-        raise ValueError(f"law must be one of {', '.join(PROBE_LAWS)}, got {law!r}")
+        raise InputError(f"law must be one of {', '.join(PROBE_LAWS)}, got {law!r}")
     if n_probes < 1:
-        raise ValueError(f"n_probes must be at least 1, got {n_probes}")
+        raise InputError(f"n_probes must be at least 1, got {n_probes}")
     v = torch.randn(n_probes, *x.shape, generator=generator, dtype=x.dtype, device=x.device)
     if law == "rademacher":
         return torch.where(v < 0, -1.0, 1.0).to(v)
@@ -84,7 +85,7 @@ def implicit_score_matching(score: Score, x: Tensor, t: Tensor | None = None) ->
         parameters where gradients are enabled.
 
     Raises:
-        ValueError: If the score is not differentiable in x or does not have its shape.
+        InputError: If the score is not differentiable in x or does not have its shape.
     """
     s, derivative = _score_and_derivative(score, x, t)
     flat = s.flatten(1)
@@ -113,11 +114,11 @@ def sliced_score_matching(
         parameters where gradients are enabled.
 
     Raises:
-        ValueError: If the probes do not fit x, the score is not differentiable in x or has another shape.
+        InputError: If the probes do not fit x, the score is not differentiable in x or has another shape.
     """
     if probes.ndim != x.ndim + 1 or probes.shape[1:] != x.shape or len(probes) == 0:
         wanted = f"(M, {', '.join(map(str, x.shape))})"
-        raise ValueError(f"probes must have shape {wanted} with M >= 1, got {tuple(probes.shape)}")
+        raise InputError(f"probes must have shape {wanted} with M >= 1, got {tuple(probes.shape)}")
     s, derivative = _score_and_derivative(score, x, t)
     trace = torch.stack([(derivative(v) * v).flatten(1).sum(1) for v in probes]).mean(0)
     if variance_reduction:
@@ -151,13 +152,13 @@ def perturbed_score_matching(
         Losses, shape (B,), averaged over the data dimensions.
 
     Raises:
-        ValueError: If the objective or the weighting is unknown, or a shape does not fit.
+        InputError: If the objective or the weighting is unknown, or a shape does not fit.
     """
     if objective not in OBJECTIVES:
-        raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+        raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
     weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:
-        raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
+        raise InputError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
     mean, std = sde.marginal_prob(x_0, t)
     x_t = mean + expand(std, x_0) * noise
     if objective == "implicit":
@@ -174,7 +175,7 @@ def _score_and_derivative(
 ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
     """s(x), and the map v -> (∇s)ᵀ v, both with a graph to the parameters where gradients are enabled."""
     if x.ndim < 2 or not x.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
         )
     training = torch.is_grad_enabled()
@@ -182,9 +183,9 @@ def _score_and_derivative(
         x = x.detach().requires_grad_()
         s = score(x) if t is None else score(x, t)
     if s.shape != x.shape:
-        raise ValueError(f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(s.shape)}")
+        raise InputError(f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(s.shape)}")
     if not s.requires_grad:
-        raise ValueError(
+        raise InputError(
             "the score must be differentiable in x; it came back detached (is it wrapped in torch.no_grad?)"
         )
 

@@ -32,6 +32,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
+
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """`score(x, t) -> ∇ log p_t(x)`: x of shape (B, *shape), t of shape (B,), the result like x."""
 
@@ -47,15 +49,15 @@ def expand(t: Tensor, x: Tensor) -> Tensor:
         t with shape (B, 1, ..., 1), ready to multiply x.
 
     Raises:
-        ValueError: If x is not a floating-point tensor with a batch dimension, or t is not of shape (B,).
+        InputError: If x is not a floating-point tensor with a batch dimension, or t is not of shape (B,).
     """
     if x.ndim < 1 or not x.is_floating_point():
-        raise ValueError(
+        raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}; "
             "convert it with x.float()"
         )
     if t.shape != x.shape[:1]:
-        raise ValueError(
+        raise InputError(
             f"t must have shape (B,) = ({len(x)},), one number per sample of x, got {tuple(t.shape)}; "
             "use t.expand(B) for a time that all samples share"
         )
@@ -72,7 +74,7 @@ class SDE(ABC):
         N: Number of discretization steps, at least 1.
 
     Raises:
-        ValueError: If N is not a positive integer.
+        InputError: If N is not a positive integer.
     """
 
     T: float = 1.0
@@ -85,7 +87,7 @@ class SDE(ABC):
 
     def __init__(self, N: int = 1000) -> None:
         if not isinstance(N, int) or N < 1:
-            raise ValueError(f"N must be a positive integer (a number of steps), got {N!r}")
+            raise InputError(f"N must be a positive integer (a number of steps), got {N!r}")
         self.N = N
 
     # The path: what a subclass defines.
@@ -189,7 +191,7 @@ class SDE(ABC):
         """Drift f(t) x of shape (B, *shape) and diffusion g(t) of shape (B,), for x (B, *shape) and t (B,).
 
         Raises:
-            ValueError: If t does not have shape (B,).
+            InputError: If t does not have shape (B,).
         """
         drift = expand(self.dlog_alpha(t), x) * x
         return drift, self.g2(t).clamp_min(0.0).sqrt().to(x)
@@ -198,7 +200,7 @@ class SDE(ABC):
         """Mean α(t) x of shape (B, *shape) and standard deviation σ(t) of shape (B,) of p(x_t | x_0 = x).
 
         Raises:
-            ValueError: If t does not have shape (B,).
+            InputError: If t does not have shape (B,).
         """
         return expand(self.alpha(t), x) * x, self.sigma(t).to(x)
 
@@ -251,7 +253,7 @@ class SDE(ABC):
             An object with `N`, `T`, `sde(x, t)` and `discretize(x, t)`.
 
         Raises:
-            ValueError: If the stochasticity is negative.
+            InputError: If the stochasticity is negative.
         """
         return ReverseSDE(self, score_fn, 0.0 if probability_flow else stochasticity)
 
@@ -272,12 +274,12 @@ class ReverseSDE:
         stochasticity: η ≥ 0.
 
     Raises:
-        ValueError: If the stochasticity is negative.
+        InputError: If the stochasticity is negative.
     """
 
     def __init__(self, forward: SDE, score_fn: ScoreFunction, stochasticity: float = 1.0) -> None:
         if not stochasticity >= 0:
-            raise ValueError(
+            raise InputError(
                 f"stochasticity must be >= 0 (0: probability flow, 1: reverse SDE), got {stochasticity}"
             )
         self.forward = forward
@@ -364,7 +366,7 @@ class VariancePreserving(SDE):
         """DDPM's step: f = √(1 - β_k) x - x and G = √β_k (Song et al., 2021, eq. 10).
 
         Raises:
-            ValueError: If t does not have shape (B,), or the SDE has no chain of N steps.
+            InputError: If t does not have shape (B,), or the SDE has no chain of N steps.
         """
         beta_k = self._discrete_beta(self.step_index(t))
         return expand(torch.sqrt(1 - beta_k) - 1, x) * x, beta_k.sqrt().to(x)
@@ -382,13 +384,13 @@ class VPSDE(VariancePreserving):
         N: Number of discretization steps.
 
     Raises:
-        ValueError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
+        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, N: int = 1000) -> None:
         super().__init__(N)
         if not (0 <= beta_min <= beta_max and beta_max > 0):
-            raise ValueError(
+            raise InputError(
                 "VPSDE and SubVPSDE need 0 <= beta_min <= beta_max and beta_max > 0, "
                 f"got beta_min={beta_min} and beta_max={beta_max}"
             )
@@ -403,7 +405,7 @@ class VPSDE(VariancePreserving):
 
     def _discrete_beta(self, k: Tensor) -> Tensor:
         if self.beta_1 >= self.N:
-            raise ValueError(
+            raise InputError(
                 f"the discrete chain of VPSDE has betas of up to beta_max/N = {self.beta_1 / self.N:.3g}, "
                 f"which must stay below 1: use N > {self.beta_1:g}, or a sampler, which discretizes with the "
                 "exact transition at any number of steps"
@@ -424,7 +426,7 @@ class SubVPSDE(VPSDE):
         N: Number of discretization steps.
 
     Raises:
-        ValueError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
+        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
     """
 
     def sigma(self, t: Tensor) -> Tensor:
@@ -449,7 +451,7 @@ class VESDE(SDE):
         N: Number of discretization steps.
 
     Raises:
-        ValueError: If 0 < sigma_min < sigma_max does not hold.
+        InputError: If 0 < sigma_min < sigma_max does not hold.
     """
 
     sampling_eps = 1e-5
@@ -457,7 +459,7 @@ class VESDE(SDE):
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, N: int = 1000) -> None:
         super().__init__(N)
         if not 0 < sigma_min < sigma_max:
-            raise ValueError(
+            raise InputError(
                 f"VESDE needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}"
             )
         self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
@@ -494,7 +496,7 @@ class VESDE(SDE):
         """NCSN's step: f = 0 and G = √(σ_k² - σ_{k-1}²) with σ_{-1} = 0 (Song et al., 2021, eq. 8).
 
         Raises:
-            ValueError: If t does not have shape (B,).
+            InputError: If t does not have shape (B,).
         """
         k = self.step_index(t)
         previous = torch.where(k > 0, self._discrete_sigma(k - 1), 0.0)
