@@ -44,6 +44,7 @@ from score_diffusion.sde_lib import (
     RectifiedFlowSDE,
     ScoreModel,
     SubVPSDE,
+    noisy_times,
     relative_step_size,
 )
 
@@ -140,12 +141,6 @@ def _derived_arguments(
             )
         derived["out_channels"] = 2 * shape[0]
     return derived
-
-
-def noisy_times(sde: SDE) -> Tensor:
-    """The times of the SDE's chain at which there is noise, ascending, float64, on the CPU."""
-    times = sde.discrete_times()
-    return times[sde.sigma(times) > 0]
 
 
 def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) -> Sampler:

@@ -17,7 +17,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib import SDE, SampleNoise, ScoreFunction, score_and_fraction, tweedie
+from score_diffusion.sde_lib import (
+    SDE,
+    InputError,
+    SampleNoise,
+    ScoreFunction,
+    ScoreWrapper,
+    evaluations,
+    score_device,
+    tweedie,
+)
+from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation
 
 State = Any
 """What a sampler carries from step to step besides x: nothing, a running average, a method's history."""
@@ -52,7 +62,7 @@ def mean_square_each(x: Tensor) -> Tensor:
     return sum(piece.double().square().sum(1) for piece in flat.split(PIECE, dim=1)) / flat.shape[1]
 
 
-class CountedScore:
+class CountedScore(ScoreWrapper):
     """A score function that counts its evaluations, takes one time for all samples or one for each, and
     remembers where its values stop being finite.
 
@@ -62,10 +72,12 @@ class CountedScore:
     """
 
     def __init__(self, score: ScoreFunction, batch: int) -> None:
-        self._score, self._batch = score, batch
+        super().__init__(score)
+        self._batch = batch
         self._sums: list[Tensor] = []  # one number a call, left on the device: reading it would wait for it
-        self._times: list[float | Tensor] = []
-        self._of_all, self._of_some = 0, None
+        self._times: list[Tensor] = []
+        self._of_all = 0
+        self._of_some: Tensor | None = None
 
     @property
     def calls(self) -> int:
@@ -77,17 +89,34 @@ class CountedScore:
         of_all = torch.full((self._batch,), self._of_all)
         return of_all if self._of_some is None else of_all + self._of_some.cpu()
 
-    def __call__(self, x: Tensor, t: float | Tensor, among: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, x: Tensor, t: float | Tensor, cond: Condition = None, *, among: Tensor | None = None
+    ) -> Tensor:
         """The score of x, shape (n, *shape), at time t, a number or of shape (n,).
 
         `among` holds the indices (n,) of the samples where x is not the whole batch.
         """
-        return self._checked(x, t, self._score(x, self._each(x, t)), among)
+        t = self._each(x, t)
+        self._count(evaluations(self.score, t), x, among)
+        return super().__call__(x, t, cond)
 
-    def score_and_fraction(self, x: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    def score_and_fraction(
+        self, x: Tensor, t: float | Tensor, cond: Condition = None
+    ) -> tuple[Tensor, Tensor]:
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
-        score, fraction = score_and_fraction(self._score, x, self._each(x, t))
-        return self._checked(x, t, score), fraction
+        t = self._each(x, t)
+        self._count(evaluations(self.score, t), x, None)
+        return super().score_and_fraction(x, t, cond)
+
+    def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
+        score, *fraction = inner(x, t, cond)
+        if score.shape != x.shape:
+            raise InputError(
+                f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(score.shape)}"
+            )
+        self._sums.append(score.sum())
+        self._times.append(t)
+        return (score, *fraction)
 
     @staticmethod
     def _each(x: Tensor, t: float | Tensor) -> Tensor:
@@ -95,26 +124,20 @@ class CountedScore:
             return t
         return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
 
-    def _checked(self, x: Tensor, t: float | Tensor, score: Tensor, among: Tensor | None = None) -> Tensor:
-        if score.shape != x.shape:
-            raise ValueError(
-                f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(score.shape)}"
-            )
-        self._sums.append(score.sum())
-        self._times.append(t)
-        if among is None:
-            self._of_all += 1
-        else:
-            if self._of_some is None:
-                self._of_some = torch.zeros(self._batch, dtype=torch.long, device=x.device)
-            self._of_some[among] += 1
-        return score
+    def _count(self, n: int | Tensor, x: Tensor, among: Tensor | None) -> None:
+        """Adds n evaluations, one number or one per row of x, of all samples or of some."""
+        if among is None and isinstance(n, int):
+            self._of_all += n
+            return
+        if self._of_some is None:
+            self._of_some = torch.zeros(self._batch, dtype=torch.long, device=x.device)
+        self._of_some[slice(None) if among is None else among] += n
 
     def first_failure(self) -> tuple[int, float] | None:
         """Index and time of the first evaluation with values that are not finite; waits for the device."""
         for k, (total, t) in enumerate(zip(self._sums, self._times, strict=True)):
             if not total.isfinite():
-                return k, float(torch.as_tensor(t).max())
+                return k, float(t.max())
         return None
 
 
@@ -220,7 +243,7 @@ class Sampler(ABC):
                 )
             device, dtype = x_T.device, x_T.dtype
         elif device is None:
-            device = getattr(score, "device", "cpu")
+            device = score_device(score)
         noise = SampleNoise(seed, first, shape, device, dtype)
         x = self.sde.prior_std * noise.normal() if x_T is None else x_T
         states = [x]

@@ -23,7 +23,7 @@ from score_diffusion.samplers.base import Sampler
 from score_diffusion.samplers.exponential import exponential_adams_stages
 from score_diffusion.samplers.grids import clock, clock_grid, clock_times
 from score_diffusion.samplers.linear import LinearSampler
-from score_diffusion.sde_lib import SDE, ScoreFunction
+from score_diffusion.sde_lib import SDE, ScoreFunction, score_device
 
 FINE_STEPS = 128  # of the solution that the samples are compared with
 KNOTS = 8
@@ -63,7 +63,7 @@ def fit_grid(
     x_T = sde.prior_std * torch.randn(
         batch, *shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64
     )
-    x_T = x_T.to(getattr(score, "device", "cpu"))
+    x_T = x_T.to(score_device(score))
     # Fixed steps: the rounding of a float32 network would stop an adaptive solver at such tolerances.
     fine = clock_grid(sde, max(FINE_STEPS, 4 * steps), times[-1].item())
     exact = LinearSampler(sde, fine, exponential_adams_stages(sde, fine))

@@ -15,21 +15,18 @@ from score_diffusion.sde_lib.ddpm import (
     chain_times,
     check_variance,
     reverse_transition,
-    score_and_fraction,
 )
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
 from score_diffusion.sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
 from score_diffusion.sde_lib.losses import (
     WEIGHTINGS,
     EDMWeighting,
     LearnedUncertainty,
-    LogNormalTimes,
     MinSNRWeighting,
     Weighting,
     denoising_score_matching,
     find_weighting,
-    sample_times,
-    stratified_uniform,
 )
 from score_diffusion.sde_lib.ncsn_levels import (
     SMALLEST_DIMENSION,
@@ -45,12 +42,20 @@ from score_diffusion.sde_lib.ncsn_levels import (
 )
 from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
 from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
-from score_diffusion.sde_lib.score import ConditionalScore, ScoreModel, tweedie
+from score_diffusion.sde_lib.score import ScoreModel, tweedie
 from score_diffusion.sde_lib.score_matching import (
     draw_probes,
     implicit_score_matching,
     perturbed_score_matching,
     sliced_score_matching,
+)
+from score_diffusion.sde_lib.score_wrapper import (
+    ConditionalScore,
+    ScoreWrapper,
+    evaluations,
+    map_condition,
+    score_and_fraction,
+    score_device,
 )
 from score_diffusion.sde_lib.sde import (
     SDE,
@@ -62,8 +67,18 @@ from score_diffusion.sde_lib.sde import (
     expand,
     subVPSDE,
 )
+from score_diffusion.sde_lib.times import (
+    ChainTimes,
+    DrawnTimes,
+    ImportanceTimes,
+    LogNormalTimes,
+    TrainingTimes,
+    UniformTimes,
+    noisy_times,
+    sample_times,
+    stratified_uniform,
+)
 from score_diffusion.sde_lib.vlb import (
-    ImportanceSampledSteps,
     VariationalBound,
     decoder_log_prob,
     hybrid_loss,
@@ -73,30 +88,36 @@ from score_diffusion.sde_lib.vlb import (
 
 __all__ = [
     "BETA_TABLES",
-    "SMALLEST_DIMENSION",
     "DDPM",
+    "EDMSDE",
     "SDE",
+    "SMALLEST_DIMENSION",
     "VARIANCES",
     "VESDE",
     "VPSDE",
     "WEIGHTINGS",
+    "ChainTimes",
     "ConditionalScore",
     "CosineVPSDE",
-    "EDMSDE",
+    "DrawnTimes",
     "EDMWeighting",
-    "RectifiedFlowSDE",
     "Gaussian",
     "GaussianMixture",
-    "ImportanceSampledSteps",
+    "ImportanceTimes",
+    "InputError",
     "LearnedUncertainty",
     "Likelihood",
     "LogNormalTimes",
     "MinSNRWeighting",
+    "RectifiedFlowSDE",
     "ReverseSDE",
     "SampleNoise",
     "ScoreFunction",
     "ScoreModel",
+    "ScoreWrapper",
     "SubVPSDE",
+    "TrainingTimes",
+    "UniformTimes",
     "VariationalBound",
     "Weighting",
     "chain_times",
@@ -106,6 +127,7 @@ __all__ = [
     "denoising_score_matching",
     "dequantize",
     "draw_probes",
+    "evaluations",
     "expand",
     "find_weighting",
     "generator_for",
@@ -118,7 +140,9 @@ __all__ = [
     "level_times",
     "linear_betas",
     "log_likelihood",
+    "map_condition",
     "ncsnv2_levels",
+    "noisy_times",
     "number_of_levels",
     "perturbed_score_matching",
     "quadratic_betas",
@@ -127,6 +151,7 @@ __all__ = [
     "reverse_transition",
     "sample_times",
     "score_and_fraction",
+    "score_device",
     "sigmoid_betas",
     "sliced_score_matching",
     "stratified_uniform",

@@ -31,7 +31,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.score import tweedie
+from score_diffusion.sde_lib.score_wrapper import score_and_fraction
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, VariancePreserving, expand
 
 VARIANCES = ("small", "large", "learned")
@@ -44,13 +46,13 @@ class DDPM(VariancePreserving):
         betas: β_k, shape (N,), each in (0, 1); kept in float64.
 
     Raises:
-        ValueError: If betas is not a table of numbers in (0, 1).
+        InputError: If betas is not a table of numbers in (0, 1).
     """
 
     def __init__(self, betas: Tensor | Sequence[float]) -> None:
         betas = torch.as_tensor(betas, dtype=torch.float64).detach().cpu()
         if betas.ndim != 1 or len(betas) == 0 or not ((betas > 0) & (betas < 1)).all():
-            raise ValueError(
+            raise InputError(
                 "betas must be a table of shape (N,) with numbers in (0, 1), got shape "
                 f"{tuple(betas.shape)}"
                 + (f" with numbers in [{betas.min():.3g}, {betas.max():.3g}]" if betas.numel() else "")
@@ -102,23 +104,9 @@ def chain_times(sde: SDE) -> Tensor:
 
 
 def check_variance(variance: str) -> None:
-    """Raises a ValueError unless the name is one of `VARIANCES`."""
+    """Raises an InputError unless the name is one of `VARIANCES`."""
     if variance not in VARIANCES:
-        raise ValueError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
-
-
-def score_and_fraction(score: ScoreFunction, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-    """The score and the fraction v of a learned variance, from one evaluation.
-
-    Raises:
-        ValueError: If the score has no learned variance.
-    """
-    if not hasattr(score, "score_and_fraction"):
-        raise ValueError(
-            "variance='learned' needs a score with the method score_and_fraction(x, t), which "
-            f"{type(score).__name__} lacks: use a ScoreModel(..., learned_variance=True), or another variance"
-        )
-    return score.score_and_fraction(x, t)
+        raise InputError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
 
 
 def reverse_transition(

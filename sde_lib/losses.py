@@ -1,4 +1,4 @@
-"""Training objectives, one value per sample, and the times at which they are taken.
+"""Training objectives, one value per sample.
 
 Denoising score matching (Vincent, 2011) over all noise levels of an SDE (Song et al., 2021, eq. 7): with x_t
 = α x_0 + σ ε,
@@ -26,12 +26,10 @@ References:
         https://doi.org/10.1162/NECO_a_00142.
     Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
         https://arxiv.org/abs/2101.09258: eq. 7, Theorem 1.
-    Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630: Appendix I.1,
-        low-discrepancy times.
     Efficient Diffusion Training via Min-SNR Weighting Strategy (Hang et al., 2023),
         https://arxiv.org/abs/2303.09556: Section 3.4.
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
-        https://arxiv.org/abs/2206.00364: Section 5 and Table 1, weighting and log-normal noise.
+        https://arxiv.org/abs/2206.00364: Section 5 and Table 1, the weighting.
     Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics (Kendall et al.,
         2018), https://arxiv.org/abs/1705.07115.
     Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024),
@@ -47,6 +45,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -96,96 +95,13 @@ def find_weighting(weighting: str | Weighting) -> Weighting:
     """The weighting of a name, with its paper's numbers; one that is a function already, as it is.
 
     Raises:
-        ValueError: If the name is unknown.
+        InputError: If the name is unknown.
     """
     if callable(weighting):
         return weighting
     if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+        raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
     return WEIGHTINGS[weighting]
-
-
-def stratified_uniform(
-    batch_size: int, generator: torch.Generator | None = None, dtype: torch.dtype = torch.float32
-) -> Tensor:
-    """Ascending numbers, one in each of `batch_size` equal cells of [0, 1], each uniform on its own.
-
-    All cells share one offset (Kingma et al., 2021, Appendix I.1), so that the mean loss over a batch varies
-    less than with independent times.
-
-    Args:
-        batch_size: Number of cells.
-        generator: Source of the randomness; the numbers are made on its device.
-        dtype: Their floating-point type.
-
-    Returns:
-        The numbers, shape (batch_size,).
-    """
-    device = generator.device if generator is not None else None
-    offset = torch.rand(1, generator=generator, device=device, dtype=dtype)
-    return (torch.arange(batch_size, device=device) + offset) / batch_size
-
-
-def sample_times(
-    sde: SDE, batch_size: int, generator: torch.Generator | None = None, eps: float = 1e-5
-) -> Tensor:
-    """Stratified times, one in each of `batch_size` equal cells of [eps, T].
-
-    Args:
-        sde: The SDE, for its end time T.
-        batch_size: Number of times.
-        generator: Source of the randomness; the times are made on its device.
-        eps: The smallest time; at t = 0 the score of VP and sub-VP is not defined.
-
-    Returns:
-        Times, ascending, shape (batch_size,), float32.
-    """
-    return eps + (sde.T - eps) * stratified_uniform(batch_size, generator)
-
-
-class LogNormalTimes(nn.Module):
-    """Stratified times with log σ̃ ~ N(P_mean, P_std²) (Karras et al., 2022, Table 1), for any SDE.
-
-    Draws beyond the ends of [eps, T] are put to these ends: with EDM's numbers 2 in a million above σ̃ = 80,
-    and 2 in a thousand below VE's σ_min = 0.01.
-
-    Times are interpolated in a table over log σ̃, in steps so small (about 1e-3) that they are off by less
-    than one part in a million (a few at the kinks of DDPM's chain). `SDE.time_at_log_snr`, a thousand small
-    operations, would be felt at every training step.
-
-    Args:
-        sde: The SDE.
-        p_mean: P_mean, the mean of log σ̃.
-        p_std: P_std, its standard deviation, above 0.
-        eps: The smallest time.
-
-    Raises:
-        ValueError: If p_std is not positive.
-    """
-
-    _times: Tensor
-
-    def __init__(self, sde: SDE, p_mean: float = -1.2, p_std: float = 1.2, eps: float = 1e-5) -> None:
-        super().__init__()
-        if not p_std > 0:
-            raise ValueError(f"p_std must be above 0, got {p_std}")
-        self.p_mean, self.p_std = p_mean, p_std
-        ends = torch.tensor([eps, sde.T], dtype=torch.float64)
-        self._lowest, self._highest = sde.noise_level(ends).tolist()
-        log_levels = torch.linspace(self._lowest, self._highest, 2**14 + 1, dtype=torch.float64)
-        times = sde.time_at_log_snr(-2 * log_levels).clamp(eps, sde.T)
-        self.register_buffer("_times", times, persistent=False)
-
-    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Times, ascending, shape (batch_size,), float32, on the generator's device: one in each of
-        `batch_size` cells of equal probability.
-        """
-        z = torch.special.ndtri(stratified_uniform(batch_size, generator, torch.float64))
-        log_level = (self.p_mean + self.p_std * z).clamp(self._lowest, self._highest)
-        last = len(self._times) - 1
-        position = (log_level - self._lowest) * (last / (self._highest - self._lowest))
-        k = position.long().clamp(0, last - 1)
-        return torch.lerp(self._times[k], self._times[k + 1], position - k).float()
 
 
 class LearnedUncertainty(nn.Module):
@@ -244,11 +160,11 @@ def denoising_score_matching(
         Losses, shape (B,), averaged over the data dimensions.
 
     Raises:
-        ValueError: If the weighting is unknown, or t or noise do not have the shape that x_0 asks for.
+        InputError: If the weighting is unknown, or t or noise do not have the shape that x_0 asks for.
     """
     weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:
-        raise ValueError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
+        raise InputError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
     mean, std = sde.marginal_prob(x_0, t)
     std = expand(std, x_0)
     residual = std * score(mean + std * noise, t) + noise

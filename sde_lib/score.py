@@ -42,12 +42,13 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 
@@ -145,7 +146,7 @@ class ScoreModel(nn.Module):
             images in [-1, 1].
 
     Raises:
-        ValueError: If the prediction or the noise input is not one of these, or sigma_data is not positive.
+        InputError: If the prediction or the noise input is not one of these, or sigma_data is not positive.
     """
 
     def __init__(
@@ -160,13 +161,13 @@ class ScoreModel(nn.Module):
     ) -> None:
         super().__init__()
         if prediction not in PARAMETRIZATIONS:
-            raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+            raise InputError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         row = PARAMETRIZATIONS[prediction]
         noise_input = row.noise_input if noise_input is None else noise_input
         if noise_input not in NOISE_INPUTS:
-            raise ValueError(f"noise_input must be one of {', '.join(NOISE_INPUTS)}, got {noise_input!r}")
+            raise InputError(f"noise_input must be one of {', '.join(NOISE_INPUTS)}, got {noise_input!r}")
         if not sigma_data > 0:
-            raise ValueError(f"sigma_data must be positive, got {sigma_data}")
+            raise InputError(f"sigma_data must be positive, got {sigma_data}")
         self.net = net
         self.sde = sde
         self.prediction = prediction
@@ -193,7 +194,7 @@ class ScoreModel(nn.Module):
         expected = (len(x), (1 + self.learned_variance) * x.shape[1], *x.shape[2:])
         if out.shape != expected:
             what = "twice the channels" if self.learned_variance else "the shape"
-            raise ValueError(
+            raise InputError(
                 f"the network must return {what} of its input, {expected}, it returned {tuple(out.shape)}"
             )
         if not self.learned_variance:
@@ -225,7 +226,7 @@ class ScoreModel(nn.Module):
             The score in the dtype of x, shape (B, *shape).
 
         Raises:
-            ValueError: If t does not have shape (B,), x is not floating point, or the network changes the
+            InputError: If t does not have shape (B,), x is not floating point, or the network changes the
                 shape.
         """
         _, noise, sigma, _ = self._estimates(x, t, cond)
@@ -236,10 +237,10 @@ class ScoreModel(nn.Module):
         (B, *shape).
 
         Raises:
-            ValueError: As for a call, or if the model has no learned variance.
+            InputError: As for a call, or if the model has no learned variance.
         """
         if not self.learned_variance:
-            raise ValueError(
+            raise InputError(
                 "this ScoreModel has no learned variance: build it with learned_variance=True, "
                 "or use variance='small' or 'large'"
             )
@@ -254,36 +255,3 @@ class ScoreModel(nn.Module):
         if self.prediction == "x0":
             return F  # exact at σ → 0, where x - σ ε̂ divides and multiplies by σ
         return (x - sigma * noise) / expand(self.sde.alpha(t), x)
-
-
-class ConditionalScore:
-    """The score ∇ log p_t(x | c) of a model for a condition c that all samples share: a score function.
-
-    Args:
-        model: The model.
-        cond: The condition of one sample: a tensor of shape (1, ...), or a dict of them.
-    """
-
-    def __init__(self, model: ScoreModel, cond: Tensor | Mapping[str, Tensor]) -> None:
-        self._model, self._cond = model, cond
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the model."""
-        return self._model.device
-
-    def _expanded(self, x: Tensor) -> Tensor | dict[str, Tensor]:
-        def expand_one(value: Tensor) -> Tensor:
-            return value.to(x.device).expand(len(x), *value.shape[1:])
-
-        if isinstance(self._cond, Mapping):
-            return {kind: expand_one(value) for kind, value in self._cond.items()}
-        return expand_one(self._cond)
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The score of x, shape (B, *shape), at times t, shape (B,)."""
-        return self._model(x, t, self._expanded(x))
-
-    def score_and_fraction(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The score and the fraction of a learned variance, see `ScoreModel.score_and_fraction`."""
-        return self._model.score_and_fraction(x, t, self._expanded(x))

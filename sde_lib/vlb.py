@@ -30,12 +30,14 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from score_diffusion.sde_lib.ddpm import chain_times, check_variance, reverse_transition, score_and_fraction
+from score_diffusion.sde_lib.ddpm import chain_times, check_variance, reverse_transition
+from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.likelihood import dequantize
 from score_diffusion.sde_lib.losses import denoising_score_matching
 from score_diffusion.sde_lib.random_streams import SampleNoise
+from score_diffusion.sde_lib.score_wrapper import score_and_fraction
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 _FAR = 1e30  # standard deviations: an open bin's end, finite so that its gradient is 0 and not NaN
@@ -159,7 +161,7 @@ def hybrid_loss(
         score: A score with `score_and_fraction`, `ScoreModel(..., learned_variance=True)`.
         x_0: Data, shape (B, *shape).
         times: Decreasing times that end where σ = 0, shape (N + 1,), float64.
-        k: Indices of the terms, shape (B,), uniform in 0..N-1 (or reweighted, `ImportanceSampledSteps`).
+        k: Indices of the terms, shape (B,), uniform in 0..N-1 (or reweighted, `ImportanceTimes`).
         noise: Standard normal noise, shape (B, *shape).
         n_levels: Number of grey levels; None for continuous data.
         vlb_weight: λ.
@@ -173,55 +175,6 @@ def hybrid_loss(
     simple = denoising_score_matching(sde, _Evaluated(value, fraction), x_0, t, noise)
     vlb = vlb_terms(sde, _Evaluated(value.detach(), fraction), x_0, times, k, noise, n_levels, "learned")
     return simple + vlb_weight * (len(times) - 1) * vlb.to(simple)
-
-
-class ImportanceSampledSteps(nn.Module):
-    """Steps k drawn with probability ∝ √E[L_k²] (Nichol & Dhariwal, 2021, Section 3.3), uniformly until each
-    has been seen often enough. Its state is part of a training run's, hence a module.
-
-    Args:
-        N: Number of steps.
-        history: Number of the last losses of each step that are kept.
-        uniform: Share of uniform draws, so that no step is forgotten.
-    """
-
-    losses: Tensor
-    counts: Tensor
-
-    def __init__(self, N: int, history: int = 10, uniform: float = 0.001) -> None:
-        super().__init__()
-        self.history, self.uniform = history, uniform
-        self.register_buffer("losses", torch.zeros(N, history, dtype=torch.float64))
-        self.register_buffer("counts", torch.zeros(N, dtype=torch.int64))
-
-    def probabilities(self) -> Tensor:
-        """The probability of each step, shape (N,), float64."""
-        N = len(self.counts)
-        rms = self.losses.square().mean(1).sqrt()
-        learned = (1 - self.uniform) * rms / rms.sum().clamp_min(1e-300) + self.uniform / N
-        ready = (self.counts >= self.history).all() & (rms.sum() > 0)
-        return torch.where(ready, learned, 1 / N)
-
-    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Steps k and weights 1/(N p_k), each (batch_size,): weight · loss has the mean of uniform steps."""
-        p = self.probabilities()
-        k = torch.multinomial(p, batch_size, replacement=True, generator=generator)
-        return k, 1 / (len(p) * p[k])
-
-    def update(self, k: Tensor, losses: Tensor) -> None:
-        """Records losses (B,), without weights, at steps k (B,)."""
-        same = k[:, None] == k  # (B, B)
-        rank, total = same.tril(-1).sum(1), same.sum(1)  # a step may come more than once in a batch
-        # Where a step comes more than `history` times its oldest, which would collide, go to a spare slot.
-        slot = torch.where(
-            total - rank <= self.history,
-            k * self.history + (self.counts[k] + rank) % self.history,
-            self.losses.numel(),
-        )
-        flat = torch.cat([self.losses.flatten(), self.losses.new_zeros(1)])
-        flat[slot] = losses.detach().to(flat)
-        self.losses.copy_(flat[:-1].view_as(self.losses))
-        self.counts.index_add_(0, k, torch.ones_like(k))
 
 
 @dataclass(frozen=True)
@@ -274,19 +227,19 @@ def variational_bound(
         The terms, their total, its standard error and the number of evaluations.
 
     Raises:
-        ValueError: If x is not of the type that n_levels asks for, the times do not end without noise, or an
+        InputError: If x is not of the type that n_levels asks for, the times do not end without noise, or an
             option is unknown.
     """
     check_variance(variance)
     times = chain_times(sde) if times is None else torch.as_tensor(times, dtype=torch.float64)
     x_0 = _check_data(x, n_levels)
     if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all() or sde.sigma(times[-1]) != 0:
-        raise ValueError(
+        raise InputError(
             "times must decrease to one where sigma is 0, as chain_times of a VPSDE or DDPM do; they do not "
             f"for {sde}"
         )
     if n_draws < 1 or (n_terms is not None and n_terms < 1):
-        raise ValueError(f"n_terms (or None) and n_draws must be at least 1, got {n_terms} and {n_draws}")
+        raise InputError(f"n_terms (or None) and n_draws must be at least 1, got {n_terms} and {n_draws}")
     z = SampleNoise(seed, first, x_0.shape, x_0.device, x_0.dtype, purpose="bound")
 
     @torch.no_grad()
@@ -317,14 +270,14 @@ def _check_data(x: Tensor, n_levels: int | None) -> Tensor:
     """x_0: x itself, or the pixel values of grey levels."""
     if n_levels is None:
         if x.ndim < 2 or not x.is_floating_point() or not x.isfinite().all():
-            raise ValueError(
+            raise InputError(
                 "x must be finite, floating point and (B, *shape) if n_levels is None, got "
                 f"{tuple(x.shape)} of {x.dtype}"
             )
         return x
     lowest, highest = x.min().item(), x.max().item()  # as Python's numbers: 256 is 0 for uint8
     if x.ndim < 2 or x.is_floating_point() or n_levels < 2 or lowest < 0 or highest >= n_levels:
-        raise ValueError(
+        raise InputError(
             f"x must be integers in 0..{n_levels - 1} of shape (B, *shape), got {tuple(x.shape)} {x.dtype} "
             f"in [{lowest:.4g}, {highest:.4g}]; `quantize` turns pixel values into levels"
         )

@@ -13,8 +13,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from score_diffusion.run.training.objectives import DrawnTimes
-from score_diffusion.sde_lib import generator_for
+from score_diffusion.sde_lib import DrawnTimes, generator_for
 
 Part = TypeVar("Part")
 

@@ -1,132 +1,47 @@
-"""What a training step draws and what it minimizes: a class for each choice of times and of objective.
-
-The times of a step's samples come from the whole interval, uniform or with a log-normal noise level (EDM's),
-or from the noisy times of the SDE's chain,
-
-    t_1 < ... < t_N,    p(t_k) = 1/N or, "importance", ∝ √E[L_k²] (Nichol & Dhariwal, 2021, Section 3.3),
-
-and a loss at t_k is weighted with 1/(N p(t_k)), so that its mean is that over uniform times.
+"""What a training step minimizes, and how the section `training` chooses it and the times of a step.
 
 Objectives are modules called with the model, `objective(model, x_0, drawn, noise)`: they do not hold it, and
-their parameters and their state are their own alone.
+their state_dict holds only their own parameters.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from score_diffusion.run.build import choose, noisy_times
+from score_diffusion.run.build import choose
 from score_diffusion.run.errors import UserError
 from score_diffusion.sde_lib import (
     SDE,
     WEIGHTINGS,
+    ChainTimes,
+    DrawnTimes,
     EDMWeighting,
-    ImportanceSampledSteps,
+    ImportanceTimes,
     LearnedUncertainty,
     LogNormalTimes,
     MinSNRWeighting,
     ScoreModel,
+    TrainingTimes,
+    UniformTimes,
     Weighting,
     chain_times,
     denoising_score_matching,
     hybrid_loss,
-    sample_times,
-    stratified_uniform,
 )
 
-
-@dataclass(frozen=True)
-class DrawnTimes:
-    """The times of a batch."""
-
-    t: Tensor
-    """Times, shape (B,)."""
-    weights: Tensor
-    """Weights of the losses there, shape (B,), with mean 1."""
-    k: Tensor | None = None
-    """Indices of the times in the chain's, shape (B,); None where they are of no chain."""
-
-
-class ContinuousTimes(nn.Module):
-    """Stratified times of the whole interval.
-
-    Args:
-        section: The section `training`.
-        sde: The SDE.
-    """
-
-    first = 1e-5  # at t = 0 the score of VP and sub-VP is not defined
-    in_chain = False
-
-    def __init__(self, section: ConfigDict, sde: SDE) -> None:
-        super().__init__()
-        self.sde = sde
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
-        """The times of a batch, on the generator's device."""
-        t = sample_times(self.sde, batch_size, generator, eps=self.first)
-        return DrawnTimes(t, torch.ones_like(t))
-
-    def update(self, drawn: DrawnTimes, losses: Tensor) -> None:
-        """Takes note of the losses (B,) at drawn times."""
-
-
-class LogNormalNoise(ContinuousTimes):
-    """Stratified times with a log-normal noise level (Karras et al., 2022)."""
-
-    def __init__(self, section: ConfigDict, sde: SDE) -> None:
-        super().__init__(section, sde)
-        self.times = LogNormalTimes(sde, section.p_mean, section.p_std, eps=self.first)
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
-        t = self.times.draw(batch_size, generator)
-        return DrawnTimes(t, torch.ones_like(t))
-
-
-class DiscreteTimes(ContinuousTimes):
-    """Stratified times of the chain, all equally likely."""
-
-    in_chain = True
-
-    def __init__(self, section: ConfigDict, sde: SDE) -> None:
-        super().__init__(section, sde)
-        self.register_buffer("times", noisy_times(sde), persistent=False)
-        self.first = float(self.times[0])
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
-        u = stratified_uniform(batch_size, generator, torch.float64)
-        k = (u * len(self.times)).long().clamp_max(len(self.times) - 1)
-        return DrawnTimes(self.times[k], torch.ones_like(u), k)
-
-
-class ImportanceTimes(DiscreteTimes):
-    """Times of the chain, likely where losses have been large. What they were is part of a checkpoint."""
-
-    def __init__(self, section: ConfigDict, sde: SDE) -> None:
-        super().__init__(section, sde)
-        self.steps = ImportanceSampledSteps(len(self.times))
-
-    def draw(self, batch_size: int, generator: torch.Generator) -> DrawnTimes:
-        k, weights = self.steps.draw(batch_size, generator)
-        return DrawnTimes(self.times[k], weights, k)
-
-    def update(self, drawn: DrawnTimes, losses: Tensor) -> None:
-        self.steps.update(drawn.k, losses)
-
-
-TIMES = {
-    "continuous": ContinuousTimes,
-    "lognormal": LogNormalNoise,
-    "discrete": DiscreteTimes,
-    "importance": ImportanceTimes,
+# How the times of a step are drawn, from the section `training` and the SDE.
+TIMES: dict[str, Callable[[ConfigDict, SDE], TrainingTimes]] = {
+    "continuous": lambda section, sde: UniformTimes(sde),
+    "lognormal": lambda section, sde: LogNormalTimes(sde, section.p_mean, section.p_std),
+    "discrete": lambda section, sde: ChainTimes(sde),
+    "importance": lambda section, sde: ImportanceTimes(sde),
 }
 
 
-def build_times(section: ConfigDict, sde: SDE) -> ContinuousTimes:
+def build_times(section: ConfigDict, sde: SDE) -> TrainingTimes:
     """The times of a `training` section."""
     return choose(TIMES, section.times, "choice of training.times")(section, sde)
 
@@ -154,7 +69,7 @@ class DenoisingScoreMatching(nn.Module):
     """
 
     def __init__(
-        self, section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+        self, section: ConfigDict, model: ScoreModel, times: TrainingTimes, levels: int | None
     ) -> None:
         super().__init__()
         if model.learned_variance:
@@ -184,7 +99,7 @@ class Uncertainty(DenoisingScoreMatching):
     """
 
     def __init__(
-        self, section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+        self, section: ConfigDict, model: ScoreModel, times: TrainingTimes, levels: int | None
     ) -> None:
         super().__init__(section, model, times, levels)
         if section.times == "importance":
@@ -212,7 +127,7 @@ class Hybrid(nn.Module):
     """
 
     def __init__(
-        self, section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+        self, section: ConfigDict, model: ScoreModel, times: TrainingTimes, levels: int | None
     ) -> None:
         super().__init__()
         if not model.learned_variance:
@@ -238,7 +153,7 @@ OBJECTIVES = {"dsm": DenoisingScoreMatching, "uncertainty": Uncertainty, "hybrid
 
 
 def build_objective(
-    section: ConfigDict, model: ScoreModel, times: ContinuousTimes, levels: int | None
+    section: ConfigDict, model: ScoreModel, times: TrainingTimes, levels: int | None
 ) -> DenoisingScoreMatching | Hybrid:
     """The objective of a `training` section."""
     return choose(OBJECTIVES, section.objective, "objective")(section, model, times, levels)

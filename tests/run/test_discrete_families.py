@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build import build_sampler, build_sde, noisy_times
+from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config
 from score_diffusion.run.data.dataset import Dataset, to_raw
@@ -23,7 +23,14 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.main import main
 from score_diffusion.run.training.objectives import build_times
 from score_diffusion.run.training.trainer import Trainer
-from score_diffusion.sde_lib import DDPM, GaussianMixture, geometric_levels, ncsnv2_levels, relative_step_size
+from score_diffusion.sde_lib import (
+    DDPM,
+    GaussianMixture,
+    geometric_levels,
+    ncsnv2_levels,
+    noisy_times,
+    relative_step_size,
+)
 
 CPU = torch.device("cpu")
 RUN = {"training.steps": 3, "training.batch_size": 8, "training.checkpoint_every": 2}

@@ -17,7 +17,6 @@ from score_diffusion.sde_lib import (
     ScoreModel,
     denoising_score_matching,
     expand,
-    sample_times,
     tweedie,
 )
 from score_diffusion.sde_lib.score import PREDICTIONS
@@ -206,12 +205,6 @@ def test_one_value_per_sample():
     std = expand(std, x_0)
     by_hand = ((std * score(mean + std * noise, t) + noise) ** 2).mean((1, 2, 3))
     torch.testing.assert_close(batch, by_hand)
-
-
-def test_times_are_stratified():
-    t = sample_times(VPSDE(), 64, torch.Generator().manual_seed(0), eps=1e-3)
-    cells = ((t - 1e-3) / (1 - 1e-3) * 64).floor().long()
-    assert torch.equal(cells, torch.arange(64)) and t.dtype == torch.float32
 
 
 def test_errors():

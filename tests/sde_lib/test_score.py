@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_diffusion.sde_lib import DDPM, VESDE, VPSDE, ConditionalScore, ScoreModel, expand, linear_betas
+from score_diffusion.sde_lib import DDPM, VESDE, VPSDE, ScoreModel, expand, linear_betas
 from score_diffusion.sde_lib.score import NOISE_INPUTS, PREDICTIONS
 from tests.problems import SDES, ring
 
@@ -140,23 +140,6 @@ def test_network_runs_in_its_own_dtype():
         torch.randn(3, 2, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
     )
     assert score.dtype == torch.float64
-
-
-@pytest.mark.parametrize("as_dict", [False, True])
-def test_a_condition_that_all_samples_share(as_dict):
-    class Net(nn.Module):
-        def forward(self, x, noise, cond=None):
-            label = cond["label"] if as_dict else cond
-            assert label.shape == x.shape[:1]
-            F = x * label[:, None]
-            return torch.cat([F, F + 1], dim=1)
-
-    model = ScoreModel(Net(), VPSDE(), learned_variance=True)
-    cond, x, t = torch.tensor([3]), torch.randn(4, 2), torch.rand(4)
-    score = ConditionalScore(model, {"label": cond} if as_dict else cond)
-    every = cond.expand(4)
-    torch.testing.assert_close(score(x, t), model(x, t, {"label": every} if as_dict else every))
-    torch.testing.assert_close(score.score_and_fraction(x, t)[1], (3 * x + 2) / 2)
 
 
 def test_errors():

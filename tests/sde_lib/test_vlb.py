@@ -14,7 +14,6 @@ from score_diffusion.sde_lib import (
     VPSDE,
     Gaussian,
     GaussianMixture,
-    ImportanceSampledSteps,
     ScoreModel,
     chain_times,
     cosine_betas,
@@ -253,34 +252,3 @@ def test_hybrid_loss():
     assert vlb[0].isfinite() and all(g.isfinite() and g != 0 for g in grads)
     expected = 0.2 * torch.autograd.grad(vlb.float().sum(), net.b)[0]
     torch.testing.assert_close(grads[1], expected, rtol=1e-4, atol=1e-6)
-
-
-def test_importance_sampled_steps():
-    """p_k ∝ the root mean square of the last ten losses, and the weights keep the mean unbiased."""
-    steps, generator = ImportanceSampledSteps(4), torch.Generator().manual_seed(0)
-    scale = torch.tensor([8.0, 4.0, 2.0, 1.0]).double()
-    for i in range(9):
-        steps.update(torch.arange(4), 100 * scale)
-        assert (steps.probabilities() == 0.25).all(), i
-    for _ in range(3):  # 15 of each step in three batches: the ten newest remain, whatever the batches
-        k = torch.arange(4).repeat(5)
-        steps.update(k, scale[k])
-    assert (steps.losses == scale[:, None]).all()
-    torch.testing.assert_close(steps.probabilities(), 0.999 * scale / 15 + 0.001 / 4)
-    k, weights = steps.draw(20000, generator)
-    torch.testing.assert_close(weights, 1 / (4 * steps.probabilities()[k]))
-    assert (weights * scale[k]).mean().item() == pytest.approx(15 / 4, rel=0.01)
-    counts = torch.bincount(k, minlength=4) / 20000
-    torch.testing.assert_close(counts.double(), steps.probabilities(), atol=0.015, rtol=0)
-
-
-def test_importance_sampled_steps_in_one_large_batch_and_from_a_checkpoint():
-    steps = ImportanceSampledSteps(2, history=3)
-    steps.update(torch.tensor([0, 1, 0, 0, 0, 1, 0]), torch.tensor([1.0, 7, 2, 3, 4, 8, 5]))
-    assert sorted(steps.losses[0].tolist()) == [3, 4, 5] and steps.counts.tolist() == [5, 2]
-    copy = ImportanceSampledSteps(2, history=3)
-    copy.load_state_dict(steps.state_dict())
-    steps.update(torch.tensor([1]), torch.tensor([9.0]))
-    copy.update(torch.tensor([1]), torch.tensor([9.0]))
-    torch.testing.assert_close(copy.probabilities(), steps.probabilities())
-    assert copy.probabilities()[1] > 0.6

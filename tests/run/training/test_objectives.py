@@ -11,8 +11,14 @@ from score_diffusion.models import UNet
 from score_diffusion.run.build import build_sde
 from score_diffusion.run.config import load_config
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.objectives import DrawnTimes, build_objective, build_times
-from score_diffusion.sde_lib import EDMWeighting, MinSNRWeighting, ScoreModel, denoising_score_matching
+from score_diffusion.run.training.objectives import build_objective, build_times
+from score_diffusion.sde_lib import (
+    DrawnTimes,
+    EDMWeighting,
+    MinSNRWeighting,
+    ScoreModel,
+    denoising_score_matching,
+)
 
 
 class Sine(nn.Module):
