@@ -1,4 +1,4 @@
-"""Networks `net(x, noise, cond=None) -> like x`: x is (B, *shape), noise, by default log(σ/α), is (B,)."""
+"""Networks `net(x, noise, cond=None) -> like x`: x is (B, *shape); noise, by default log(σ/α), is (B,)."""
 
 from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding

@@ -1,16 +1,17 @@
-"""What a network may be told beside the noise: `net(x, noise, cond)`.
+"""Conditions of a network besides the noise: `net(x, noise, cond)`.
 
-`cond` is None, a dict with some of the keys
+`cond` is None or a dict with any of these keys:
 
     label     class indices, int64 (B,); -1 for no class
-    vector    an embedding of anything, (B, V)
-    tokens    a sequence such as a text's, (B, L, D), for cross-attention
-    mask      which of the tokens there are, bool (B, L); all where it is missing
-    image     an image of the size of x, (B, C', H, W), beside it on the channels
+    vector    one embedding per sample, floating point (B, V)
+    tokens    a sequence of embeddings, such as a text's, floating point (B, L, D), for cross-attention
+    mask      which of the tokens are valid, bool (B, L); by default all
+    image     an image of the size of x, (B, C', H, W), concatenated to x along the channels
 
-or, for a network that takes one kind alone, that tensor itself. What is missing says nothing: no class, a
-zero vector, no tokens; which is what classifier-free guidance trains on. An image cannot be missing. All
-weights take part in any case, as training by several processes demands.
+A network that takes only one kind of condition also accepts that tensor itself. A missing kind is the null
+condition: no class, a zero vector, no tokens. Classifier-free guidance trains on it. Only the image cannot be
+missing. Every weight takes part in every forward pass, with or without a condition, because
+DistributedDataParallel waits for the gradient of each.
 """
 
 from __future__ import annotations
@@ -22,62 +23,76 @@ from torch import Tensor, nn
 
 Condition = Tensor | Mapping[str, Tensor]
 
+DTYPES = {"label": torch.int64, "mask": torch.bool}  # of the other kinds: floating point
+
 
 def read_condition(cond: Condition | None, sizes: Mapping[str, int], x: Tensor) -> dict[str, Tensor]:
-    """The condition by its kinds, checked.
+    """The condition as a checked dict.
 
     Args:
-        cond: What the network was given.
-        sizes: The kinds that it takes, with the number of classes, V, D and C'.
-        x: Its noisy samples, shape (B, C, *size).
+        cond: The third argument of the network.
+        sizes: The kinds that the network takes, with the number of classes, V, D and C'.
+        x: The first argument of the network, noisy samples of shape (B, C, *size).
 
     Returns:
-        The tensors by kind, floating-point ones in the dtype of x.
+        The tensors by kind; floating-point ones have the dtype of x.
 
     Raises:
-        ValueError: If a kind is not the network's, a shape or dtype is wrong, an image is missing, or a class
-            index on the CPU is out of range (on a GPU its own error comes, without waiting for each call).
+        ValueError: If the network does not take a kind, a shape or dtype is wrong, the image is missing, or a
+            class index on the CPU is out of range. On a GPU such an index raises CUDA's own error: checking
+            it here would wait for the device in every call.
     """
+    by_kind = _by_kind(cond, sizes)
+    unknown = set(by_kind) - {*sizes, *(["mask"] if "tokens" in sizes else [])}
+    if unknown:
+        raise ValueError(f"cond must be {_accepted(sizes)}, got ({', '.join(by_kind)})")
+    if "image" in sizes and "image" not in by_kind:
+        raise ValueError("cond must have an image: this network concatenates it to x; got none")
+    for kind, value in by_kind.items():
+        _check_shape(kind, value, sizes.get(kind, 0), x, by_kind)
+        _check_values(kind, value, sizes.get(kind, 0))
+    return {
+        kind: value.to(x.dtype) if value.is_floating_point() else value for kind, value in by_kind.items()
+    }
+
+
+def _by_kind(cond: Condition | None, sizes: Mapping[str, int]) -> dict[str, Tensor]:
     if cond is None:
-        given: dict[str, Tensor] = {}
-    elif isinstance(cond, Tensor):
+        return {}
+    if isinstance(cond, Tensor):
         if len(sizes) != 1:
-            raise ValueError(f"cond must be {_names(sizes)}, got a Tensor")
-        given = {next(iter(sizes)): cond}
-    elif isinstance(cond, Mapping):
-        given = dict(cond)
-    else:
-        raise ValueError(f"cond must be None, a Tensor or a dict of them, got a {type(cond).__name__}")
-    accepted = {*sizes, *(["mask"] if "tokens" in sizes else [])}
-    if not set(given) <= accepted:
-        raise ValueError(f"cond must be {_names(sizes)}, got keys {', '.join(sorted(given))}")
-    if "image" in sizes and "image" not in given:
-        raise ValueError("cond must have an image, which this network sees beside x, and got none")
-    for kind, value in given.items():
-        _check(kind, value, sizes.get(kind, 0), x, given)
-    return {kind: value.to(x.dtype) if value.is_floating_point() else value for kind, value in given.items()}
+            raise ValueError(f"cond must be {_accepted(sizes)}, got a Tensor")
+        return {kind: cond for kind in sizes}
+    if isinstance(cond, Mapping):
+        return dict(cond)
+    raise ValueError(f"cond must be None, a Tensor or a dict of Tensors, got {type(cond).__name__}")
 
 
-def _names(sizes: Mapping[str, int]) -> str:
-    return f"a dict with keys of {', '.join(sizes)}" if sizes else "None, this network takes no condition"
+def _accepted(sizes: Mapping[str, int]) -> str:
+    if not sizes:
+        return "None, because this network takes no condition"
+    return f"None or a dict with keys from ({', '.join(sizes)})"
 
 
-def _check(kind: str, value: Tensor, size: int, x: Tensor, given: Mapping[str, Tensor]) -> None:
+def _check_shape(kind: str, value: Tensor, size: int, x: Tensor, by_kind: Mapping[str, Tensor]) -> None:
     B = len(x)
-    wanted = {
+    required: tuple[int | str, ...] = {
         "label": (B,),
         "vector": (B, size),
         "tokens": (B, value.shape[1] if value.ndim == 3 else "L", size),
-        "mask": tuple(given["tokens"].shape[:2]) if "tokens" in given else ("B", "L"),
+        "mask": tuple(by_kind["tokens"].shape[:2]) if "tokens" in by_kind else ("B", "L"),
         "image": (B, size, *x.shape[2:]),
     }[kind]
-    if tuple(value.shape) != wanted:
-        text = ", ".join(map(str, wanted)) + ("," if len(wanted) == 1 else "")
+    if tuple(value.shape) != required:
+        text = ", ".join(map(str, required)) + ("," if len(required) == 1 else "")
         raise ValueError(f"the {kind} of cond must have shape ({text}), got {tuple(value.shape)}")
-    dtypes = {"label": (torch.int64,), "mask": (torch.bool,)}
-    if not (value.dtype in dtypes[kind] if kind in dtypes else value.is_floating_point()):
-        expected = {"label": "int64", "mask": "bool"}.get(kind, "floating point")
-        raise ValueError(f"the {kind} of cond must be {expected}, got {value.dtype}")
+
+
+def _check_values(kind: str, value: Tensor, size: int) -> None:
+    dtype = DTYPES.get(kind)
+    if value.dtype != dtype if dtype else not value.is_floating_point():
+        required = str(dtype).removeprefix("torch.") if dtype else "floating point"
+        raise ValueError(f"the {kind} of cond must be {required}, got {value.dtype}")
     if kind == "label" and value.device.type == "cpu" and not torch.compiler.is_compiling():
         if not ((value >= -1) & (value < size)).all():
             raise ValueError(
@@ -86,12 +101,12 @@ def _check(kind: str, value: Tensor, size: int, x: Tensor, given: Mapping[str, T
 
 
 class ConditionEmbedding(nn.Module):
-    """The part of a condition that is added to the noise embedding: a class's row, a vector's projection.
+    """Adds a condition to the noise embedding: the class's row of a table, a linear map of the vector.
 
     Args:
         num_classes: Number of classes; 0 for none.
         vector_dim: Size of the vectors; 0 for none.
-        width: Size of the result.
+        width: Size of the embedding.
     """
 
     def __init__(self, num_classes: int, vector_dim: int, width: int) -> None:
@@ -100,7 +115,7 @@ class ConditionEmbedding(nn.Module):
         self.vector = nn.Linear(vector_dim, width) if vector_dim else None
 
     def forward(self, emb: Tensor, cond: Mapping[str, Tensor]) -> Tensor:
-        """The embedding (B, width) with what the condition adds to it."""
+        """The noise embedding (B, width) plus the embedding of the condition."""
         if self.label is not None:
             label = cond.get("label", torch.full((len(emb),), -1, device=emb.device))
             row = self.label(label.clamp_min(0))

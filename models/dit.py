@@ -1,16 +1,20 @@
 """DiT, a transformer over patches of an image: `net(x, noise, cond=None) -> like x`, x of shape (B, C, H, W).
 
     h = patches(x) + positions,    c = embedding(noise) + embedding(class)
-    h <- h + gate_1 · attention((1 + scale_1) · norm(h) + shift_1)           in every block, shift, scale and
-    h <- h + gate_2 · mlp((1 + scale_2) · norm(h) + shift_2)                 gate linear in silu(c)
+
+    in every block, with shift, scale and gate linear in silu(c):
+        h <- h + gate_1 · attention((1 + scale_1) · norm(h) + shift_1)
+        h <- h + gate_2 · mlp((1 + scale_2) · norm(h) + shift_2)
+
     output = unpatch(linear((1 + scale) · norm(h) + shift))
 
-All gates are zero at first (adaLN-Zero): every block starts as the identity, and the output is zero.
-Positions are sines and cosines of a patch's coordinates, nothing learned and nothing that fixes a size:
-images of any size and aspect ratio that the patches divide, of one, two or three dimensions.
+All gates are zero at initialization (adaLN-Zero): every block starts as the identity, and the output is 0.
+The positions are sines and cosines of a patch's coordinates. They are not learned and fix no size: images may
+have one, two or three dimensions and any size that the patch divides.
 
-`DIT_S` to `DIT_XL` are the paper's networks, `DiT(4, **DIT_XL, num_classes=1000, out_channels=8)` DiT-XL/2 on
-latents. The paper's are told the step 0..999: here `embedding_scale=1.0` and ScoreModel's prediction "iddpm".
+`DIT_S` to `DIT_XL` are the paper's networks; `DiT(4, **DIT_XL, num_classes=1000, out_channels=8)` is DiT-XL/2
+on latents. The paper conditions on the time step 0..999: set `embedding_scale=1.0` and ScoreModel's
+prediction to "iddpm".
 
 References:
     Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), https://arxiv.org/abs/2212.09748:
@@ -31,12 +35,11 @@ from torch import Tensor, nn
 
 from score_diffusion.models.conditions import Condition, read_condition
 from score_diffusion.models.embeddings import NoiseEmbedding
-from score_diffusion.models.layers import CONVOLUTIONS, check_inputs, zero_init
-from score_diffusion.models.unet import LAYOUTS
+from score_diffusion.models.layers import CONVOLUTIONS, LAYOUTS, check_inputs, zero_init
 
 
 class DiT(nn.Module):
-    """A diffusion transformer, conditioned on the noise and on a class. Its output is zero at first.
+    """A diffusion transformer, conditioned on the noise and on a class. At initialization its output is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -44,19 +47,19 @@ class DiT(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
+        in_channels: int,  # channels of the images
         patch: int = 2,  # pixels of a patch in each dimension
-        width: int = 384,  # size of a token; divisible by the heads and by 2 · dims
-        depth: int = 12,  # blocks
+        width: int = 384,  # size of a token; divisible by heads and by 2 · dims
+        depth: int = 12,  # number of blocks
         heads: int = 6,  # attention heads
-        mlp_ratio: float = 4.0,  # hidden units of a block's perceptron, in units of width
+        mlp_ratio: float = 4.0,  # hidden units of a block's perceptron in units of width
         dropout: float = 0.0,  # dropout probability at the end of both branches of a block
         num_classes: int = 0,  # classes of cond's label; 0 for none
         out_channels: int | None = None,  # channels of the output; None for in_channels
         *,
         embedding: str = "sinusoidal_adm",  # of the noise: "sinusoidal_adm", "sinusoidal" or "fourier"
         embedding_dim: int = 256,  # size of the noise's embedding
-        embedding_scale: float | None = None,  # of its frequencies; None for its own, 1 for steps
+        embedding_scale: float | None = None,  # of its frequencies; None for its default, 1 for steps
         dims: int = 2,  # dimensions of an image
     ) -> None:
         super().__init__()
@@ -66,7 +69,7 @@ class DiT(nn.Module):
         self.patch, self.width, self.dims, self.num_classes = patch, width, dims, num_classes
         self.condition_sizes = {"label": num_classes} if num_classes else {}
         self.embedding = NoiseEmbedding(embedding, embedding_dim, width, embedding_scale)
-        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None  # its last row: no class
+        self.label = nn.Embedding(num_classes + 1, width) if num_classes else None  # last row: no class
         self.patches = CONVOLUTIONS[dims](in_channels, width, patch, stride=patch)
         self.blocks = nn.ModuleList(
             _Block(width, heads, round(mlp_ratio * width), dropout) for _ in range(depth)
@@ -77,41 +80,46 @@ class DiT(nn.Module):
         self._initialize()
 
     def _initialize(self) -> None:
-        """As in the authors' code: Xavier's law for what acts on tokens, small weights for the embeddings."""
+        """Xavier initialization, with small weights in the embeddings, as in the authors' code."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
         nn.init.xavier_uniform_(self.patches.weight.flatten(1))
-        nn.init.zeros_(self.patches.bias)
-        for layer in (self.embedding.layers[0], self.embedding.layers[2], *filter(None, [self.label])):
-            nn.init.normal_(layer.weight, std=0.02)
-        for layer in (*(block.modulation for block in self.blocks), self.modulation_out, self.linear_out):
-            zero_init(layer)
+        if self.patches.bias is not None:
+            nn.init.zeros_(self.patches.bias)
+        for module in (*self.embedding.layers, self.label):
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(module.weight, std=0.02)
+        for module in self.modules():
+            if isinstance(module, _Block):
+                zero_init(module.modulation)
+        zero_init(self.modulation_out)
+        zero_init(self.linear_out)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Condition | None = None) -> Tensor:
-        """The network's output for noisy images.
+        """The output of the network for noisy images.
 
         Args:
             x: Noisy images, shape (B, C, H, W), in the dtype of the weights; the patch divides H and W.
             noise: Noise levels log(σ/α), shape (B,).
-            cond: Class indices, int64 (B,), -1 for no class, or a dict with these as "label"; None for no
-                class at all.
+            cond: Class indices, int64 (B,), -1 for no class, or a dict with these as "label"; None for the
+                null condition.
 
         Returns:
             A tensor like x, but with out_channels channels.
 
         Raises:
-            ValueError: If a shape or dtype is wrong, or the condition is not the network's.
+            ValueError: If a shape or dtype is wrong, or the network does not take this condition.
         """
         check_inputs(x, noise, LAYOUTS[self.dims], self.in_channels)
-        given = read_condition(cond, self.condition_sizes, x)
+        by_kind = read_condition(cond, self.condition_sizes, x)
         if any(size == 0 or size % self.patch for size in x.shape[2:]):
             sizes = " x ".join(map(str, x.shape[2:]))
-            raise ValueError(f"the size of x must be divisible by the patch, {self.patch}, got {sizes}")
+            raise ValueError(f"each side of x must be divisible by the patch, {self.patch}, got {sizes}")
         c = self.embedding(noise)
         if self.label is not None:
-            c = c + self.label(self._rows(given.get("label"), x))
+            c = c + self.label(self._label_rows(by_kind.get("label"), x))
         c = F.silu(c)
         h = self.patches(x)  # (B, width, *grid)
         grid = h.shape[2:]
@@ -121,10 +129,11 @@ class DiT(nn.Module):
         shift, scale = self.modulation_out(c)[:, None].chunk(2, dim=2)  # (B, 1, width) each
         return self._unpatch(self.linear_out(_modulate(self.norm_out(h), shift, scale)), grid)
 
-    def _rows(self, label: Tensor | None, x: Tensor) -> Tensor:
+    def _label_rows(self, label: Tensor | None, x: Tensor) -> Tensor:
         if label is None:
             return torch.full((len(x),), self.num_classes, device=x.device)
-        # K, the row of no class, is no class's index: on a GPU, where nothing checks it, let it be too large
+        # The index num_classes is the row of no class. As a class index it is out of range: move it beyond
+        # the table, because on a GPU nothing else checks it.
         return torch.where(label < 0, self.num_classes, label + (label >= self.num_classes))
 
     def _unpatch(self, h: Tensor, grid: Sequence[int]) -> Tensor:
@@ -136,13 +145,15 @@ class DiT(nn.Module):
 
 
 def sincos_positions(grid: Sequence[int], width: int, like: Tensor) -> Tensor:
-    """Embeddings of the points of a grid: sin(ω_k n) and cos(ω_k n) for each coordinate n, that of the last
-    dimension first, with ω_k = 10000^(-k/K), K = width/(2 · dims) (Vaswani et al., 2017; the authors' code).
+    """Embeddings of the points of a grid: sin(ω_k n) and cos(ω_k n) for each coordinate n.
+
+    ω_k = 10000^(-k/K), K = width/(2 · dims) (Vaswani et al., 2017). The last dimension comes first, as in the
+    authors' code.
 
     Args:
-        grid: Points in each dimension.
+        grid: Number of points in each dimension.
         width: Size of an embedding, divisible by 2 · len(grid).
-        like: A tensor of the dtype and on the device of the result.
+        like: A tensor with the dtype and device of the result.
 
     Returns:
         The embeddings, shape (points, width).
@@ -158,7 +169,7 @@ def sincos_positions(grid: Sequence[int], width: int, like: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """Self-attention and a perceptron, with shift, scale and gate of both by the condition."""
+    """Self-attention and a perceptron, each with a shift, a scale and a gate from the conditioning vector."""
 
     def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
         super().__init__()
@@ -173,7 +184,7 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Tokens (B, tokens, width) and condition (B, width) to tokens."""
+        """Tokens (B, tokens, width) and conditioning vectors (B, width) to tokens."""
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=2)
         h = torch.addcmul(h, gate1, self.dropout(self._attend(_modulate(self.norm1(h), shift1, scale1))))
         return torch.addcmul(h, gate2, self.dropout(self.mlp(_modulate(self.norm2(h), shift2, scale2))))

@@ -1,15 +1,15 @@
 """Embeddings of the noise level: one number per sample becomes a vector.
 
-Every network of this package receives `noise` = log(σ/α), which the usual SDEs move through about [-7, 6]: a
-range of 13 units in which the best denoiser changes over about one unit. Both embeddings consist of
-sin(ω_k noise) and cos(ω_k noise); they differ in how the dim/2 angular frequencies ω_k are spread:
+By default a network of this package receives `noise` = log(σ/α). The usual SDEs cover about [-7, 6], 13
+units, and the optimal denoiser changes over about one unit. All embeddings consist of sin(ω_k noise) and
+cos(ω_k noise); they differ in their dim/2 angular frequencies ω_k:
 
     sinusoidal        ω_k = scale · 10000^(-k/(dim/2 - 1)), k = 0, 1, ..    from scale to scale/10000
-    sinusoidal_adm    ω_k = scale · 10000^(-k/(dim/2))                      the Transformer's and ADM's
-    fourier           ω_k = 2π f_k,  f_k ~ N(0, scale²)                     drawn once, saved with weights
+    sinusoidal_adm    ω_k = scale · 10000^(-k/(dim/2))                      as in the Transformer and ADM
+    fourier           ω_k = 2π f_k,  f_k ~ N(0, scale²)                     drawn once, saved with the weights
 
-Networks that are told a step 0..999 instead (`ScoreModel(..., noise_input="position")`) take scale = 1, the
-papers' frequencies.
+A network that receives a time step 0..999 instead (`ScoreModel(..., noise_input="position")`) has scale = 1,
+the frequencies of its paper.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239: Appendix B,
@@ -38,12 +38,13 @@ class SinusoidalEmbedding(nn.Module):
 
     Args:
         dim: Size of the embedding; even, at least 4.
-        scale: Largest angular frequency, in radians per unit of noise. 100 would spread the 13 units of noise
-            over 1,300 positions, about the 1,000 time steps for which DDPM's frequencies, 1 to 1/10000, were
-            chosen; but an ODE solver follows every wiggle that a network keeps of its fastest feature. On
-            small U-Nets trained alike on digits (held-out loss 0.090 for each), the likelihood ODE took 287
-            evaluations with 100, 125 with 10, and 104 with Fourier features.
-        endpoint: Whether the smallest frequency is scale/10000 (DDPM), or the one above it (ADM).
+        scale: Largest angular frequency, in radians per unit of noise. With 100 the 13 units of noise would
+            span 1,300 positions, close to the 1,000 time steps for which DDPM chose its frequencies 1 to
+            1/10000. But the network keeps some of the oscillation of its fastest feature, and an ODE solver
+            has to resolve it: for small U-Nets trained in the same way on digits (held-out loss 0.090 for
+            each), the likelihood ODE took 287 evaluations with 100, 125 with 10, and 104 with Fourier
+            features.
+        endpoint: Whether the smallest frequency is scale/10000 (DDPM) or one step above it (ADM).
 
     Raises:
         ValueError: If dim is odd or below 4, or scale is not positive.
@@ -71,9 +72,9 @@ class FourierEmbedding(nn.Module):
     Args:
         dim: Size of the embedding; even, at least 2.
         scale: Standard deviation of the frequencies, in cycles per unit of noise. The features of two noise
-            levels d apart correlate as exp(-(2π scale d)²/2): with 0.25 over a width of 0.6 units, which
-            resolves the changes of a denoiser and carries what is learned at one level over to its
-            neighbours. With NCSN++'s 16, a width of 0.01 units, neighbours would have nothing in common.
+            levels at distance d have the correlation exp(-(2π scale d)²/2). The default 0.25 gives a
+            correlation length of 0.6 units, which resolves the changes of the denoiser and lets neighbouring
+            levels share what they learn. NCSN++'s 16 gives 0.01 units: neighbours would share nothing.
 
     Raises:
         ValueError: If dim is odd or below 2, or scale is not positive.
@@ -100,16 +101,16 @@ EMBEDDINGS: dict[str, Callable[..., nn.Module]] = {
 
 
 class NoiseEmbedding(nn.Module):
-    """What the blocks of a network are conditioned on: an embedding of the noise, then two layers.
+    """An embedding of the noise followed by two linear layers: it conditions the blocks of a network.
 
     Args:
         embedding: A name in `EMBEDDINGS`.
-        dim: Size of the embedding itself.
+        dim: Size of the embedding in front of the layers.
         width: Size of both layers and of the result.
-        scale: Scale of its frequencies; None for that of its class.
+        scale: Scale of the frequencies; None for the default of the embedding.
 
     Raises:
-        ValueError: If the embedding is unknown, or dim or scale do not fit it.
+        ValueError: If the embedding is unknown, or dim or scale is out of its range.
     """
 
     def __init__(self, embedding: str, dim: int, width: int, scale: float | None = None) -> None:
@@ -121,11 +122,13 @@ class NoiseEmbedding(nn.Module):
         self.layers = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
     def forward(self, noise: Tensor) -> Tensor:
-        """The conditioning vectors, shape (B, width), of noise levels (B,), in front of their last SiLU; in
-        the dtype of the weights, also under autocast: rounded, the noise level would be another.
+        """Noise levels (B,) to conditioning vectors (B, width), before their last SiLU.
+
+        The result has the dtype of the weights, even under autocast, which would round the noise level.
         """
+        weight = next(self.layers.parameters())
         with torch.autocast(noise.device.type, enabled=False):
-            return self.layers(self.embed(noise).to(self.layers[0].weight.dtype))
+            return self.layers(self.embed(noise).to(weight.dtype))
 
 
 def _check_embedding(name: str, dim: int, smallest: int, scale: float) -> None:
@@ -139,7 +142,7 @@ def _check_embedding(name: str, dim: int, smallest: int, scale: float) -> None:
 
 
 def _at_least_float32(noise: Tensor) -> Tensor:
-    # Angles reach hundreds of radians: in half precision their sines would have hardly a correct digit.
+    # Angles reach hundreds of radians: in half precision their sines would have hardly any correct digit.
     return noise.to(torch.promote_types(noise.dtype, torch.float32))
 
 

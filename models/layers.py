@@ -1,13 +1,13 @@
-"""The parts that U-Nets are made of: norms, residual blocks, attention, resampling; input checks.
+"""The parts of the U-Nets: norms, residual blocks, attention, resampling, input checks.
 
-All work on features (B, C, *size) of one, two or three dimensions. What distinguishes the papers' networks
-and is common to all blocks of one network stands in a `Style`.
+All of them take features (B, C, *size) in one, two or three dimensions. A `Style` collects the choices that
+all blocks of one network share and in which the papers differ.
 
-Resampling by 2 goes through one of two filters:
+There are two filters for resampling by a factor of 2:
 
-    box    mean of 2 pixels down, nearest neighbour up
-    fir    (1, 3, 3, 1)/8 in each dimension (StyleGAN2), zero beyond the borders: a depthwise convolution of
-           stride 2 down, and its transpose, times 2 in each dimension, up
+    box    down: mean of 2 pixels in each dimension;  up: nearest neighbour
+    fir    (1, 3, 3, 1)/8 in each dimension (StyleGAN2), with zero padding.  Down: a depthwise convolution of
+           stride 2;  up: its transpose, times 2 in each dimension
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239: Appendix B.
@@ -34,25 +34,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+Layer = TypeVar("Layer", bound=nn.Linear | Convolution)
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+CONVOLUTIONS: dict[int, Callable[..., Convolution]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+LAYOUTS = {1: "B, C, L", 2: "B, C, H, W", 3: "B, C, D, H, W"}  # of images by their number of dimensions
 MODULATIONS = ("scale_shift", "shift")
 FILTERS = ("box", "fir")
 RESAMPLINGS = ("conv", "conv_asymmetric", "residual", "biggan")
 
 
 def check_inputs(x: Tensor, noise: Tensor, layout: str, size: int) -> None:
-    """Check the first two arguments of a network's `net(x, noise, cond)`.
+    """Checks the first two arguments of a network, `net(x, noise, cond)`.
 
     Args:
         x: Noisy samples.
-        noise: Noise levels, to be of shape (B,).
-        layout: Names of the dimensions of x, such as "B, C, H, W".
-        size: Required size of the second of them.
+        noise: Noise levels; required shape (B,).
+        layout: Names of the required dimensions of x, such as "B, C, H, W".
+        size: Required size of dimension 1 of x.
 
     Raises:
-        ValueError: If one of them does not fit; the message says what was required and what came.
+        ValueError: If a shape or dtype is wrong.
     """
     names = layout.split(", ")
     if x.ndim != len(names) or x.shape[1] != size:
@@ -67,20 +69,24 @@ def check_inputs(x: Tensor, noise: Tensor, layout: str, size: int) -> None:
 
 
 def zero_init(layer: Layer) -> Layer:
-    """The same layer with weight and bias set to zero: the branch that it ends starts as a no-op."""
+    """Sets weight and bias of a layer to zero and returns it: a branch that ends in it starts as a no-op."""
     nn.init.zeros_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    layer.starts_at_zero = True
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    layer.starts_at_zero = True  # type: ignore[assignment]  # a mark: other initializations skip it
     return layer
 
 
 def group_norm(
     channels: int, affine: bool = True, groups: int | None = None, eps: float = 1e-5
 ) -> nn.GroupNorm:
-    """Group norm (Wu & He, 2018) with as many groups as divide the channels: at most 32, of four or more.
+    """Group norm (Wu & He, 2018).
+
+    The default is the largest number of groups that divides the channels, with at most 32 groups and at least
+    four channels in each.
 
     Raises:
-        ValueError: If a number of groups is given that does not divide the channels.
+        ValueError: If the given number of groups does not divide the channels.
     """
     if groups is None:
         groups = next(g for g in range(max(1, min(32, channels // 4)), 0, -1) if channels % g == 0)
@@ -91,31 +97,32 @@ def group_norm(
 
 @dataclass(frozen=True)
 class Style:
-    """What all blocks of a U-Net share.
+    """The choices that all blocks of a U-Net share.
 
     Raises:
-        ValueError: If a name or a number is not one of the valid ones.
+        ValueError: If a field is not one of its valid values.
     """
 
     dims: int = 2
-    """Dimensions of an image: 1, 2 or 3."""
+    """Number of dimensions of an image: 1, 2 or 3."""
     modulation: str = "scale_shift"
-    """How the noise acts on a residual block: "scale_shift" behind the second norm (ADM) or "shift" in front
-    of it (DDPM)."""
+    """How the noise modulates a residual block: "scale_shift" after its second norm (ADM), or "shift" before
+    that norm (DDPM)."""
     dropout: float = 0.0
     """Dropout probability inside the residual blocks."""
     norm_groups: int | None = None
-    """Groups of every norm; None for as many as divide the channels, at most 32, of four channels or more."""
+    """Groups of every norm; None for the default of `group_norm`."""
     norm_eps: float = 1e-5
-    """What group norm adds to a variance."""
+    """The ε that a group norm adds to the variance."""
     rescale: bool = False
-    """Whether a sum of two branches is divided by √2 (Song et al., 2021)."""
+    """Whether the sum of two branches is divided by √2 (Song et al., 2021)."""
     filter: str = "box"
     """The filter of resampling: "box" or "fir"."""
     resampling: str = "conv"
-    """What resamples: "conv", a convolution of stride 2 down and one behind nearest neighbours up;
-    "conv_asymmetric", the same, padded at right and bottom alone (DDPM in TensorFlow); "residual", a residual
-    block (ADM); "biggan", a residual block with a 1x1 convolution in its shortcut (NCSN++)."""
+    """The layer that resamples: "conv", a convolution of stride 2 (down), or nearest neighbours and a
+    convolution (up); "conv_asymmetric", the same, but padded only at the right and the bottom (DDPM in
+    TensorFlow); "residual", a residual block (ADM); "biggan", a residual block whose shortcut has a 1x1
+    convolution (NCSN++)."""
 
     def __post_init__(self) -> None:
         for name, value, valid in (
@@ -136,8 +143,8 @@ class Style:
         kernel: int = 3,
         stride: int = 1,
         padding: int | None = None,
-    ) -> nn.Module:
-        """A convolution; by default it keeps the size."""
+    ) -> Convolution:
+        """A convolution; the default padding keeps the size."""
         padding = kernel // 2 if padding is None else padding
         return CONVOLUTIONS[self.dims](in_channels, out_channels, kernel, stride=stride, padding=padding)
 
@@ -146,34 +153,37 @@ class Style:
         return group_norm(channels, affine, self.norm_groups, self.norm_eps)
 
     def merge(self, a: Tensor, b: Tensor) -> Tensor:
-        """a + b, or (a + b)/√2; under autocast in float32, in which alone the sum over many blocks keeps its
-        digits: a quarter of bfloat16's error for 3 % of the time.
+        """a + b, or (a + b)/√2 if the style rescales.
+
+        Under autocast the sum is in float32, because rounding accumulates over many blocks: this removes a
+        quarter of the error of bfloat16 and costs 3 % of the time.
         """
         if torch.is_autocast_enabled(a.device.type):
             a = a.float()
         return (a + b) * math.sqrt(0.5) if self.rescale else a + b
 
     def down(self, h: Tensor) -> Tensor:
-        """Half the size in every dimension, by the filter alone."""
+        """Halves the size in every dimension with the filter, without a convolution."""
         if self.filter == "fir":
             return fir_down(h)
         return (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[self.dims - 1](h, 2)
 
     def up(self, h: Tensor) -> Tensor:
-        """Twice the size in every dimension, by the filter alone."""
+        """Doubles the size in every dimension with the filter, without a convolution."""
         return fir_up(h) if self.filter == "fir" else F.interpolate(h, scale_factor=2, mode="nearest")
 
 
-def _filter(conv: Callable[..., Tensor], h: Tensor, gain: float, stride: int, padding: int) -> Tensor:
-    """A depthwise convolution of one kind with the filter's outer product, for each channel.
+def _apply_fir(conv: Callable[..., Tensor], h: Tensor, gain: float, stride: int, padding: int) -> Tensor:
+    """Convolves each channel with the outer product of the filter.
 
-    On a CPU in float32: transposed depthwise convolutions in bfloat16, which the gradients of the others are
-    too, take 20 times as long there (19 ms instead of 0.8 for 16 x 64 x 16 x 16, PyTorch 2.13).
+    On a CPU this happens in float32: there transposed depthwise convolutions in bfloat16, which are also the
+    gradients of the direct ones, take 20 times as long (19 ms instead of 0.8 ms for 16 x 64 x 16 x 16,
+    PyTorch 2.13).
     """
     half_on_cpu = h.device.type == "cpu" and h.dtype in (torch.bfloat16, torch.float16)
     with torch.autocast(h.device.type, enabled=False):
         x = h.float() if half_on_cpu else h
-        i = torch.arange(4, dtype=x.dtype, device=x.device)  # made there: a host copy would be waited for
+        i = torch.arange(4, dtype=x.dtype, device=x.device)  # on the device: a copy would synchronize
         taps = kernel = (4 - 2 * (i - 1.5).abs()) * (gain / 8)  # (1, 3, 3, 1)/8, times the gain
         for _ in range(h.ndim - 3):
             kernel = kernel[..., None] * taps
@@ -182,22 +192,22 @@ def _filter(conv: Callable[..., Tensor], h: Tensor, gain: float, stride: int, pa
 
 
 def fir_down(h: Tensor, stride: int = 2, padding: int = 1) -> Tensor:
-    """The FIR filter and every second pixel: (B, C, *size) to (B, C, *size/2), for even sizes."""
-    return _filter((F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3], h, 1.0, stride, padding)
+    """Filters and keeps every second pixel: (B, C, *size) to (B, C, *size/2), for even sizes."""
+    return _apply_fir((F.conv1d, F.conv2d, F.conv3d)[h.ndim - 3], h, 1.0, stride, padding)
 
 
 def fir_up(h: Tensor, padding: int = 1) -> Tensor:
-    """Zeros between the pixels, then the FIR filter with twice its gain: (B, C, *size) to (B, C, 2 size)."""
+    """Puts zeros between the pixels and filters with twice the gain: (B, C, *size) to (B, C, *(2 · size))."""
     conv = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[h.ndim - 3]
-    return _filter(conv, h, 2.0, 2, padding)
+    return _apply_fir(conv, h, 2.0, 2, padding)
 
 
 class Downsample(nn.Module):
-    """Half the size by a 3x3 convolution of stride 2, behind the FIR filter where that is the style's.
+    """Halves the size by a 3x3 convolution of stride 2, after the FIR filter if the style has it.
 
     Args:
         channels: Channels of the input.
-        style: The network's style; "conv_asymmetric" pads at right and bottom alone.
+        style: The style of the network.
         out_channels: Channels of the output; None for those of the input.
     """
 
@@ -210,7 +220,9 @@ class Downsample(nn.Module):
 
     def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
         """Features (B, C, *size) to (B, out_channels, *size/2); the embedding is not used."""
-        if self.fir:  # padded once, for both: what the filter makes beyond the border is convolved as well
+        if (
+            self.fir
+        ):  # padded once for both: the convolution also sees the output of the filter in the padding
             h = fir_down(h, stride=1, padding=2)
         elif self.pad is not None:
             h = F.pad(h, self.pad)
@@ -218,11 +230,11 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the size by the style's filter and a 3x3 convolution.
+    """Doubles the size by the filter of the style and a 3x3 convolution.
 
     Args:
         channels: Channels of the input.
-        style: The network's style.
+        style: The style of the network.
         out_channels: Channels of the output; None for those of the input.
     """
 
@@ -232,27 +244,27 @@ class Upsample(nn.Module):
         self.conv = style.conv(channels, out_channels or channels, padding=0 if self.fir else 1)
 
     def forward(self, h: Tensor, emb: Tensor | None = None) -> Tensor:
-        """Features (B, C, *size) to (B, out_channels, 2 size); the embedding is not used."""
+        """Features (B, C, *size) to (B, out_channels, *(2 · size)); the embedding is not used."""
         h = fir_up(h, padding=0) if self.fir else F.interpolate(h, scale_factor=2, mode="nearest")
         return self.conv(h)
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions around which the input passes, the second one conditioned on the noise.
+    """Two 3x3 convolutions with a shortcut, modulated by the noise: returns shortcut(h) + out.
 
         scale_shift    out = conv2(dropout(silu((1 + scale) · norm2(conv1(silu(norm1(h)))) + shift)))
         shift          out = conv2(dropout(silu(norm2(conv1(silu(norm1(h))) + shift))))
 
-    and shortcut(h) + out comes back. The noise sets scale and shift of the second norm (Dhariwal & Nichol,
-    2021, Section 3.1 and Table 3) or a bias in front of it (Ho et al., 2020): a norm takes part of such a
-    bias away again, and only a scale can turn a feature off at the noise levels where it means nothing. At
-    first out = 0. A block that resamples does so behind silu(norm1(h)), and in the shortcut.
+    The noise sets scale and shift after the second norm (Dhariwal & Nichol, 2021, Section 3.1 and Table 3) or
+    a bias before it (Ho et al., 2020). The norm removes part of such a bias, and only a scale can turn a
+    feature off at noise levels where it is meaningless. At initialization out = 0. A resampling block
+    resamples silu(norm1(h)) and the shortcut.
 
     Args:
         in_channels: Channels of the input.
-        out_channels: Channels of the output; where they differ, the shortcut is a 1x1 convolution.
+        out_channels: Channels of the output; if they differ, the shortcut is a 1x1 convolution.
         emb_dim: Size of the noise embedding.
-        style: The network's style.
+        style: The style of the network.
         resample: "down", "up" or None.
     """
 
@@ -284,7 +296,7 @@ class ResidualBlock(nn.Module):
             change = self.style.down if self.resample == "down" else self.style.up
             out, h = change(out), change(h)
         out = self.conv1(out)
-        with torch.autocast(h.device.type, enabled=False):  # a vector a sample: its rounding is not worth it
+        with torch.autocast(h.device.type, enabled=False):  # one vector per sample: rounding it saves nothing
             modulation = self.scale_shift(emb)
         modulation = modulation.reshape(*modulation.shape, *(1,) * (out.ndim - 2))  # (B, ·, 1, ...)
         if self.scales:
@@ -297,14 +309,14 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Every pixel looks at every other one: h + project(softmax(q kᵀ/√d) v), with q, k, v from norm(h).
+    """Self-attention between all pixels: h + project(softmax(q kᵀ/√d) v), with q, k, v linear in norm(h).
 
-    Vaswani et al. (2017), equation 1, for each head; d is the number of channels per head.
+    Vaswani et al. (2017), equation 1, in each head; d is the number of channels per head.
 
     Args:
         channels: Channels of the input and of the output.
-        heads: Number of heads; divides the channels.
-        style: The network's style.
+        heads: Number of heads; it must divide the channels.
+        style: The style of the network.
 
     Raises:
         ValueError: If the heads do not divide the channels.
@@ -312,8 +324,7 @@ class SelfAttention(nn.Module):
 
     def __init__(self, channels: int, heads: int = 1, style: Style = Style()) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide the {channels} channels of an attention block, got {heads}")
+        _check_heads(channels, heads)
         self.heads, self.style = heads, style
         self.norm = style.norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
@@ -329,16 +340,16 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Every pixel looks at the tokens of a condition: h + project(softmax(q kᵀ/√d) v), q from norm(h).
+    """Attention of each pixel to the tokens of a condition: h + project(softmax(q kᵀ/√d) v), q from norm(h).
 
-    Beside the tokens there is one with k = v = 0, to which a pixel can turn that wants to know nothing, and
-    which alone is left where there are no tokens.
+    An extra token with k = v = 0 is appended. A pixel can attend to it to ignore the condition, and it is the
+    only token of the null condition.
 
     Args:
         channels: Channels of the input and of the output.
         token_dim: Size of the tokens.
-        heads: Number of heads; divides the channels.
-        style: The network's style.
+        heads: Number of heads; it must divide the channels.
+        style: The style of the network.
 
     Raises:
         ValueError: If the heads do not divide the channels.
@@ -346,8 +357,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, channels: int, token_dim: int, heads: int = 1, style: Style = Style()) -> None:
         super().__init__()
-        if heads < 1 or channels % heads:
-            raise ValueError(f"heads must divide the {channels} channels of an attention block, got {heads}")
+        _check_heads(channels, heads)
         self.heads, self.style = heads, style
         self.norm = style.norm(channels)
         self.q = nn.Linear(channels, channels)
@@ -356,13 +366,22 @@ class CrossAttention(nn.Module):
         self.project = zero_init(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, C, *size), tokens (B, L, token_dim) and which of them there are, bool (B, L), to the
-        shape of the features.
+        """Features (B, C, *size) to the same shape.
+
+        Args:
+            h: The features.
+            tokens: The tokens, shape (B, L, token_dim).
+            mask: Which of the tokens are valid, bool (B, L).
         """
         q = self.q(self.norm(h).flatten(2).transpose(1, 2))  # (B, pixels, C)
         q = q.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, pixels, d)
         kv = F.pad(self.kv(self.norm_tokens(tokens)), (0, 0, 0, 1))  # (B, L + 1, 2 C)
         k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L + 1, d) each
-        seen = F.pad(mask, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+        valid = F.pad(mask, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2).flatten(2)
         return self.style.merge(h, self.project(out).transpose(1, 2).unflatten(2, h.shape[2:]))
+
+
+def _check_heads(channels: int, heads: int) -> None:
+    if heads < 1 or channels % heads:
+        raise ValueError(f"heads must divide the {channels} channels of an attention block, got {heads}")

@@ -2,9 +2,8 @@
 
     h = W_in x,    h <- h + W_2 silu((1 + scale) · W_1 h + shift) in every block,    output = W_out h
 
-(biases left out), where every block makes its own scale and shift from the noise embedding. There is no
-normalisation on purpose: far from the data a score grows linearly with x, and a norm would hide the length
-of h.
+(biases omitted). Every block computes its own scale and shift from the noise embedding. There is no norm on
+purpose: far from the data a score grows linearly with x, and a norm would remove the length of h.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from score_diffusion.models.layers import check_inputs, zero_init
 
 
 class MLP(nn.Module):
-    """A residual SiLU perceptron, conditioned on the noise level in every block. Its output is zero at first.
+    """A residual SiLU perceptron, conditioned on the noise in every block. At initialization its output is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -48,7 +47,7 @@ class MLP(nn.Module):
         Args:
             x: Noisy points, shape (B, dim), in the dtype of the weights.
             noise: Noise levels log(σ/α), shape (B,).
-            cond: None; here because every network of the project takes it.
+            cond: Must be None. Every network of the project has this argument.
 
         Returns:
             A tensor like x.

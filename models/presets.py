@@ -1,15 +1,16 @@
 """The papers' networks, as arguments of `UNet`: `UNet(3, **PRESETS["cifar10_ncsnpp"])`.
 
-    cifar10_ddpm               DDPM as in score SDE: a decoder level attends once, at its end
-    cifar10_ddpm_ho            DDPM as in its own paper: after each block
-    cifar10_ddpmpp[_deep]      DDPM++: BigGAN blocks, rescaled skips; twice the blocks
-    cifar10_ncsnpp[_deep]      NCSN++ for VP and sub-VP, and for discrete VE: FIR filters, residual input
-    cifar10_ncsnpp_ve[_deep]   NCSN++ for continuous VE: it is told log σ, in Fourier features
-    adm64                      ADM for ImageNet at 64x64, with classes and a learned variance
-    digits, mnist, cifar10     small ones that train on a CPU
+    cifar10_ddpm               DDPM as in score SDE: one attention at the end of a decoder level
+    cifar10_ddpm_ho            DDPM as in its own paper: attention after each block of the level
+    cifar10_ddpmpp[_deep]      DDPM++: BigGAN blocks, rescaled skip connections; deep has twice the blocks
+    cifar10_ncsnpp[_deep]      NCSN++ for VP, sub-VP and discrete VE: FIR filters, residual input pyramid
+    cifar10_ncsnpp_ve[_deep]   NCSN++ for continuous VE: conditioned on log σ through Fourier features
+    adm64                      ADM for ImageNet at 64x64, class-conditional, with a learned variance
+    digits, mnist, cifar10     small networks that train on a CPU
 
-All but the last line are told a step or log σ as in their papers, through ScoreModel's predictions "vp" and
-"ve" (`run/configs/score_sde.py` has the complete experiments); the small ones log(σ/α), ScoreModel's default.
+The papers' networks are conditioned on a time step or on log σ, which ScoreModel's predictions "vp" and "ve"
+pass on (`run/configs/score_sde.py` has the complete experiments). The small networks are conditioned on
+log(σ/α), ScoreModel's default.
 
 References:
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239.
@@ -21,7 +22,9 @@ References:
 
 from __future__ import annotations
 
-_CIFAR10_DDPM = dict(
+from typing import Any
+
+_CIFAR10_DDPM: dict[str, Any] = dict(
     channels=128,
     multipliers=(1, 2, 2, 2),
     blocks_per_level=2,
@@ -40,7 +43,7 @@ _CIFAR10_DDPMPP = _CIFAR10_DDPM | dict(blocks_per_level=4, resampling="biggan", 
 _CIFAR10_NCSNPP = _CIFAR10_DDPMPP | dict(filter="fir", input_pyramid="residual")
 _CIFAR10_NCSNPP_VE = _CIFAR10_NCSNPP | dict(embedding="fourier", embedding_dim=256, embedding_scale=16.0)
 
-_DIGITS = dict(
+_DIGITS: dict[str, Any] = dict(
     channels=32,
     multipliers=(1, 2),
     blocks_per_level=2,
@@ -50,7 +53,7 @@ _DIGITS = dict(
     embedding="fourier",
 )
 
-PRESETS: dict[str, dict[str, object]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "cifar10_ddpm": _CIFAR10_DDPM,
     "cifar10_ddpm_ho": _CIFAR10_DDPM | dict(decoder_attention="block"),
     "cifar10_ddpmpp": _CIFAR10_DDPMPP,

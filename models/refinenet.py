@@ -6,20 +6,21 @@
                    |
                norm -> elu -> conv_out
 
-Cascade 1 has the resolution of the image; each of the next halves it, but for the last ones, which dilate
-their convolutions instead. Both networks see x_t = x_0 + σ ε itself (`ScoreModel(..., scale_input=False)`).
+Cascade 1 has the resolution of the image. Each further cascade halves it, except the last ones, which dilate
+their convolutions instead. The input of both networks is x_t = x_0 + σ ε, unscaled
+(`ScoreModel(..., scale_input=False)`).
 
-    NCSN      every norm, in refine blocks too, is a conditional instance norm++ with a row for each of L
-              noise levels, of which log σ picks the nearest; refine blocks pool by the mean.
-    NCSNv2    residual blocks have unconditional instance norm++, refine blocks no norm and pooling by the
-              maximum. The noise is ignored: the network knows it by x_t, and the score is -F(x_t)/σ
-              (Technique 3), which is what ScoreModel's prediction "noise" makes of F.
+    NCSN      Every norm, also in the refine blocks, is a conditional instance norm++ with one row for each of
+              L noise levels; the row of the nearest log σ is used. Refine blocks use mean pooling.
+    NCSNv2    Residual blocks have unconditional instance norm++; refine blocks have no norm and use max
+              pooling. The network ignores the noise, which it infers from x_t, and the score is -F(x_t)/σ
+              (Technique 3): ScoreModel's prediction "noise" of F.
 
-NCSN's s_θ(x, σ) is the score itself, prediction "score". Its size is about 1/σ: the network has to stretch
-its output over all of σ_1/σ_L, and learns the small levels last. The prediction "noise", s_θ(x, σ) = -F(x,
-σ)/σ, has the same objective, E‖σ s_θ + ε‖² = E‖F - ε‖², and takes that task off the network, which short
-trainings need: on digits, after 750 steps at 16 channels, the objective per pixel at σ = 0.02 was 0.64 with
-it and 0.85 without.
+NCSN's s_θ(x, σ) is the score itself, prediction "score". Its magnitude is about 1/σ, so the output of the
+network has to span the range σ_1/σ_L, and the network learns the small levels last. The prediction "noise",
+s_θ(x, σ) = -F(x, σ)/σ, has the same objective, E‖σ s_θ + ε‖² = E‖F - ε‖², without that difficulty. Short
+trainings need it: on digits, after 750 steps at 16 channels, the objective per pixel at σ = 0.02 was 0.64
+with it and 0.85 without it.
 
 References:
     Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
@@ -48,20 +49,21 @@ from score_diffusion.models.refinenet_layers import (
     RefineNetResidualBlock,
 )
 
-SMALLEST = 4  # pixels of the shorter side at the lowest resolution
+SMALLEST_SIDE = 4  # pixels of the shorter side at the lowest resolution
 
 
 class RefineNet(nn.Module):
-    """What NCSN and NCSNv2 share: the network of the diagram, for any norms. Its output is zero at first.
+    """The base of NCSN and NCSNv2: the diagram above with any norms. At initialization its output is 0.
 
     Args:
-        in_channels: Channels of the images, in and out.
+        in_channels: Channels of the images and of the output.
         channels: Width of the first cascade.
         multipliers: Width of each cascade in units of channels, finest first.
-        dilations: Dilations of the last cascades; all others after the first halve the resolution.
+        dilations: Dilations of the last cascades; the cascades between the first and these halve the
+            resolution.
         norm: Makes the norms of the residual blocks and of the output.
         refine_norm: Makes the norms of the refine blocks.
-        max_pool: Whether refine blocks pool by the maximum, or by the mean.
+        max_pool: Whether refine blocks use max pooling or mean pooling.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -84,14 +86,14 @@ class RefineNet(nn.Module):
         widths = [channels * m for m in multipliers]
 
         self.conv_in = nn.Conv2d(in_channels, widths[0], 3, padding=1)
-        self.cascades = nn.ModuleList([_cascade(widths[0], widths[0], norm, first=True)])
+        self.cascades = nn.ModuleList([_Cascade(widths[0], widths[0], norm, first=True)])
         for k in range(1, len(widths)):
             dilation = 1 if k <= self.halvings else dilations[k - self.halvings - 1]
-            self.cascades.append(_cascade(widths[k - 1], widths[k], norm, dilation))
+            self.cascades.append(_Cascade(widths[k - 1], widths[k], norm, dilation))
 
         self.refine = nn.ModuleList()  # finest first, as the cascades
         for k, width in enumerate(widths):
-            # Besides its cascade, a refine block reads the one below, which has come to this cascade's width.
+            # A refine block also reads the refine block below it, whose output has the width of this cascade.
             inputs = [width] if k == len(widths) - 1 else [width, width]
             self.refine.append(RefineBlock(inputs, widths[max(k - 1, 0)], refine_norm, max_pool, last=k == 0))
 
@@ -99,17 +101,17 @@ class RefineNet(nn.Module):
         self.conv_out = zero_init(nn.Conv2d(widths[0], in_channels, 3, padding=1))
 
     def level(self, noise: Tensor) -> Tensor:
-        """The row of the norms' tables for noise levels log σ, shape (B,), int64."""
+        """The row of the norms' tables for log σ, (B,) to int64 (B,)."""
         return torch.zeros_like(noise, dtype=torch.int64)
 
     def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
         """The network's output for noisy images.
 
         Args:
-            x: Noisy images, shape (B, C, H, W), in the dtype of the weights; H and W are at least 4 · 2^n
-                where the resolution is halved n times: 8 by default.
+            x: Noisy images, shape (B, C, H, W), in the dtype of the weights; H and W are at least 4 · 2^n if
+                the network halves the resolution n times: 8 by default.
             noise: Noise levels log(σ/α), shape (B,).
-            cond: None; here because every network of the project takes it.
+            cond: Must be None. Every network of the project has this argument.
 
         Returns:
             A tensor like x.
@@ -119,7 +121,7 @@ class RefineNet(nn.Module):
         """
         check_inputs(x, noise, "B, C, H, W", self.in_channels)
         read_condition(cond, {}, x)
-        smallest = SMALLEST * 2**self.halvings
+        smallest = SMALLEST_SIDE * 2**self.halvings
         if min(x.shape[2:]) < smallest:
             raise ValueError(
                 f"height and width of x must be at least {smallest} for a network that halves them "
@@ -128,8 +130,7 @@ class RefineNet(nn.Module):
         level = self.level(noise)
         h, features = self.conv_in(x), []
         for cascade in self.cascades:
-            for block in cascade:
-                h = block(h, level)
+            h = cascade(h, level)
             features.append(h)
         h = self.refine[-1](features[-1:], level)
         for k in reversed(range(len(features) - 1)):
@@ -138,7 +139,7 @@ class RefineNet(nn.Module):
 
 
 class NCSN(RefineNet):
-    """NCSN's noise-conditional RefineNet (Song & Ermon, 2019, Appendix A). Its output is zero at first.
+    """NCSN, conditioned on the noise level (Song & Ermon, 2019). At initialization its output is 0.
 
     Raises:
         ValueError: If an argument is out of its range, or the levels are not distinct.
@@ -148,11 +149,11 @@ class NCSN(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
+        in_channels: int,  # channels of the images and of the output
         log_levels: Sequence[float] | Tensor,  # log σ_i of the L noise levels, in any order
         channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # of the last cascades; those in between halve the resolution
     ) -> None:
         table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype()).detach().clone()
         if table.ndim != 1 or not table.isfinite().all() or len(table.unique()) < max(1, len(table)):
@@ -168,15 +169,15 @@ class NCSN(RefineNet):
         self.register_buffer("log_levels", table)
 
     def level(self, noise: Tensor) -> Tensor:
-        """The index of the level that is nearest in log σ, shape (B,), int64."""
+        """The index of the nearest level in log σ, (B,) to int64 (B,)."""
         return (noise[:, None] - self.log_levels).abs().argmin(1)
 
 
 class NCSNv2(RefineNet):
-    """NCSNv2's RefineNet, which ignores the noise level (Song & Ermon, 2020). Its output is zero at first.
+    """NCSNv2, a RefineNet that ignores the noise (Song & Ermon, 2020). At initialization its output is 0.
 
-    The paper's network for images of 96 and 128 pixels has multipliers (1, 2, 2, 4, 4), that for 256 pixels
-    (1, 2, 2, 2, 4, 4), with these dilations.
+    The paper's networks have the default dilations and the multipliers (1, 2, 2, 4, 4) for images of 96 and
+    128 pixels, (1, 2, 2, 2, 4, 4) for 256 pixels.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -184,26 +185,39 @@ class NCSNv2(RefineNet):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
+        in_channels: int,  # channels of the images and of the output
         channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # of the last cascades; those in between halve the resolution
     ) -> None:
-        norms = (InstanceNormPlus, NoNorm)
-        super().__init__(in_channels, channels, multipliers, dilations, *norms, max_pool=True)
+        super().__init__(
+            in_channels, channels, multipliers, dilations, InstanceNormPlus, NoNorm, max_pool=True
+        )
 
 
-def _cascade(
-    in_channels: int, out_channels: int, norm: MakeNorm, dilation: int = 1, first: bool = False
-) -> nn.ModuleList:
-    """Two residual blocks; the first changes the width and, unless dilated, halves the resolution."""
-    down = dilation == 1 and not first
-    return nn.ModuleList(
-        [
-            RefineNetResidualBlock(in_channels, out_channels, norm, down, dilation, new_cascade=not first),
-            RefineNetResidualBlock(out_channels, out_channels, norm, dilation=dilation),
-        ]
-    )
+class _Cascade(nn.ModuleList):
+    """Two residual blocks; the first changes the width and, unless it is dilated, halves the resolution.
+
+    The first cascade of a network does neither.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, norm: MakeNorm, dilation: int = 1, first: bool = False
+    ) -> None:
+        down = dilation == 1 and not first
+        super().__init__(
+            [
+                RefineNetResidualBlock(
+                    in_channels, out_channels, norm, down, dilation, new_cascade=not first
+                ),
+                RefineNetResidualBlock(out_channels, out_channels, norm, dilation=dilation),
+            ]
+        )
+
+    def forward(self, h: Tensor, level: Tensor) -> Tensor:
+        for block in self:
+            h = block(h, level)
+        return h
 
 
 def _check_arguments(

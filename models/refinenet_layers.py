@@ -1,15 +1,15 @@
-"""The parts of NCSN's and NCSNv2's networks: instance norm++, residual and refine blocks.
+"""The parts of NCSN and NCSNv2: instance norm++, residual and refine blocks.
 
-Instance norm++ (Song & Ermon, 2019, Appendix A). Instance norm subtracts from every feature map its mean μ_k
-and so forgets how the means differ, which colours need; the last term puts that back:
+Instance norm++ (Song & Ermon, 2019, Appendix A): instance norm subtracts the mean μ_k of every feature map,
+which loses how the means differ, and colours depend on that. The last term restores it:
 
     z_k = γ_ik (h_k - μ_k)/s_k + β_ik + α_ik (μ_k - m)/v
 
-with μ_k, s_k the mean and the standard deviation of feature map k over its pixels, and m, v those of
-μ_1 .. μ_C. It is conditional where γ, β and α have a row for every noise level i, and unconditional where
-they have one.
+Here μ_k and s_k are the mean and the standard deviation of feature map k over its pixels, m and v those of
+μ_1 .. μ_C. The conditional norm has one row of γ, β and α per noise level i, the unconditional norm a single
+row.
 
-RefineNet (Lin et al., 2017) puts three parts into a refine block:
+A refine block (Lin et al., 2017) has three kinds of parts:
 
     RCU   residual convolution units     h <- h + conv(elu(conv(elu(h))))
     MSF   multi-resolution fusion        Σ_j upsample(conv(h_j))
@@ -34,20 +34,19 @@ from torch import Tensor, nn
 
 
 class InstanceNormPlus(nn.Module):
-    """Instance norm++, conditional on the noise level where there is more than one (the formula above).
+    """Instance norm++, the formula above; conditional if there is more than one noise level.
 
-    The first of the two standard deviations is the population's and v the sample's (with C - 1), as in the
-    authors' networks.
+    As in the authors' networks, s_k divides by the number of pixels and v by C - 1.
 
     Args:
         channels: Number of feature maps C, at least 2.
-        levels: Number L of noise levels, 1 for the unconditional norm.
+        levels: Number L of noise levels; 1 for the unconditional norm.
 
     Raises:
         ValueError: If there are fewer than two channels or no level.
     """
 
-    eps = 1e-5  # below it a feature map counts as constant
+    eps = 1e-5  # added to both variances
 
     def __init__(self, channels: int, levels: int = 1) -> None:
         super().__init__()
@@ -61,7 +60,7 @@ class InstanceNormPlus(nn.Module):
         self.beta = nn.Parameter(torch.zeros(levels, channels))
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        """Features (B, C, H, W) and their rows of the tables, (B,) int64, to the same shape."""
+        """Features (B, C, H, W), with the row of each sample in the tables, int64 (B,), to the same shape."""
         var, mean = torch.var_mean(h, (2, 3), correction=0)  # (B, C)
         var_of_means, mean_of_means = torch.var_mean(mean, 1, keepdim=True)  # (B, 1)
         contrast = (mean - mean_of_means) * (var_of_means + self.eps).rsqrt()
@@ -71,36 +70,36 @@ class InstanceNormPlus(nn.Module):
 
 
 class NoNorm(nn.Module):
-    """What stands in a norm's place in NCSNv2's refine blocks: nothing."""
+    """The identity, for the refine blocks of NCSNv2, which have no norm."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        """The features as they are."""
+        """Features (B, C, H, W), unchanged."""
         return h
 
 
-MakeNorm = Callable[[int], nn.Module]  # channels -> a module that is called with features and their levels
+MakeNorm = Callable[[int], nn.Module]  # channels -> a module called with the features and their levels
 
 
 def mean_pool(h: Tensor) -> Tensor:
-    """The means of 2x2 blocks of pixels; at the end of an odd side, of the pixels that there are."""
+    """The means of 2x2 blocks of pixels; the last blocks of an odd side have fewer pixels."""
     return F.avg_pool2d(h, 2, ceil_mode=True, count_include_pad=False)
 
 
 class RefineNetResidualBlock(nn.Module):
     """A pre-activation residual block, shortcut(h) + conv2(elu(norm2(conv1(elu(norm1(h)))))).
 
-    Dilated convolutions see as far as they would at a lower resolution, without the loss of it.
+    Dilated convolutions have the receptive field of a lower resolution at the full resolution.
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         norm: Makes a norm.
-        down: Whether to halve the resolution, by the mean of 2x2 pixels behind the convolutions.
+        down: Whether to halve the resolution by mean pooling after the convolutions.
         dilation: Dilation of the 3x3 convolutions.
-        new_cascade: Whether the shortcut is a convolution: 1x1 in front of mean pooling, 3x3 where dilated.
+        new_cascade: Whether the shortcut is a convolution: 1x1, or 3x3 if the block is dilated.
     """
 
     def __init__(
@@ -117,7 +116,7 @@ class RefineNetResidualBlock(nn.Module):
         def conv(width_in: int, width_out: int) -> nn.Conv2d:
             return nn.Conv2d(width_in, width_out, 3, padding=dilation, dilation=dilation)
 
-        # The authors' first block of a cascade widens with its second convolution.
+        # In the authors' networks the second convolution of a cascade's first block changes the width.
         middle = in_channels if new_cascade else out_channels
         self.down = down
         self.norm1 = norm(in_channels)
@@ -132,7 +131,7 @@ class RefineNetResidualBlock(nn.Module):
             )
 
     def forward(self, h: Tensor, level: Tensor) -> Tensor:
-        """Features (B, in_channels, H, W) to (B, out_channels, H, W), or half of H and W, rounded up."""
+        """Features (B, in_channels, H, W) to (B, out_channels, H, W), or with H and W halved, rounded up."""
         out = self.conv1(F.elu(self.norm1(h, level)))
         out = self.conv2(F.elu(self.norm2(out, level)))
         out = out + self.shortcut(h)
@@ -140,7 +139,7 @@ class RefineNetResidualBlock(nn.Module):
 
 
 class ResidualConvUnits(nn.Module):
-    """`units` times h + conv(elu(norm(conv(elu(norm(h)))))): RCU."""
+    """RCU: h <- h + conv(elu(norm(conv(elu(norm(h)))))), repeated `units` times."""
 
     def __init__(self, channels: int, units: int, norm: MakeNorm) -> None:
         super().__init__()
@@ -158,12 +157,12 @@ class ResidualConvUnits(nn.Module):
 
 
 class ChainedResidualPooling(nn.Module):
-    """The sum of features and of twice-pooled background context: CRP.
+    """CRP: the features plus two stages of pooled context.
 
     Args:
         channels: Channels of the features.
-        norm: Makes a norm, which stands in front of each pooling.
-        max_pool: Whether to pool 5x5 pixels by their maximum (RefineNet, NCSNv2) or their mean (NCSN).
+        norm: Makes the norm before each pooling.
+        max_pool: Whether to take the maximum (RefineNet, NCSNv2) or the mean (NCSN) of 5x5 pixels.
     """
 
     stages = 2
@@ -171,7 +170,7 @@ class ChainedResidualPooling(nn.Module):
     def __init__(self, channels: int, norm: MakeNorm, max_pool: bool) -> None:
         super().__init__()
         self.norms = nn.ModuleList(norm(channels) for _ in range(self.stages))
-        self.pool = nn.MaxPool2d(5, 1, 2) if max_pool else nn.AvgPool2d(5, 1, 2)
+        self.pool: nn.Module = nn.MaxPool2d(5, 1, 2) if max_pool else nn.AvgPool2d(5, 1, 2)
         self.convs = nn.ModuleList(
             nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(self.stages)
         )
@@ -186,7 +185,7 @@ class ChainedResidualPooling(nn.Module):
 
 
 class MultiResolutionFusion(nn.Module):
-    """The sum of features of several resolutions, convolved to one width and upsampled to one size: MSF."""
+    """MSF: the sum of features of several resolutions, convolved to one width and upsampled to one size."""
 
     def __init__(self, in_channels: Sequence[int], out_channels: int, norm: MakeNorm) -> None:
         super().__init__()
@@ -208,11 +207,11 @@ class RefineBlock(nn.Module):
     """RCU for each input, MSF of the results, CRP, and RCU again (Lin et al., 2017, Figure 3).
 
     Args:
-        in_channels: Channels of each input, that of the highest resolution first.
+        in_channels: Channels of each input, highest resolution first.
         out_channels: Channels of the output.
         norm: Makes a norm.
-        max_pool: Kind of pooling in CRP.
-        last: Whether this is the network's last refine block, which ends in three RCUs instead of one.
+        max_pool: Whether CRP uses max pooling.
+        last: Whether this is the last refine block of the network, which ends in three RCUs instead of one.
     """
 
     def __init__(
@@ -225,9 +224,9 @@ class RefineBlock(nn.Module):
     ) -> None:
         super().__init__()
         self.adapt = nn.ModuleList(ResidualConvUnits(width, 2, norm) for width in in_channels)
-        # The lowest refine block, with one input, has nothing to fuse: MSF is there to change its width only.
-        needed = tuple(in_channels) != (out_channels,)
-        self.fuse = MultiResolutionFusion(in_channels, out_channels, norm) if needed else None
+        # A single input needs no fusion, only a change of its width.
+        fuses = tuple(in_channels) != (out_channels,)
+        self.fuse = MultiResolutionFusion(in_channels, out_channels, norm) if fuses else None
         self.pool = ChainedResidualPooling(out_channels, norm, max_pool)
         self.out = ResidualConvUnits(out_channels, 3 if last else 1, norm)
 

@@ -2,18 +2,18 @@
 
     conv_in -> encoder -> middle -> decoder -> conv_out
 
-The encoder is a sequence of levels of residual blocks, each at half the resolution of the one before; the
-decoder climbs back. Everything that the encoder makes (conv_in, each block, each downsampling) goes on a
-stack, and each block of the decoder reads the top of the stack beside the features so far: a decoder level
-has one block more. The middle is two residual blocks with self-attention between them.
+The encoder is a sequence of levels of residual blocks, each level at half the resolution of the one before;
+the decoder goes back up. The outputs of conv_in, of every block and of every downsampling of the encoder are
+pushed onto a stack. Every block of the decoder pops the top of the stack and concatenates it to its input, so
+that a decoder level has one block more. The middle is two residual blocks with self-attention between them.
 
-Progressive growing (NCSN++) lets a pyramid of images run beside it: the input, downsampled level by level,
-joins the encoder's features ("skip" through a 1x1 convolution, "residual" as features of its own), and every
-level of the decoder contributes to the output ("skip" by images that are upsampled and added, "residual" by
+Progressive growing (NCSN++) adds a pyramid of images. In the encoder, the downsampled input joins the
+features of each level ("skip": through a 1x1 convolution; "residual": as features of its own). In the
+decoder, each level contributes to the output ("skip": an image that is upsampled and added; "residual":
 features).
 
-`models.presets` has the papers' networks as arguments of this class. Images may have one, two or three
-dimensions and any aspect ratio.
+`models.presets` has the papers' networks as arguments of this class. Images have one, two or three dimensions
+and any aspect ratio.
 
 References:
     U-Net: Convolutional Networks for Biomedical Image Segmentation (Ronneberger et al., 2015),
@@ -37,7 +37,7 @@ from torch import Tensor, nn
 from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
 from score_diffusion.models.embeddings import NoiseEmbedding
 from score_diffusion.models.layers import (
-    CONVOLUTIONS,
+    LAYOUTS,
     CrossAttention,
     Downsample,
     ResidualBlock,
@@ -48,13 +48,18 @@ from score_diffusion.models.layers import (
     zero_init,
 )
 
-SMALLEST = 8  # pixels of the shortest side
-LAYOUTS = {1: "B, C, L", 2: "B, C, H, W", 3: "B, C, D, H, W"}
-PYRAMIDS = ("none", "skip", "residual")
+SMALLEST_SIDE = 8  # pixels
+CHOICES = {
+    "decoder_attention": ("block", "level"),
+    "input_pyramid": ("none", "skip", "residual"),
+    "output_pyramid": ("none", "skip", "residual"),
+    "combine": ("sum", "cat"),
+    "initialization": ("torch", "ddpm"),
+}
 
 
 class UNet(nn.Module):
-    """A U-Net of residual and self-attention blocks, conditioned on the noise. Its output is zero at first.
+    """A U-Net of residual and attention blocks, conditioned on the noise. At initialization its output is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,30 +67,30 @@ class UNet(nn.Module):
 
     def __init__(
         self,
-        in_channels: int,  # channels of the images, in and out
+        in_channels: int,  # channels of the images
         channels: int = 64,  # width of the finest level for a multiplier of 1; even
         multipliers: Sequence[int] = (1, 2),  # width of each level in units of channels, finest first
         blocks_per_level: int = 2,  # residual blocks per level of the encoder
-        attention_levels: Sequence[int] = (1,),  # levels whose blocks end in self-attention, 0 is the finest
-        heads: int = 4,  # attention heads; divides the attending widths
+        attention_levels: Sequence[int] = (1,),  # levels whose blocks end in self-attention; 0 is the finest
+        heads: int = 4,  # attention heads; must divide the widths of these levels
         dropout: float = 0.0,  # dropout probability inside the residual blocks
         embedding: str = "sinusoidal",  # of the noise: "sinusoidal", "sinusoidal_adm" or "fourier"
         out_channels: int | None = None,  # channels of the output; None for in_channels
         *,
         head_channels: int | None = None,  # channels per attention head, instead of a number of heads
-        decoder_attention: str = "block",  # where a decoder level attends: each "block", or its end
+        decoder_attention: str = "block",  # in a decoder level: after every "block", or once per "level"
         embedding_dim: int | None = None,  # size of the noise's embedding; None for channels
-        embedding_scale: float | None = None,  # of its frequencies; None for its own, 1 for steps
+        embedding_scale: float | None = None,  # of its frequencies; None for its default, 1 for steps
         modulation: str = "scale_shift",  # how the noise acts on a block: "scale_shift" or "shift"
         resampling: str = "conv",  # "conv", "conv_asymmetric", "residual" or "biggan"
         filter: str = "box",  # of resampling: "box" or "fir"
-        rescale: bool = False,  # whether sums of two branches are divided by √2
-        input_pyramid: str = "none",  # growing pyramid of the input: "none", "skip", "residual"
+        rescale: bool = False,  # whether the sum of two branches is divided by √2
+        input_pyramid: str = "none",  # progressive growing of the input: "none", "skip", "residual"
         output_pyramid: str = "none",  # and of the output
-        combine: str = "sum",  # how a "skip" of the input joins in: "sum" or "cat"
-        norm_groups: int | None = None,  # of every group norm; None for at most 32, of four or more
-        norm_eps: float = 1e-5,  # what group norm adds to a variance
-        initialization: str = "torch",  # of the weights: PyTorch's, or "ddpm"'s by fan average
+        combine: str = "sum",  # how a "skip" of the input joins the features: "sum" or "cat"
+        norm_groups: int | None = None,  # of every group norm; None for at most 32, of four channels or more
+        norm_eps: float = 1e-5,  # the ε that a group norm adds to the variance
+        initialization: str = "torch",  # of the weights: PyTorch's default, or "ddpm"'s by fan average
         dims: int = 2,  # dimensions of an image
         num_classes: int = 0,  # classes of cond's label; 0 for none
         vector_dim: int = 0,  # size of cond's vector; 0 for none
@@ -95,87 +100,95 @@ class UNet(nn.Module):
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
         _check_arguments(in_channels, out_channels, channels, multipliers, blocks_per_level, attention_levels)
-        _check_sizes(
-            num_classes=num_classes, vector_dim=vector_dim, token_dim=token_dim, image_channels=image_channels
-        )
-        _check_choice("decoder_attention", decoder_attention, ("block", "level"))
-        _check_choice("input_pyramid", input_pyramid, PYRAMIDS)
-        _check_choice("output_pyramid", output_pyramid, PYRAMIDS)
-        _check_choice("combine", combine, ("sum", "cat"))
-        _check_choice("initialization", initialization, ("torch", "ddpm"))
+        _check_choices(
+            decoder_attention=decoder_attention, input_pyramid=input_pyramid, output_pyramid=output_pyramid,
+            combine=combine, initialization=initialization,
+        )  # fmt: skip
         self.style = Style(dims, modulation, dropout, norm_groups, norm_eps, rescale, filter, resampling)
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.input_pyramid, self.output_pyramid = input_pyramid, output_pyramid
-        sizes = dict(label=num_classes, vector=vector_dim, tokens=token_dim, image=image_channels)
-        self.condition_sizes = {kind: size for kind, size in sizes.items() if size}
+        self.input_pyramid, self.output_pyramid, self.combine = input_pyramid, output_pyramid, combine
+        self.condition_sizes = _condition_sizes(num_classes, vector_dim, token_dim, image_channels)
         self.heads, self.head_channels, self.token_dim = heads, head_channels, token_dim
         self.emb_dim = 4 * channels
-        levels = range(len(multipliers))
-        widths = [channels * m for m in multipliers]
-
         self.embedding = NoiseEmbedding(embedding, embedding_dim or channels, self.emb_dim, embedding_scale)
         self.condition = ConditionEmbedding(num_classes, vector_dim, self.emb_dim)
         self.conv_in = self.style.conv(in_channels + image_channels, channels)
+        widths = [channels * m for m in multipliers]
+        stack = self._add_encoder(in_channels + image_channels, widths, blocks_per_level, attention_levels)
+        self.middle = nn.ModuleList(self._block(widths[-1], widths[-1], attends) for attends in (True, False))
+        self._add_decoder(stack, widths, blocks_per_level, attention_levels, decoder_attention)
+        if initialization == "ddpm":
+            _ddpm_initialization(self)
 
-        width, stack = channels, [channels]  # channels of the features so far, and of those on the stack
-        image_width = in_channels + image_channels  # of the input pyramid
+    def _add_encoder(
+        self, image_width: int, widths: Sequence[int], blocks: int, attention_levels: Sequence[int]
+    ) -> list[int]:
+        """Adds the modules of the encoder; returns the channels of all features on the stack."""
         self.encoder = nn.ModuleList()
         self.downsample = nn.ModuleList()
-        self.shrink = nn.ModuleList()  # the input pyramid's downsampling, and how it joins the features
-        self.join = nn.ModuleList()
-        for level in levels:
+        self.shrink = nn.ModuleList()  # downsamples the input pyramid
+        self.join = nn.ModuleList()  # joins it to the features
+        width = self.conv_in.out_channels
+        stack = [width]
+        for level, level_width in enumerate(widths):
             if level > 0:
                 self.downsample.append(self._resample(width, "down"))
-                if input_pyramid == "skip":
-                    self.join.append(_Join(self.style, image_width, width, combine))
-                    width *= 2 if combine == "cat" else 1
-                elif input_pyramid == "residual":
+                if self.input_pyramid == "skip":
+                    self.join.append(_Join(self.style, image_width, width, self.combine))
+                    width *= 2 if self.combine == "cat" else 1
+                elif self.input_pyramid == "residual":
                     self.shrink.append(Downsample(image_width, self.style, width))
                     image_width = width
                 stack.append(width)
-            self.encoder.append(nn.ModuleList())
-            for _ in range(blocks_per_level):
-                self.encoder[-1].append(self._block(width, widths[level], level in attention_levels))
-                width = widths[level]
+            level_blocks = _EncoderLevel()
+            for _ in range(blocks):
+                level_blocks.append(self._block(width, level_width, level in attention_levels))
+                width = level_width
                 stack.append(width)
+            self.encoder.append(level_blocks)
+        return stack
 
-        self.middle = nn.ModuleList(self._block(width, width, attention) for attention in (True, False))
-
-        self.decoder = nn.ModuleList()  # coarsest level first, as the features go
+    def _add_decoder(
+        self,
+        stack: list[int],
+        widths: Sequence[int],
+        blocks: int,
+        attention_levels: Sequence[int],
+        decoder_attention: str,
+    ) -> None:
+        """Adds the modules of the decoder and of the output."""
+        self.decoder = nn.ModuleList()  # coarsest level first, the order of computation
         self.upsample = nn.ModuleList()
-        self.to_image = nn.ModuleList()  # the output pyramid's share of each level, and its upsampling
-        self.grow = nn.ModuleList()
-        for level in reversed(levels):
-            if level < levels[-1]:
+        self.to_image = nn.ModuleList()  # the contribution of each level to the output pyramid
+        self.grow = nn.ModuleList()  # upsamples the output pyramid
+        width, coarsest = widths[-1], len(widths) - 1
+        for level in reversed(range(len(widths))):
+            if level < coarsest:
                 self.upsample.append(self._resample(width, "up"))
-            self.decoder.append(nn.ModuleList())
-            for i in range(blocks_per_level + 1):
-                attends = level in attention_levels and (
-                    decoder_attention == "block" or i == blocks_per_level
-                )
-                self.decoder[-1].append(self._block(width + stack.pop(), widths[level], attends))
+            level_blocks = _DecoderLevel()
+            for i in range(blocks + 1):
+                attends = level in attention_levels and (decoder_attention == "block" or i == blocks)
+                level_blocks.append(self._block(width + stack.pop(), widths[level], attends))
                 width = widths[level]
-            if output_pyramid == "skip":
-                self.to_image.append(_Head(self.style, width, out_channels))
-            elif output_pyramid == "residual" and level == levels[-1]:
-                self.to_image.append(_Head(self.style, width, width, zero=False))
-            elif output_pyramid == "residual":
+            self.decoder.append(level_blocks)
+            if self.output_pyramid == "skip":
+                self.to_image.append(_ToImage(self.style, width, self.out_channels))
+            elif self.output_pyramid == "residual" and level == coarsest:
+                self.to_image.append(_ToImage(self.style, width, width, zero=False))
+            elif self.output_pyramid == "residual":
                 self.grow.append(Upsample(widths[level + 1], self.style, width))
-
-        if output_pyramid != "skip":
+        if self.output_pyramid != "skip":
             self.norm_out = self.style.norm(width)
-            self.conv_out = zero_init(self.style.conv(width, out_channels))
-        if initialization == "ddpm":
-            _ddpm_initialization(self)
+            self.conv_out = zero_init(self.style.conv(width, self.out_channels))
 
     def _resample(self, width: int, direction: str) -> nn.Module:
         if self.style.resampling in ("residual", "biggan"):
             return ResidualBlock(width, width, self.emb_dim, self.style, direction)
         return (Downsample if direction == "down" else Upsample)(width, self.style)
 
-    def _block(self, in_channels: int, out_channels: int, attention: bool) -> _Block:
+    def _block(self, in_channels: int, out_channels: int, attends: bool) -> _Block:
         heads = self.heads
-        if attention and self.head_channels is not None:
+        if attends and self.head_channels is not None:
             if self.head_channels < 1 or out_channels % self.head_channels:
                 raise ValueError(
                     f"head_channels must divide the {out_channels} channels of an attention block, got "
@@ -183,46 +196,46 @@ class UNet(nn.Module):
                 )
             heads = out_channels // self.head_channels
         return _Block(
-            in_channels, out_channels, self.emb_dim, self.style, heads if attention else None, self.token_dim
+            in_channels, out_channels, self.emb_dim, self.style, heads if attends else None, self.token_dim
         )
 
     def forward(self, x: Tensor, noise: Tensor, cond: Condition | None = None) -> Tensor:
-        """The network's output for noisy images.
+        """The output of the network for noisy images.
 
         Args:
             x: Noisy images, shape (B, C, *size), in the dtype of the weights; each side is at least 8 and
                 divisible by 2^(levels - 1).
-            noise: Noise levels log(σ/α), or what ScoreModel's `noise_input` says, shape (B,).
-            cond: The condition, see `models.conditions`; None for none.
+            noise: Noise levels log(σ/α), or ScoreModel's `noise_input` of them, shape (B,).
+            cond: The condition, see `models.conditions`; None for the null condition.
 
         Returns:
             A tensor like x, but with out_channels channels.
 
         Raises:
-            ValueError: If a shape or dtype is wrong, or the condition is not one that this network takes.
+            ValueError: If a shape or dtype is wrong, or the network does not take this condition.
         """
         check_inputs(x, noise, LAYOUTS[self.style.dims], self.in_channels)
         self._check_resolution(x.shape[2:])
-        given = read_condition(cond, self.condition_sizes, x)
-        emb = F.silu(self.condition(self.embedding(noise), given))
-        if "image" in given:
-            x = torch.cat([x, given["image"]], dim=1)
-        tokens = self._tokens(given, x)
+        by_kind = read_condition(cond, self.condition_sizes, x)
+        emb = F.silu(self.condition(self.embedding(noise), by_kind))
+        if "image" in by_kind:
+            x = torch.cat([x, by_kind["image"]], dim=1)
+        tokens = self._tokens_and_mask(by_kind, x)
         h, stack = self._encode(x, emb, tokens)
         for block in self.middle:
             h = block(h, emb, *tokens)
         return self._decode(h, stack, emb, tokens)
 
-    def _tokens(self, given: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
-        """The tokens and their mask, if the network takes any."""
+    def _tokens_and_mask(self, by_kind: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
+        """The tokens and their mask, or nothing if the network takes no tokens."""
         if not self.token_dim:
             return ()
-        tokens = given.get("tokens", x.new_zeros(len(x), 0, self.token_dim))
-        everything = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
-        return tokens, given.get("mask", everything)
+        tokens = by_kind.get("tokens", x.new_zeros(len(x), 0, self.token_dim))
+        all_valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
+        return tokens, by_kind.get("mask", all_valid)
 
     def _encode(self, x: Tensor, emb: Tensor, tokens: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
-        """The features at the coarsest level, and the stack of all that the decoder reads."""
+        """The features of the coarsest level, and the stack that the decoder reads."""
         h, pyramid = self.conv_in(x), x
         stack = [h]
         for level, blocks in enumerate(self.encoder):
@@ -234,19 +247,16 @@ class UNet(nn.Module):
                 elif self.input_pyramid == "residual":
                     h = pyramid = self.style.merge(self.shrink[level - 1](pyramid), h)
                 stack.append(h)
-            for block in blocks:
-                h = block(h, emb, *tokens)
-                stack.append(h)
+            h = blocks(h, emb, tokens, stack)
         return h, stack
 
     def _decode(self, h: Tensor, stack: list[Tensor], emb: Tensor, tokens: tuple[Tensor, ...]) -> Tensor:
         """The output, from the features of the middle and the stack."""
-        pyramid = None
+        pyramid = h  # assigned in the first level of a network with an output pyramid
         for i, blocks in enumerate(self.decoder):
             if i > 0:
                 h = self.upsample[i - 1](h, emb)
-            for block in blocks:
-                h = block(torch.cat([h, stack.pop()], dim=1), emb, *tokens)
+            h = blocks(h, emb, tokens, stack)
             if self.output_pyramid == "skip":
                 image = self.to_image[i](h)
                 pyramid = image if i == 0 else self.style.up(pyramid) + image
@@ -258,18 +268,35 @@ class UNet(nn.Module):
 
     def _check_resolution(self, size: Sequence[int]) -> None:
         divisor = 2 ** (len(self.encoder) - 1)
-        if min(size) < SMALLEST or any(side % divisor for side in size):
+        if min(size) < SMALLEST_SIDE or any(side % divisor for side in size):
             raise ValueError(
-                f"height and width of x must be at least {SMALLEST} and divisible by {divisor} for "
+                f"each side of x must be at least {SMALLEST_SIDE} and divisible by {divisor} for "
                 f"{len(self.encoder)} levels, got {' x '.join(map(str, size))}; pad the images or use fewer "
                 "levels"
             )
 
 
+class _EncoderLevel(nn.ModuleList):
+    """Blocks of one resolution; the output of each goes onto the stack."""
+
+    def forward(self, h: Tensor, emb: Tensor, tokens: tuple[Tensor, ...], stack: list[Tensor]) -> Tensor:
+        for block in self:
+            h = block(h, emb, *tokens)
+            stack.append(h)
+        return h
+
+
+class _DecoderLevel(nn.ModuleList):
+    """Blocks of one resolution; each concatenates the top of the stack to its input."""
+
+    def forward(self, h: Tensor, emb: Tensor, tokens: tuple[Tensor, ...], stack: list[Tensor]) -> Tensor:
+        for block in self:
+            h = block(torch.cat([h, stack.pop()], dim=1), emb, *tokens)
+        return h
+
+
 class _Block(nn.Module):
-    """A residual block, followed by attention to pixels, and to tokens if there are any, where heads is not
-    None.
-    """
+    """A residual block; with heads also attention to all pixels, and to the tokens if there are any."""
 
     def __init__(
         self,
@@ -283,8 +310,7 @@ class _Block(nn.Module):
         super().__init__()
         self.residual = ResidualBlock(in_channels, out_channels, emb_dim, style)
         self.attention = nn.Identity() if heads is None else SelfAttention(out_channels, heads, style)
-        attends = heads is not None and token_dim
-        self.cross = CrossAttention(out_channels, token_dim, heads, style) if attends else None
+        self.cross = CrossAttention(out_channels, token_dim, heads, style) if heads and token_dim else None
 
     def forward(self, h: Tensor, emb: Tensor, *tokens: Tensor) -> Tensor:
         h = self.attention(self.residual(h, emb))
@@ -292,7 +318,7 @@ class _Block(nn.Module):
 
 
 class _Join(nn.Module):
-    """How the input pyramid joins the features, behind a 1x1 convolution: added to them, or beside them."""
+    """Joins the input pyramid to the features, by a 1x1 convolution and a sum or a concatenation."""
 
     def __init__(self, style: Style, image_channels: int, channels: int, combine: str) -> None:
         super().__init__()
@@ -304,8 +330,8 @@ class _Join(nn.Module):
         return image + h if self.combine == "sum" else torch.cat([image, h], dim=1)
 
 
-class _Head(nn.Module):
-    """Features to a level's share of the output pyramid: conv(silu(norm(h)))."""
+class _ToImage(nn.Module):
+    """The contribution of a level to the output pyramid: conv(silu(norm(h)))."""
 
     def __init__(self, style: Style, in_channels: int, out_channels: int, zero: bool = True) -> None:
         super().__init__()
@@ -318,31 +344,40 @@ class _Head(nn.Module):
 
 
 def _ddpm_initialization(net: UNet) -> None:
-    """DDPM's: weights uniform with variance 1/(fan average), biases zero, what starts at zero left there.
+    """Initializes the weights as DDPM does: uniform with variance 1/(fan average), and biases of zero.
 
-    The 1x1 projections of attention and of the shortcuts of "shift" blocks start with a tenth of that
-    variance, as those of the papers' code.
+    Layers that start at zero stay so. The 1x1 projections of attention and the shortcuts of blocks other than
+    BigGAN's start with a tenth of that variance, as in the papers' code.
     """
-    small = {m.qkv for m in net.modules() if isinstance(m, SelfAttention)}
+    small: set[nn.Module] = {m.qkv for m in net.modules() if isinstance(m, SelfAttention)}
     if net.style.resampling != "biggan":
         small |= {m.shortcut for m in net.modules() if isinstance(m, ResidualBlock)}
     for module in net.modules():
-        projects = isinstance(module, (nn.Linear, *CONVOLUTIONS.values()))
-        if projects and not getattr(module, "starts_at_zero", False):
+        if not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+            continue
+        if not getattr(module, "starts_at_zero", False) and module.bias is not None:
             nn.init.xavier_uniform_(module.weight, gain=math.sqrt(0.1) if module in small else 1.0)
             nn.init.zeros_(module.bias)
 
 
-def _check_choice(name: str, value: str, valid: Sequence[str]) -> None:
-    if value not in valid:
-        raise ValueError(f"{name} must be one of {', '.join(valid)}, got {value!r}")
+def _check_choices(**values: str) -> None:
+    for name, value in values.items():
+        if value not in CHOICES[name]:
+            raise ValueError(f"{name} must be one of {', '.join(CHOICES[name])}, got {value!r}")
 
 
-def _check_sizes(**sizes: int) -> None:
-    negative = {name: size for name, size in sizes.items() if size < 0}
+def _condition_sizes(
+    num_classes: int, vector_dim: int, token_dim: int, image_channels: int
+) -> dict[str, int]:
+    """The sizes of the conditions that the network takes, by kind."""
+    arguments = dict(
+        num_classes=num_classes, vector_dim=vector_dim, token_dim=token_dim, image_channels=image_channels
+    )
+    negative = [f"{name}={size}" for name, size in arguments.items() if size < 0]
     if negative:
-        names = " and ".join(f"{name}={size}" for name, size in negative.items())
-        raise ValueError(f"a condition's size must be 0 for none or positive, got {names}")
+        raise ValueError(f"a condition's size must be 0 for none or positive, got {' and '.join(negative)}")
+    sizes = dict(label=num_classes, vector=vector_dim, tokens=token_dim, image=image_channels)
+    return {kind: size for kind, size in sizes.items() if size}
 
 
 def _check_arguments(
@@ -362,6 +397,6 @@ def _check_arguments(
         raise ValueError(f"multipliers must be one or more integers of at least 1, got {tuple(multipliers)}")
     if not set(attention_levels) <= set(range(len(multipliers))):
         raise ValueError(
-            f"attention_levels must lie in 0..{len(multipliers) - 1}, because there are {len(multipliers)} "
-            f"multipliers, got {tuple(attention_levels)}"
+            f"attention_levels must lie in 0..{len(multipliers) - 1} for {len(multipliers)} multipliers, "
+            f"got {tuple(attention_levels)}"
         )

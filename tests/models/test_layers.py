@@ -1,4 +1,4 @@
-"""Blocks against their formulas written out by hand."""
+"""Blocks against their formulas."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_residual_block_equals_formula(
 
 
 def fir_matrix(n: int) -> Tensor:
-    """The filter (1, 3, 3, 1)/8 and every second pixel of n, zeros beyond the border: (n/2, n)."""
+    """The matrix (n/2, n) of the filter (1, 3, 3, 1)/8 with zero padding at every second of n pixels."""
     matrix = torch.zeros(n // 2, n, dtype=torch.float64)
     for i in range(n // 2):
         for tap, weight in enumerate((1, 3, 3, 1)):
@@ -131,9 +131,7 @@ def test_fir_resampling_is_a_matrix_in_each_dimension() -> None:
 
 
 def upfirdn(h: Tensor, up: int, down: int, pad: tuple[int, int], gain: float) -> Tensor:
-    """Zeros between the pixels, padding, the filter, every `down`-th pixel: StyleGAN2's operation, written
-    out.
-    """
+    """StyleGAN2's operation: zeros between the pixels, padding, the filter, every `down`-th pixel."""
     B, C, H, W = h.shape
     spread = h.new_zeros(B, C, H * up, W * up)
     spread[..., ::up, ::up] = h
@@ -143,9 +141,9 @@ def upfirdn(h: Tensor, up: int, down: int, pad: tuple[int, int], gain: float) ->
     return F.conv2d(spread, kernel, groups=C)[..., ::down, ::down]
 
 
-def test_convolutions_behind_the_filter_are_those_of_stylegan2() -> None:
-    """Its conv_downsample_2d pads once, by 2; its upsample_conv_2d is a transposed convolution, then the
-    filter with pads 1 and 1.
+def test_convolutions_after_the_filter_are_those_of_stylegan2() -> None:
+    """conv_downsample_2d pads once, by 2; upsample_conv_2d filters, with pads of 1, after a transposed
+    convolution.
     """
     style = Style(filter="fir")
     h = torch.randn(2, 4, 6, 8, dtype=torch.float64)
@@ -160,7 +158,7 @@ def test_convolutions_behind_the_filter_are_those_of_stylegan2() -> None:
 
 
 def test_asymmetric_padding() -> None:
-    """TensorFlow's SAME: a row and a column of zeros below and at the right alone."""
+    """TensorFlow's SAME: one row of zeros at the bottom and one column at the right."""
     down = Downsample(3, Style(resampling="conv_asymmetric"))
     h = torch.randn(2, 3, 6, 8)
     bigger = torch.zeros(2, 3, 7, 9)
@@ -181,7 +179,7 @@ def test_cross_attention_equals_softmax_formula(heads: int, randomize: Randomize
         q = x[b].reshape(C, H * W).T @ block.q.weight.T + block.q.bias  # (HW, C)
         known = block.norm_tokens(tokens[b, mask[b]])  # (present tokens, D)
         kv = known @ block.kv.weight.T + block.kv.bias
-        kv = torch.cat([kv, kv.new_zeros(1, 2 * C)])  # and the one that says nothing
+        kv = torch.cat([kv, kv.new_zeros(1, 2 * C)])  # the extra token
         out = []
         for n in range(heads):
             part, part_v = slice(n * d, (n + 1) * d), slice(C + n * d, C + (n + 1) * d)
@@ -208,7 +206,7 @@ def test_resampling() -> None:
     h = torch.randn(2, 8, 6, 10)
     assert Downsample(8)(h).shape == (2, 8, 3, 5)
     up = Upsample(8)
-    with torch.no_grad():  # a convolution that copies shows what it is given
+    with torch.no_grad():  # a convolution that copies its input
         up.conv.weight.zero_()[range(8), range(8), 1, 1] = 1
         up.conv.bias.zero_()
     assert torch.equal(up(h), h.repeat_interleave(2, 2).repeat_interleave(2, 3))

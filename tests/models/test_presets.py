@@ -1,4 +1,4 @@
-"""Every preset, its widths divided by eight so that the tests are quick: gradients, precisions, saving."""
+"""Every preset at an eighth of its width: gradients, precisions, saving, compilation."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from score_diffusion.models import PRESETS, UNet
 from score_diffusion.models.layers import ResidualBlock, SelfAttention, Style
 
 
-def small(name: str) -> UNet:
-    """The preset with an eighth of its width, one block in a level, and no dropout."""
+def small(name: str, **changes: object) -> UNet:
+    """The preset with an eighth of its width, one block per level and no dropout."""
     options = dict(PRESETS[name])
     options["channels"] = max(16, options["channels"] // 8)
     options["blocks_per_level"] = 1
@@ -27,24 +27,27 @@ def small(name: str) -> UNet:
         options["embedding_dim"] = 2 * options["channels"]
     if options.get("num_classes"):
         options["num_classes"] = 5
-    return UNet(3, **options)
+    return UNet(3, **{**options, **changes})
 
 
 def inputs(net: UNet) -> tuple[Tensor, Tensor, Tensor | None]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(2, 3, 32, 32, generator=generator)
-    noise = torch.tensor([-2.0, 1.0])  # in the range of all: a step of 1, or log σ
+    noise = torch.tensor([-2.0, 1.0])  # valid for all of them: steps or log σ
     return x, noise, torch.tensor([1, -1]) if net.condition_sizes else None
 
 
-@pytest.fixture(params=PRESETS)
-def net(request: pytest.FixtureRequest) -> UNet:
-    """The network with nothing left at zero, its weights of a size that keeps the signal's."""
-    net = small(request.param)
+def without_zeros(net: UNet) -> UNet:
+    """The network with Xavier weights in the layers that start at zero."""
     for module in net.modules():
         if getattr(module, "starts_at_zero", False):
             nn.init.xavier_uniform_(module.weight)
     return net
+
+
+@pytest.fixture(params=PRESETS)
+def net(request: pytest.FixtureRequest) -> UNet:
+    return without_zeros(small(request.param))
 
 
 def test_gradients_are_finite_everywhere(net: UNet) -> None:
@@ -75,9 +78,11 @@ def test_float32_bfloat16_and_a_saved_copy(net: UNet, tmp_path: Path) -> None:
         assert torch.equal(other(x, noise, cond), single)
 
 
-@pytest.mark.parametrize("net", ["cifar10_ddpm", "cifar10_ncsnpp_ve", "adm64", "digits"], indirect=True)
-def test_compiled_graphs_equal_eager(net: UNet) -> None:
-    """One graph without breaks, forward and backward, of a network of each kind."""
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["cifar10_ddpm", "cifar10_ncsnpp_ve", "adm64", "digits"])
+def test_compiled_graphs_equal_eager(name: str) -> None:
+    """A network of each kind compiles into one graph, with the same outputs and gradients."""
+    net = without_zeros(small(name, multipliers=(1, 2), attention_levels=(1,)))
     x, noise, cond = inputs(net)
     compiled = torch.compile(net, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(compiled(x, noise, cond), net(x, noise, cond), rtol=1e-5, atol=1e-5)
@@ -89,9 +94,10 @@ def test_compiled_graphs_equal_eager(net: UNet) -> None:
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_code_equals_eager() -> None:
-    """What the default compiler makes of attention behind a residual block that resamples by the filter."""
+    """The default compiler's code for a residual block that resamples by the filter, then attention."""
     style = Style(modulation="shift", resampling="biggan", filter="fir", rescale=True)
     block, attention = ResidualBlock(8, 16, 12, style, "down"), SelfAttention(16, 2, style)
     nn.init.xavier_uniform_(block.conv2.weight)

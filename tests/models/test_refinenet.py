@@ -1,4 +1,4 @@
-"""RefineNets: instance norm++ against its formula, what each network depends on, sizes, gradients, errors."""
+"""NCSN and NCSNv2: what each depends on, sizes, gradients, errors."""
 
 from __future__ import annotations
 
@@ -9,13 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from score_diffusion.models import NCSN, NCSNv2
-from score_diffusion.models.refinenet_layers import (
-    ChainedResidualPooling,
-    InstanceNormPlus,
-    MultiResolutionFusion,
-    NoNorm,
-    mean_pool,
-)
+from score_diffusion.models.refinenet_layers import InstanceNormPlus
 
 LEVELS = torch.linspace(1, -4, 6)
 
@@ -34,81 +28,6 @@ def inputs(shape: tuple[int, ...], batch: int = 6) -> tuple[Tensor, Tensor]:
     return torch.randn(batch, *shape), LEVELS[:batch]
 
 
-# Instance norm++.
-
-
-def by_hand(h: Tensor, gamma: Tensor, beta: Tensor, alpha: Tensor) -> Tensor:
-    """z_k = γ_k (h_k - μ_k)/s_k + β_k + α_k (μ_k - m)/v for one sample (C, H, W), map by map."""
-    means = torch.stack([channel.mean() for channel in h])
-    m = sum(means) / len(means)
-    v = (sum((mu - m) ** 2 for mu in means) / (len(means) - 1) + 1e-5).sqrt()
-    out = []
-    for k, channel in enumerate(h):
-        s = (((channel - means[k]) ** 2).sum() / channel.numel() + 1e-5).sqrt()
-        out.append(gamma[k] * (channel - means[k]) / s + beta[k] + alpha[k] * (means[k] - m) / v)
-    return torch.stack(out)
-
-
-def test_instance_norm_plus_equals_the_formula(randomize) -> None:
-    norm = randomize(InstanceNormPlus(5, levels=3)).double()
-    h = 3 * torch.randn(4, 5, 6, 7, dtype=torch.float64) + torch.randn(4, 5, 1, 1, dtype=torch.float64)
-    level = torch.tensor([2, 0, 1, 2])
-    out = norm(h, level)
-    for b, i in enumerate(level):
-        wanted = by_hand(h[b], norm.gamma[i], norm.beta[i], norm.alpha[i])
-        assert torch.allclose(out[b], wanted, rtol=1e-10, atol=1e-10)
-
-
-def test_instance_norm_plus_keeps_what_instance_norm_forgets() -> None:
-    norm = InstanceNormPlus(3)
-    level = torch.zeros(1, dtype=torch.int64)
-    flat = torch.tensor([0.1, 0.5, 0.9])[None, :, None, None].expand(1, 3, 8, 8)
-    out = norm(flat, level).mean((2, 3))
-    assert (out.diff() > 0.5).all()  # constant maps, which instance norm makes zero, keep their order
-    assert torch.allclose(out, norm(flat + 7, level).mean((2, 3)), atol=1e-3)  # without their common offset
-
-
-def test_instance_norm_plus_of_constant_maps_is_finite() -> None:
-    h = torch.full((2, 4, 8, 8), 3.0, requires_grad=True)
-    out = InstanceNormPlus(4)(h, torch.zeros(2, dtype=torch.int64))
-    (grad,) = torch.autograd.grad(out.square().sum(), h)
-    assert out.isfinite().all()
-    assert grad.isfinite().all()
-
-
-# Parts of the refine blocks.
-
-
-def test_mean_pool_of_odd_sides() -> None:
-    h = torch.arange(15.0).reshape(1, 1, 3, 5)
-    assert torch.equal(mean_pool(h)[0, 0], torch.tensor([[3.0, 5.0, 6.5], [10.5, 12.5, 14.0]]))
-
-
-def test_pooling_is_of_the_kind_asked_for() -> None:
-    h = torch.zeros(1, 2, 9, 9)
-    h[0, 0, 4, 4] = 10.0
-    for max_pool, centre in ((True, 10.0), (False, 10.0 / 25)):
-        block = ChainedResidualPooling(2, NoNorm, max_pool)
-        for conv in block.convs:
-            nn.init.dirac_(conv.weight)
-        out = block(h, torch.zeros(1, dtype=torch.int64)).detach()
-        assert out[0, 0, 2, 2] > centre - 1e-6  # two pixels off: the pool of five reaches it
-        assert out[0, 0, 4, 4] == pytest.approx(10 + centre + (10 if max_pool else centre), rel=1e-5)
-
-
-def test_fusion_sums_at_the_finest_resolution() -> None:
-    fuse = MultiResolutionFusion([2, 3], 4, NoNorm)
-    for conv, value in zip(fuse.convs, (1.0, 2.0), strict=True):
-        nn.init.zeros_(conv.weight)
-        nn.init.constant_(conv.bias, value)
-    out = fuse([torch.randn(1, 2, 9, 7), torch.randn(1, 3, 5, 4)], torch.zeros(1, dtype=torch.int64))
-    assert out.shape == (1, 4, 9, 7)
-    assert torch.allclose(out, torch.tensor(3.0))
-
-
-# The networks.
-
-
 SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 9, 14), (1, 8, 31)]
 
 
@@ -116,7 +35,7 @@ SHAPES = [(1, 8, 8), (1, 28, 28), (3, 32, 32), (2, 9, 14), (1, 8, 31)]
 def test_shapes(make, shape: tuple[int, ...], randomize) -> None:
     x, noise = inputs(shape, batch=2)
     net = make(shape[0])
-    assert torch.equal(net(x, noise), torch.zeros_like(x))  # zero at first
+    assert torch.equal(net(x, noise), torch.zeros_like(x))  # at initialization
     out = randomize(net)(x, noise)
     assert out.shape == x.shape
     assert out.isfinite().all()
@@ -151,11 +70,11 @@ def test_gradient_in_x_equals_finite_differences(make, randomize) -> None:
     assert torch.autograd.gradcheck(lambda x: net(x, noise), x.requires_grad_(), fast_mode=True)
 
 
-def test_samples_do_not_see_each_other(make, randomize) -> None:
+def test_a_sample_does_not_depend_on_its_batch(make, randomize) -> None:
     net = randomize(make()).double()
     x, noise = (v.double() for v in inputs((1, 8, 8)))
-    alone = torch.cat([net(x[i : i + 1], noise[i : i + 1]) for i in range(len(x))])
-    assert torch.allclose(net(x, noise), alone, rtol=1e-9, atol=1e-9)
+    one_by_one = torch.cat([net(x[i : i + 1], noise[i : i + 1]) for i in range(len(x))])
+    assert torch.allclose(net(x, noise), one_by_one, rtol=1e-9, atol=1e-9)
 
 
 def test_it_learns(make) -> None:
@@ -179,7 +98,7 @@ def test_bfloat16_runs(make, randomize) -> None:
     assert out.isfinite().all()
 
 
-def test_ncsn_picks_the_nearest_level(randomize) -> None:
+def test_ncsn_uses_the_nearest_level(randomize) -> None:
     net = randomize(NETS["ncsn"]())
     x = torch.randn(1, 1, 8, 8)
     at_levels = net(x.expand(6, -1, -1, -1), LEVELS)
@@ -190,7 +109,7 @@ def test_ncsn_picks_the_nearest_level(randomize) -> None:
     assert torch.allclose(net(x.expand(4, -1, -1, -1), noise), nearest, atol=1e-6)
 
 
-def test_ncsn_trains_the_rows_of_its_levels_alone(randomize) -> None:
+def test_ncsn_trains_only_the_rows_of_its_levels(randomize) -> None:
     net = randomize(NETS["ncsn"]())
     x = torch.randn(2, 1, 8, 8)
     net(x, LEVELS[[1, 4]]).square().sum().backward()
@@ -211,7 +130,7 @@ def test_ncsnv2_ignores_the_noise(randomize) -> None:
     net = randomize(NETS["ncsnv2"]())
     x, noise = inputs((1, 8, 8))
     assert torch.equal(net(x, noise), net(x, noise.flip(0) + 100))
-    assert (net(2 * x, noise) - net(x, noise)).abs().max() > 1e-3  # x tells it
+    assert (net(2 * x, noise) - net(x, noise)).abs().max() > 1e-3
 
 
 def test_input_errors(make) -> None:

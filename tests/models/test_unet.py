@@ -1,4 +1,4 @@
-"""What is the U-Net's own: sizes, skip connections, parameter count, argument errors."""
+"""What is specific to the U-Net: sizes, skip connections, parameter count, argument errors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from score_diffusion.models import MLP, PRESETS, UNet
+from score_diffusion.models import PRESETS, UNet
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -94,7 +94,7 @@ def test_ddpm_initialization() -> None:
 def test_pyramids_in_every_dimension(
     pyramid: str, combine: str, filter: str, size: tuple[int, ...], randomize: Randomize
 ) -> None:
-    """The input reaches the output through the pyramids alone where the features are cut off."""
+    """Without the encoder's first convolution, the input reaches the output only through the pyramids."""
     options = dict(input_pyramid=pyramid, output_pyramid=pyramid, combine=combine, filter=filter)
     style = dict(modulation="shift", resampling="biggan", dims=len(size))
     net = randomize(UNet(2, 8, (1, 2, 2), 1, (2,), 2, **style, **options)).double()
@@ -106,77 +106,17 @@ def test_pyramids_in_every_dimension(
     assert (changed > 1e-4) if pyramid != "none" else (changed < 1e-12)
 
 
-CONDITIONS = {
-    "num_classes": ("label", torch.tensor([0, 3])),
-    "vector_dim": ("vector", torch.randn(2, 6)),
-    "token_dim": ("tokens", torch.randn(2, 4, 5)),
-    "image_channels": ("image", torch.randn(2, 2, 8, 8)),
-}
-SIZES = {"num_classes": 4, "vector_dim": 6, "token_dim": 5, "image_channels": 2}
-
-
-@pytest.mark.parametrize("argument", CONDITIONS)
-def test_conditions_matter_and_may_be_missing(argument: str, randomize: Randomize) -> None:
-    kind, value = CONDITIONS[argument]
-    net = randomize(UNet(1, channels=16, **{argument: SIZES[argument]}))
-    x, noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
-    out = net(x, noise, {kind: value})
-    assert torch.equal(net(x, noise, value), out)  # the only kind: the tensor itself
-    other = value.flip(0)
-    assert (net(x, noise, other) - out).abs().max() > 1e-3
-    if argument == "image_channels":
-        with pytest.raises(ValueError, match="cond must have an image"):
-            net(x, noise)
-    else:
-        nothing = {"num_classes": torch.tensor([-1, -1]), "vector_dim": torch.zeros(2, 6)}.get(argument)
-        missing = net(x, noise)
-        assert (missing - out).abs().max() > 1e-3
-        if nothing is not None:
-            assert torch.equal(net(x, noise, nothing), missing)
-
-
-def test_masked_tokens_are_not_seen(randomize: Randomize) -> None:
-    net = randomize(UNet(1, channels=16, token_dim=5))
-    x, noise, tokens = torch.randn(2, 1, 8, 8), torch.zeros(2), torch.randn(2, 4, 5)
-    mask = torch.tensor([[True, True, False, False], [False] * 4])
-    out = net(x, noise, {"tokens": tokens, "mask": mask})
-    changed = tokens + torch.randn_like(tokens) * ~mask[..., None]
-    assert torch.allclose(net(x, noise, {"tokens": changed, "mask": mask}), out, atol=1e-6)
-    assert torch.allclose(out[1], net(x, noise)[1], atol=1e-6)  # all masked: none
-    assert torch.allclose(out[:1], net(x[:1], noise[:1], {"tokens": tokens[:1, :2]}), atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("cond", "message"),
-    [
-        ({"label": torch.zeros(3).long()}, r"the label of cond must have shape \(2,\), got \(3,\)"),
-        ({"label": torch.zeros(2)}, "the label of cond must be int64, got torch.float32"),
-        ({"label": torch.tensor([0, 4])}, r"label of cond must lie in 0..3, or be -1 .*, got \[0, 4"),
-        ({"vector": torch.zeros(2, 5)}, r"the vector of cond must have shape \(2, 6\), got \(2, 5\)"),
-        ({"tokens": torch.zeros(2, 6)}, r"the tokens of cond must have shape \(2, L, 5\), got \(2, 6\)"),
-        ({"mask": torch.zeros(2, 6, dtype=torch.bool)}, r"the mask of cond must have shape \(B, L\)"),
-        ({"class": torch.zeros(2)}, "cond must be a dict with keys of label, vector, tokens, got keys class"),
-        (torch.zeros(2), "cond must be a dict with keys of label, vector, tokens, got a Tensor"),
-        (3, "cond must be None, a Tensor or a dict of them, got a int"),
-    ],
-)
-def test_condition_errors(cond: object, message: str) -> None:
-    net = UNet(1, channels=16, num_classes=4, vector_dim=6, token_dim=5)
-    with pytest.raises(ValueError, match=message):
-        net(torch.zeros(2, 1, 8, 8), torch.zeros(2), cond)
-
-
-def test_whole_image_is_seen_and_detail_survives(randomize: Randomize) -> None:
+def test_the_output_depends_on_the_whole_image_and_most_on_its_neighbourhood(randomize: Randomize) -> None:
     net = randomize(UNet(1, channels=16)).double()
     x = torch.randn(1, 1, 16, 16, dtype=torch.float64, requires_grad=True)
     net(x, torch.zeros(1, dtype=torch.float64))[0, 0, 0, 0].backward()
     influence = x.grad[0, 0].abs()
     assert (influence > 0).all()  # attention reaches the far corner
-    assert influence[:3, :3].max() > 3 * influence[3:, 3:].max()  # skip connections keep neighbours in focus
+    assert influence[:3, :3].max() > 3 * influence[3:, 3:].max()  # skip connections favour neighbours
 
 
 def test_skip_connections_carry_full_resolution(randomize: Randomize) -> None:
-    """With a silent middle, the output still depends on x through the encoder's features."""
+    """Without the coarser level, the output still depends on x through the stack."""
     net = randomize(UNet(1, channels=16, attention_levels=()))
     x, noise = torch.randn(2, 1, 8, 8), torch.zeros(2)
     for up in net.upsample:
@@ -194,8 +134,8 @@ def test_skip_connections_carry_full_resolution(randomize: Randomize) -> None:
         ({"channels": 17}, "must be even and at least 4, got 17"),
         ({"multipliers": (), "attention_levels": ()}, r"multipliers must be one or more .* got \(\)"),
         ({"multipliers": (1, 0)}, r"multipliers must be one or more .* got \(1, 0\)"),
-        ({"attention_levels": (2,)}, r"attention_levels must lie in 0\.\.1, .* got \(2,\)"),
-        ({"attention_levels": (-1,)}, r"attention_levels must lie in 0\.\.1, .* got \(-1,\)"),
+        ({"attention_levels": (2,)}, r"attention_levels must lie in 0\.\.1 for 2 multipliers, got \(2,\)"),
+        ({"attention_levels": (-1,)}, r"attention_levels must lie in 0\.\.1 for 2 multipliers, got \(-1,\)"),
         ({"heads": 3}, "heads must divide the 32 channels"),
         ({"heads": 0}, "heads must divide the 32 channels"),
         ({"head_channels": 12}, "head_channels must divide the 32 channels of an attention block, got 12"),
@@ -220,20 +160,6 @@ def test_skip_connections_carry_full_resolution(randomize: Randomize) -> None:
 def test_argument_errors(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UNet(**{"in_channels": 1, "channels": 16} | arguments)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"dim": 0}, "must be at least 1, got dim=0 and depth=4"),
-        ({"depth": 0}, "must be at least 1, got dim=2 and depth=0"),
-        ({"width": 15}, "must be even and at least 2, got 15"),
-        ({"embedding": "none"}, "embedding must be one of sinusoidal, sinusoidal_adm, fourier, got 'none'"),
-    ],
-)
-def test_mlp_argument_errors(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        MLP(**{"dim": 2} | arguments)
 
 
 @pytest.mark.parametrize("size", [(4, 8), (8, 7), (8, 10), (30, 28)])
