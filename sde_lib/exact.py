@@ -140,10 +140,62 @@ class GaussianMixture:
         """The law p_t of x_t, a mixture again."""
         time = torch.tensor(t, dtype=torch.float64)
         alpha, sigma = sde.alpha(time), sde.sigma(time)
+        variances = alpha.square() * self._variances + sigma.square()
+        return self._like(self._log_weights, alpha * self._means, variances, self._bases)
+
+    def posterior(self, A: Tensor, y: Tensor, sigma_y: float) -> GaussianMixture:
+        """The law of x_0 given a measurement y = A x_0 + σ_y z, z ~ N(0, I): a mixture again.
+
+        With S_k = A Σ_k Aᵀ + σ_y² I and the gain G_k = Σ_k Aᵀ S_k⁻¹ (Bishop, 2006, eqs. 2.116-2.117):
+
+            weights ∝ w_k N(y; A m_k, S_k),    means m_k + G_k (y - A m_k),
+            covariances (I - G_k A) Σ_k (I - G_k A)ᵀ + σ_y² G_k G_kᵀ
+
+        Args:
+            A: Matrix over the flattened x_0, shape (M, D).
+            y: The measurement, M numbers in any shape.
+            sigma_y: Standard deviation of the noise, at least 0.
+
+        Returns:
+            The posterior, a mixture of as many components.
+
+        Raises:
+            InputError: If shapes disagree, sigma_y is negative, or a noiseless measurement is certain before
+                it is made, so that it has no density.
+        """
+        A, y = A.double(), y.double().flatten()
+        M, D = len(y), self._means.shape[1]
+        if A.shape != (M, D) or not sigma_y >= 0:
+            raise InputError(
+                f"A must be a matrix of shape {(M, D)} for {M} measured numbers, and sigma_y >= 0, got "
+                f"{tuple(A.shape)} and {sigma_y}"
+            )
+        bases = torch.eye(D, dtype=torch.float64) if self._bases is None else self._bases
+        covariances = (bases * self._variances[:, None]) @ bases.mT  # (K, D, D)
+        S = A @ covariances @ A.T + sigma_y**2 * torch.eye(M, dtype=torch.float64)  # (K, M, M)
+        factors, failed = torch.linalg.cholesky_ex(S)
+        if failed.any():
+            raise InputError(
+                "A x_0 has a singular covariance, part of the measurement is certain before it is made: set "
+                "sigma_y > 0"
+            )
+        residual = y - self._means @ A.T  # (K, M)
+        gain = torch.cholesky_solve(A @ covariances, factors).mT  # (K, D, M)
+        predicted = torch.distributions.MultivariateNormal(0 * residual, scale_tril=factors)
+        keep = torch.eye(D, dtype=torch.float64) - gain @ A  # (K, D, D)
+        covariances = keep @ covariances @ keep.mT + sigma_y**2 * gain @ gain.mT
+        variances, bases = torch.linalg.eigh(covariances)
+        means = self._means + (gain @ residual[..., None])[..., 0]
+        log_weights = (self._log_weights + predicted.log_prob(residual)).log_softmax(0)
+        return self._like(log_weights, means, variances.clamp_min(0.0), bases)
+
+    def _like(
+        self, log_weights: Tensor, means: Tensor, variances: Tensor, bases: Tensor | None
+    ) -> GaussianMixture:
+        """Another mixture over the same shape, by its components."""
         law = object.__new__(GaussianMixture)
-        law.shape, law._log_weights, law._bases = self.shape, self._log_weights, self._bases
-        law._means = alpha * self._means
-        law._variances = alpha.square() * self._variances + sigma.square()
+        law.shape, law._log_weights, law._means = self.shape, log_weights, means
+        law._variances, law._bases = variances, bases
         return law
 
     # Functions of (x, t), t of shape (B,), a time of its own for every sample.

@@ -135,3 +135,53 @@ def test_wrong_shapes():
         ring().score(VPSDE())(torch.zeros(3, 3), torch.ones(3))
     with pytest.raises(ValueError, match=r"t must have shape"):
         Gaussian(torch.zeros(2), torch.tensor(1.0)).score(VPSDE())(torch.zeros(3, 2), torch.ones(2))
+
+
+def test_posterior_is_bayes_rule_by_quadrature():
+    """Density, weights and mean of p(x | y) in two dimensions, from p(x) N(y; A x, σ_y² I) on a fine grid."""
+    law = GaussianMixture(
+        torch.tensor([[-1.0, 0.5], [1.0, 0.0], [0.0, -1.0]]),
+        random_covariances(3, 2, 0.6, seed=3),
+        torch.tensor([0.2, 0.5, 0.3]),
+    )
+    A, y, sigma_y = torch.tensor([[1.0, -0.7]]), torch.tensor([0.4]), 0.3
+    posterior = law.posterior(A, y, sigma_y)
+    axis = torch.linspace(-5, 5, 401, dtype=torch.float64)
+    x = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    log_likelihood = torch.distributions.Normal(x @ A.double().T, sigma_y).log_prob(y)[:, 0]
+    joint = (law.log_prob(x) + log_likelihood).exp()
+    density = joint / (joint.sum() * (axis[1] - axis[0]) ** 2)
+    torch.testing.assert_close(posterior.log_prob(x).exp(), density, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("sigma_y", [0.0, 0.05, 2.0])
+def test_posterior_of_images_meets_importance_sampling(sigma_y):
+    """E[x | y] = E[x w(x)]/E[w(x)] over prior samples, for the mean of four elements; exact where σ_y = 0."""
+    law, A = images(), torch.zeros(1, 64)
+    A[0, :4] = 0.25
+    y = torch.tensor([0.1])
+    posterior = law.posterior(A, y, sigma_y).sample(4_000, seed=1).flatten(1)
+    if sigma_y == 0:  # exact; the importance weights need some noise
+        torch.testing.assert_close(posterior @ A[0].double(), y.double().expand(4_000))
+        sigma_y = 0.02
+    x = law.sample(8_000, seed=2).flatten(1)
+    w = torch.distributions.Normal(x @ A[0].double(), sigma_y).log_prob(y).softmax(0)
+    error = 6 * (1 / w.square().sum()).rsqrt()
+    assert ((w @ x) - posterior.mean(0)).abs().max() < error
+
+
+def test_posterior_of_nothing_new_is_the_prior():
+    law, x = images(), images().sample(5, seed=1)
+    vague = law.posterior(torch.ones(1, 64), torch.zeros(1), 1e6)
+    torch.testing.assert_close(vague.log_prob(x), law.log_prob(x), rtol=1e-6, atol=1e-6)
+
+
+def test_posterior_refuses_bad_input():
+    law = GaussianMixture(torch.zeros(1, 2), torch.zeros(1))
+    for A, sigma_y, message in (
+        (torch.ones(1, 2), 0.0, "certain before it is made: set sigma_y > 0"),
+        (torch.ones(2, 2), 1.0, r"shape \(1, 2\)"),
+        (torch.ones(1, 2), -1.0, "sigma_y >= 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            law.posterior(A, torch.zeros(1), sigma_y)
