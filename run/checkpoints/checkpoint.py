@@ -3,8 +3,8 @@
     checkpoints/00004000/model.safetensors     weights
                          ema.safetensors       their moving average, used for samples and scores
                          averages.safetensors  further averages, if there are any: "NAME/WEIGHT"
-                         shard-*.safetensors   instead of these three, and of the optimizer's state: pieces of
-                                               them, where they were in pieces in training (see sharded.py)
+                         shard-*.safetensors   instead of these three, and of the optimizer's state, where
+                                               training was sharded (see sharded.py)
                          training.pt           all other state: see `Checkpoint`
                          summary.json          step and held-out loss
                          sha256.json           digests of these, checked when they are read
@@ -18,7 +18,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,36 +26,52 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.run.checkpoints.directory import belongs, names, numbered, read_file, write_directory
+from score_diffusion.run.checkpoints.contents import (
+    FORMAT,
+    check_finite,
+    check_tensors,
+    check_training_file,
+)
+from score_diffusion.run.checkpoints.directory import (
+    file_names,
+    move_aside,
+    numbered,
+    read_file,
+    remove_or_warn,
+    remove_temporaries,
+    write_directory,
+)
 from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.distributed.model import in_pieces
 from score_diffusion.run.errors import UserError
 
 FOLDER = "checkpoints"
-SUMMARY = "summary.json"
-PIECES = "shard-"  # files with pieces begin with it
+MODEL, EMA, AVERAGES = "model.safetensors", "ema.safetensors", "averages.safetensors"
+TRAINING, SUMMARY = "training.pt", "summary.json"
+SHARD = "shard-"  # how the names of files with shards begin
+WEIGHTS = ("model", "ema", "averages")
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint holds, on the CPU once it is read, unless it is read into a state in pieces."""
+    """What a checkpoint holds, on the CPU once it is read, unless it is read into a sharded state."""
 
     step: int
-    """Optimizer steps done, those skipped included."""
+    """Optimizer steps done, skipped ones included."""
     model: dict[str, Tensor]
     ema: dict[str, Tensor]
     optimizer: dict
     seconds: float
     """Wall-clock time of training so far."""
     ema_updates: int
-    """Steps in the averages, those skipped left out."""
+    """Steps that entered the averages: all but the skipped ones."""
     averages: dict[str, Tensor] = field(default_factory=dict)
     """The weights of further averages as "NAME/WEIGHT"."""
     times: dict[str, Tensor] = field(default_factory=dict)
-    """State of the choice of times; empty for choices that have none."""
+    """State of the choice of times; empty for choices without any."""
     objective: dict[str, Tensor] = field(default_factory=dict)
-    """Parameters of the objective's own."""
+    """The objective's own parameters."""
     scaler: dict = field(default_factory=dict)
     """The loss scale of fp16."""
     running: dict[str, Tensor] = field(default_factory=dict)
@@ -68,22 +83,25 @@ class Checkpoint:
         prefix = f"{name}/"
         return {key.removeprefix(prefix): w for key, w in self.averages.items() if key.startswith(prefix)}
 
-    def large(self) -> dict[str, Tensor]:
-        """The tensors that may be in pieces, by their paths a:b:c through the dictionaries."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The tensors that may be sharded, by their paths a:b:c through the dictionaries."""
         return _flatten({"state": self.optimizer["state"], **{part: getattr(self, part) for part in WEIGHTS}})
 
-    def with_large(self, tensors: dict[str, Tensor]) -> Checkpoint:
-        """The checkpoint with other tensors in the places of `large`."""
+    def with_tensors(self, tensors: dict[str, Tensor]) -> Checkpoint:
+        """The checkpoint with other tensors in the places of `tensors`."""
         parts = {"state": {}, **{part: {} for part in WEIGHTS}, **_nest(tensors)}
         return replace(self, optimizer={**self.optimizer, "state": parts.pop("state")}, **parts)
 
 
-WEIGHTS = ("model", "ema", "averages")
+IN_TRAINING_FILE = (
+    *("step", "optimizer", "seconds", "ema_updates"),
+    *("times", "objective", "scaler", "running", "held_out_loss"),
+)
 
 
 def _flatten(tree: dict, prefix: str = "") -> dict[str, Tensor]:
     """The tensors of nested dictionaries by their paths."""
-    flat = {}
+    flat: dict[str, Tensor] = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
         flat |= _flatten(value, f"{path}:") if isinstance(value, dict) else {path: value}
@@ -92,7 +110,7 @@ def _flatten(tree: dict, prefix: str = "") -> dict[str, Tensor]:
 
 def _nest(flat: dict[str, Tensor]) -> dict:
     """The nested dictionaries that `_flatten` made flat; numbers in a path are integers."""
-    tree = {}
+    tree: dict = {}
     for path, value in flat.items():
         *folders, name = (int(part) if part.isdecimal() else part for part in path.split(":"))
         branch = tree
@@ -102,49 +120,42 @@ def _nest(flat: dict[str, Tensor]) -> dict:
     return tree
 
 
-IN_TRAINING_FILE = ("step", "optimizer", "seconds", "ema_updates")
-SINCE_THEN = ("times", "objective", "scaler", "running", "held_out_loss")  # older checkpoints lack some
-
-
 def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """Writes a checkpoint, then removes all but the newest `keep` and the best; returns its directory.
 
-    Every process calls it; where the state is in pieces, each writes its own.
+    Every process calls it; where the state is sharded, each writes its own shards.
     """
-    target = workdir / FOLDER / f"{checkpoint.step:08d}"
+    folder = workdir / FOLDER
+    target = folder / f"{checkpoint.step:08d}"
+    if processes.is_first():
+        remove_temporaries(folder)
     if any(map(in_pieces, checkpoint.model.values())):
         from score_diffusion.run.checkpoints import sharded  # slow to import
 
-        small, large = _small(checkpoint.with_large({})), checkpoint.large()
-        write_directory(target, small, lambda folder: sharded.write(folder, large))
+        small, tensors = _small_files(checkpoint.with_tensors({})), checkpoint.tensors()
+        write_directory(target, small, lambda folder: sharded.write(folder, tensors))
     else:
         write_directory(target, _files(checkpoint) if processes.is_first() else {})
     if processes.is_first():
-        _remove_old(numbered(workdir / FOLDER), keep)
+        _remove_old(numbered(folder), keep)
     return target
 
 
-def _small(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """The files of a checkpoint beside its weights."""
+def _small_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """The files of a checkpoint besides its weights."""
     buffer = io.BytesIO()
-    torch.save({key: getattr(checkpoint, key) for key in (*IN_TRAINING_FILE, *SINCE_THEN)}, buffer)
+    fields = {key: getattr(checkpoint, key) for key in IN_TRAINING_FILE}
+    torch.save({"format": FORMAT, **fields}, buffer)
     summary = {"step": checkpoint.step, "held_out_loss": checkpoint.held_out_loss}
-    return {"training.pt": buffer.getvalue(), SUMMARY: json.dumps(summary).encode()}
+    return {TRAINING: buffer.getvalue(), SUMMARY: json.dumps(summary).encode()}
 
 
 def _files(checkpoint: Checkpoint) -> dict[str, bytes]:
     """All files of a checkpoint, by name."""
-    files = {"model.safetensors": pack(checkpoint.model), "ema.safetensors": pack(checkpoint.ema)}
+    files = {MODEL: pack(checkpoint.model), EMA: pack(checkpoint.ema)}
     if checkpoint.averages:
-        files["averages.safetensors"] = pack(checkpoint.averages)
-    return files | _small(checkpoint)
-
-
-def _remove_old(directories: list[Path], keep: int) -> None:
-    kept = {*directories[-keep:], *_by_held_out_loss(directories)[:1]}
-    for old in directories:
-        if old not in kept:
-            shutil.rmtree(old)
+        files[AVERAGES] = pack(checkpoint.averages)
+    return files | _small_files(checkpoint)
 
 
 def pack(weights: dict[str, Tensor]) -> bytes:
@@ -152,25 +163,40 @@ def pack(weights: dict[str, Tensor]) -> bytes:
     return safetensors.torch.save({key: weight.contiguous() for key, weight in weights.items()})
 
 
+def _remove_old(directories: list[Path], keep: int) -> None:
+    """Removes all but the newest `keep`, the best, and those of which it cannot be read how good they are."""
+    losses, unknown = _held_out_losses(directories)
+    kept = {*directories[-keep:], *losses[:1], *unknown}
+    for old in directories:
+        if old not in kept:
+            remove_or_warn(old)
+
+
 def set_aside_damaged(workdir: Path, step: int) -> None:
-    """Renames the checkpoints above the step at which training goes on, which `latest` passed over: as the
+    """Renames the checkpoints above the step from which training resumes, which `latest` passed over: as the
     newest they would be kept instead of those to come.
     """
     for directory in numbered(workdir / FOLDER):
         if int(directory.name) > step:
-            target = directory.with_name(f"damaged-{directory.name}")
-            shutil.rmtree(target, ignore_errors=True)
-            directory.rename(target)
-            warn(f"{directory} is damaged and now called {target.name}")
+            warn(f"{directory} is damaged and now called {move_aside(directory, 'damaged').name}")
 
 
 def exists(workdir: Path) -> bool:
-    """Whether the run directory holds any checkpoint, intact or not."""
+    """Whether the run directory holds any checkpoint, intact or not.
+
+    Raises:
+        UserError: As `steps`.
+    """
     return bool(steps(workdir))
 
 
 def steps(workdir: Path) -> list[int]:
-    """The steps of the checkpoints, ascending."""
+    """The steps of the checkpoints, intact or not, ascending; empty if there is none.
+
+    Raises:
+        UserError: If that cannot be told: the folder of checkpoints cannot be listed, or is a link to
+            nothing.
+    """
     return [int(directory.name) for directory in numbered(workdir / FOLDER)]
 
 
@@ -179,7 +205,7 @@ def latest(workdir: Path, into: Checkpoint | None = None) -> Checkpoint:
 
     Args:
         workdir: The run directory.
-        into: A state in pieces, whose tensors are overwritten; None for whole tensors on the CPU.
+        into: A sharded state, whose tensors are overwritten; None for full tensors on the CPU.
 
     Raises:
         UserError: If there is no checkpoint, none is intact, or processes find different ones.
@@ -195,13 +221,32 @@ def best(workdir: Path) -> Checkpoint:
         UserError: If there is no checkpoint with a held-out loss, or none is intact.
     """
     directories = numbered(workdir / FOLDER)
-    ranked = _by_held_out_loss(directories)
-    if directories and not ranked:
+    ranked, unknown = _held_out_losses(directories)
+    if directories and not ranked and not unknown:
         raise UserError(
             f"no checkpoint of {workdir} has a held-out loss, so none is the best: train with "
             "training.held_out above 0, or take sampling.checkpoint=latest"
         )
-    return _first_intact(ranked, workdir)
+    return _first_intact([*ranked, *unknown], workdir)
+
+
+def at_step(workdir: Path, step: int) -> Checkpoint:
+    """The checkpoint of a step. It is the one way to read one without digests, which is said on stderr.
+
+    Raises:
+        UserError: If there is no such checkpoint, or it is damaged.
+    """
+    directories = {int(path.name): path for path in numbered(workdir / FOLDER)}
+    if step not in directories:
+        found = ", ".join(map(str, directories)) or "none"
+        raise UserError(f"{workdir} has no checkpoint of step {step}: its steps are {found}")
+    directory = directories[step]
+    try:
+        file_names(directory)
+    except UserError as error:
+        warn(f"{error}; it is read unchecked")
+        return read(directory, checked=False)
+    return read(directory)
 
 
 def _first_intact(directories: Iterable[Path], workdir: Path, into: Checkpoint | None = None) -> Checkpoint:
@@ -211,7 +256,7 @@ def _first_intact(directories: Iterable[Path], workdir: Path, into: Checkpoint |
             found = read(directory, into)
         except UserError as error:
             damage = error
-            warn(f"{error}; it is passed over")
+            warn(f"{error}; the checkpoint is passed over")
         else:
             return _checked_to_be_the_same(found, workdir)
     if damage is None:
@@ -230,56 +275,80 @@ def _checked_to_be_the_same(found: Checkpoint, workdir: Path) -> Checkpoint:
     return found
 
 
-def _by_held_out_loss(directories: list[Path]) -> list[Path]:
-    """Those with a held-out loss, the lowest first, of equals the newer."""
-    losses = {directory: _held_out_loss(directory) for directory in reversed(directories)}
-    return sorted((d for d in losses if math.isfinite(losses[d])), key=losses.__getitem__)
+def _held_out_losses(directories: list[Path]) -> tuple[list[Path], list[Path]]:
+    """The checkpoints with a held-out loss, the lowest first (among equals the newer); and those whose loss
+    cannot be read.
+    """
+    losses, unknown = {}, []
+    for directory in reversed(directories):
+        try:
+            losses[directory] = _held_out_loss(directory)
+        except UserError:  # named when it is read
+            unknown.append(directory)
+    return sorted((d for d in losses if math.isfinite(losses[d])), key=losses.__getitem__), unknown
 
 
 def _held_out_loss(directory: Path) -> float:
+    """A checkpoint's held-out loss, infinite if there is none: from its summary, or if that is damaged, from
+    the file that it summarizes.
+
+    Raises:
+        UserError: If neither can be read.
+    """
     try:
-        loss = read_file(directory / SUMMARY, json.loads)["held_out_loss"]
-    except (UserError, KeyError):  # an older checkpoint, or a damaged one: `latest` names it when it is read
-        return math.inf
+        summary = read_file(directory / SUMMARY, json.loads)
+    except UserError:
+        summary = read_file(directory / TRAINING, _load_training)
+    loss = summary.get("held_out_loss")
     return loss if isinstance(loss, float) else math.inf
 
 
-def read(directory: Path, into: Checkpoint | None = None) -> Checkpoint:
-    """Reads one checkpoint, into a state in pieces if one is given.
+def read(directory: Path, into: Checkpoint | None = None, checked: bool = True) -> Checkpoint:
+    """Reads one checkpoint.
+
+    Args:
+        directory: The checkpoint.
+        into: A sharded state, whose tensors are overwritten; None for full tensors on the CPU.
+        checked: Whether its files must have the digests that were written with them.
 
     Raises:
-        UserError: If a file of it is missing, truncated or corrupt, or it is one of another step.
+        UserError: If a file of it is missing, unreadable, truncated or corrupt, or it is one of another step.
     """
-    found = _read(directory, into)
+    if not checked:
+        found = _read_full(directory, averages=(directory / AVERAGES).is_file(), checked=False)
+    else:
+        found = _read_checked(directory, into)
     if found.step != int(directory.name):
         raise UserError(f"checkpoint {directory} is another one, of step {found.step}")
     return found
 
 
-def _read(directory: Path, into: Checkpoint | None) -> Checkpoint:
-    pieces = [name for name in names(directory) if name.startswith(PIECES)]
-    if not pieces and into is None:
-        return _read_whole(directory)
+def _read_checked(directory: Path, into: Checkpoint | None) -> Checkpoint:
+    names = file_names(directory)
+    shards = [name for name in names if name.startswith(SHARD)]
+    if not shards and into is None:
+        return _read_full(directory, averages=AVERAGES in names)
     from score_diffusion.run.checkpoints import sharded
 
-    if not pieces:
-        found = _read_whole(directory)
-        sharded.take_pieces(directory, _completed(found, into).large(), into.large())
-        return found.with_large(into.large())
-    _check_pieces([directory / name for name in pieces])
-    found = Checkpoint(model={}, ema={}, **read_file(directory / "training.pt", _load_training))
+    if not shards and into is not None:
+        found = _with_missing_state(_read_full(directory, averages=AVERAGES in names), into)
+        sharded.copy_into(directory, found.tensors(), into.tensors())
+        return found.with_tensors(into.tensors())
+    _check_shards([directory / name for name in shards])
+    found = Checkpoint(model={}, ema={}, **read_file(directory / TRAINING, _load_training))
     if into is None:
-        return found.with_large(sharded.read_whole(directory))
-    sharded.read_pieces(directory, into.large())
-    return found.with_large(into.large())
+        return found.with_tensors(sharded.read_full(directory))
+    sharded.read_into(directory, into.tensors())
+    return found.with_tensors(into.tensors())
 
 
-def _completed(found: Checkpoint, into: Checkpoint) -> Checkpoint:
-    """The checkpoint with a beginning of what older ones and those of other libraries lack: averages begin
-    with the first one's weights, and the optimizer with nothing.
+def _with_missing_state(found: Checkpoint, into: Checkpoint) -> Checkpoint:
+    """The checkpoint with a beginning of what those of other libraries lack: averages begin with the weights
+    of the first, and the optimizer with zeros.
     """
     averages = {
-        name: found.averages.get(name, found.ema.get(name.partition("/")[2])) for name in into.averages
+        name: found.averages.get(name, found.ema.get(name.partition("/")[2], tensor))
+        for name, tensor in into.averages.items()
     }
     states = {
         index: {name: torch.zeros(x.shape) for name, x in state.items()}
@@ -288,44 +357,51 @@ def _completed(found: Checkpoint, into: Checkpoint) -> Checkpoint:
     return replace(found, averages=averages, optimizer={**found.optimizer, "state": states})
 
 
-def _check_pieces(paths: list[Path]) -> None:
-    """Checks the digests of files with pieces, each process of some of them; what one finds, all raise."""
+def _check_shards(paths: list[Path]) -> None:
+    """Checks the digests of shards, each process of some of them; what one finds, all raise."""
     damage = []
     for k in processes.share(len(paths)):
         try:
             read_file(paths[k], lambda data: {})
         except UserError as error:
             damage.append(error)
-    damage = processes.gather(damage)
-    for error in processes.from_first(lambda: damage):
-        raise error
+    gathered = processes.gather(damage)
+    all_damage = processes.from_first(lambda: gathered or [])
+    if all_damage:
+        raise all_damage[0]
 
 
-def _read_whole(directory: Path) -> Checkpoint:
-    model = read_file(directory / "model.safetensors", safetensors.torch.load)
-    ema = read_file(directory / "ema.safetensors", safetensors.torch.load)
-    training = read_file(directory / "training.pt", _load_training)
-    path = directory / "averages.safetensors"
-    averages = read_file(path, safetensors.torch.load) if belongs(path) else {}
-    return Checkpoint(model=model, ema=ema, averages=averages, **training)
+def _read_full(directory: Path, averages: bool, checked: bool = True) -> Checkpoint:
+    def tensors(name: str) -> dict[str, Tensor]:
+        return read_file(directory / name, safetensors.torch.load, checked)
+
+    training = read_file(directory / TRAINING, _load_training, checked)
+    further = tensors(AVERAGES) if averages else {}
+    return Checkpoint(model=tensors(MODEL), ema=tensors(EMA), averages=further, **training)
 
 
 def _load_training(data: bytes) -> dict:
     training = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    fields = {key: training[key] for key in IN_TRAINING_FILE}
-    return fields | {key: training[key] for key in SINCE_THEN if key in training}
+    check_training_file(training, IN_TRAINING_FILE)
+    return {key: training[key] for key in IN_TRAINING_FILE}
 
 
-def load_weights(module: nn.Module, weights: dict[str, Tensor], workdir: Path) -> None:
+def load_weights(
+    module: nn.Module, weights: dict[str, Tensor], workdir: Path, must_be_finite: bool = True
+) -> None:
     """Loads weights strictly.
 
+    Args:
+        module: Where to.
+        weights: The tensors of its state, by name.
+        workdir: The run directory that they come from.
+        must_be_finite: Whether NaN and infinity are refused; False for records of what went wrong.
+
     Raises:
-        UserError: If the checkpoint's tensors are not those of the configured model.
+        UserError: If the tensors are not those of the configured model, or not finite.
     """
-    try:
-        module.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"the checkpoint in {workdir} does not fit the model of its config.json, "
-            "which must have been edited: restore it"
-        ) from error
+    source = f"the checkpoint in {workdir}"
+    check_tensors(weights, module.state_dict(), source)
+    if must_be_finite:
+        check_finite(weights, source)
+    module.load_state_dict(weights, strict=True)

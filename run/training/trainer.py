@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from score_diffusion.run.build import build_model, build_sde, choose
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
+from score_diffusion.run.checkpoints.contents import check_optimizer
 from score_diffusion.run.data.dataset import Dataset, to_continuous, to_raw
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.distributed.model import PARALLEL, full, shard
@@ -233,15 +234,16 @@ class Trainer:
     def restore(self, saved: Checkpoint, workdir: Path) -> None:
         """Takes the state of a checkpoint, read from a run directory that an error can name.
 
-        What older checkpoints and those of other libraries lack begins anew.
+        What checkpoints of other libraries lack begins anew.
         """
+        check_optimizer(saved.optimizer, self.optimizer, workdir)
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.ema.module, saved.ema, workdir)
         for name, average in self.averages.beside_main.items():
             checkpoint.load_weights(average.module, saved.average(name) or saved.ema, workdir)
-        checkpoint.load_weights(self.times, saved.times, workdir)
+        checkpoint.load_weights(self.times, saved.times, workdir, must_be_finite=False)
         if saved.running:
-            checkpoint.load_weights(self.running, saved.running, workdir)
+            checkpoint.load_weights(self.running, saved.running, workdir, must_be_finite=False)
         if saved.objective:
             checkpoint.load_weights(self.objective, saved.objective, workdir)
         self.optimizer.load_state_dict(saved.optimizer)

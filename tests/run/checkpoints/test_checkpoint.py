@@ -1,6 +1,10 @@
+"""Checkpoints: what is read is what was written, damage is named, and nothing intact is lost."""
+
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
 import shutil
 import subprocess
@@ -26,6 +30,13 @@ def make(step: int, held_out_loss: float | None = None) -> Checkpoint:
     }
     averages = {"ema_0.9/weight": weights["weight"]}
     return Checkpoint(step, weights, weights, optimizer, 1.5, step, averages, held_out_loss=held_out_loss)
+
+
+def renew_digest(path: Path) -> None:
+    """Writes a file's digest anew, as somebody does who made the file."""
+    digests = path.with_name("sha256.json")
+    changed = json.loads(digests.read_text()) | {path.name: hashlib.sha256(path.read_bytes()).hexdigest()}
+    digests.write_text(json.dumps(changed))
 
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path: Path):
@@ -68,16 +79,31 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(
     assert checkpoint.latest(tmp_path).step == 4
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"model.safetensors": "0"}'])
+@pytest.mark.parametrize(
+    "content", ["", "[]", "null", '{"training.pt": "0"}', "[" * 10**5, " " * (2**24 + 1)]
+)
 def test_damaged_digests_are_named(content: str, tmp_path: Path):
     (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").write_text(content)
-    with pytest.raises(UserError, match="(sha256.json|model.safetensors) is damaged"):
+    with pytest.raises(UserError, match="(sha256.json|training.pt) is damaged"):
         checkpoint.latest(tmp_path)
 
 
-def test_checkpoints_from_before_there_were_digests_are_read(tmp_path: Path):
-    (checkpoint.save(tmp_path, make(2), keep=3) / "sha256.json").unlink()
-    assert checkpoint.latest(tmp_path).step == 2
+def test_a_checkpoint_without_digests_is_passed_over_unless_it_is_asked_for(tmp_path: Path, capsys):
+    """A missing or empty sha256.json would switch every check off."""
+    checkpoint.save(tmp_path, make(2), keep=3)
+    checkpoint.save(tmp_path, make(6), keep=3)
+    digests = checkpoint.save(tmp_path, make(4), keep=3) / "sha256.json"
+    for content in (None, "{}"):
+        digests.unlink() if content is None else digests.write_text(content)
+        (tmp_path / "checkpoints/00000006").rename(tmp_path / "06")
+        assert checkpoint.latest(tmp_path).step == 2
+        assert "sha256.json" in capsys.readouterr().err
+        (tmp_path / "06").rename(tmp_path / "checkpoints/00000006")
+    digests.unlink()
+    assert checkpoint.at_step(tmp_path, 4).step == 4
+    assert "00000004 has no sha256.json" in capsys.readouterr().err
+    with pytest.raises(UserError, match="no checkpoint of step 5: its steps are 2, 4, 6"):
+        checkpoint.at_step(tmp_path, 5)
 
 
 class Bomb:
@@ -89,8 +115,8 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Pat
     bomb = Bomb()
     bomb.path = str(tmp_path / "executed")
     folder = checkpoint.save(tmp_path, make(2), keep=3)
-    (folder / "sha256.json").unlink()
     torch.save({"step": 2, "optimizer": bomb, "seconds": 0.0, "ema_updates": 1}, folder / "training.pt")
+    renew_digest(folder / "training.pt")
     with pytest.raises(UserError, match="training.pt is damaged"):
         checkpoint.read(folder)
     assert not (tmp_path / "executed").exists()
@@ -129,7 +155,8 @@ from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 disk = Path(sys.argv[1])
 subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", str(disk)], check=True)
 def make(step):
-    return Checkpoint(step, {"w": torch.zeros(4000)}, {"w": torch.zeros(2000)}, {}, 0.0, step)
+    optimizer = {"state": {}, "param_groups": []}
+    return Checkpoint(step, {"w": torch.zeros(4000)}, {"w": torch.zeros(2000)}, optimizer, 0.0, step)
 checkpoint.save(disk, make(2), keep=1)
 try:
     checkpoint.save(disk, make(4), keep=1)
@@ -151,7 +178,7 @@ def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path):
     assert done.stdout.splitlines() == ["No space left on device", "['00000002'] 2", "4"], done.stderr
 
 
-def test_the_best_is_kept_beside_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_the_best_is_kept_besides_the_newest(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     for step, loss in {2: 0.5, 4: 0.3, 6: None, 8: 0.4, 10: float("nan"), 12: 0.35}.items():
         checkpoint.save(tmp_path, make(step, loss), keep=2)
     assert checkpoint.steps(tmp_path) == [4, 10, 12]
@@ -191,14 +218,136 @@ def test_foreign_files_among_the_checkpoints_are_not_read(tmp_path: Path):
 
 @pytest.mark.parametrize("file", FILES)
 def test_a_file_of_another_kind_is_named(file: str, tmp_path: Path):
-    """A valid file of PyTorch's, without digests that would tell."""
+    """A valid file of PyTorch's, with a digest that fits it."""
     folder = checkpoint.save(tmp_path, make(2), keep=1)
-    (folder / "sha256.json").unlink()
     torch.save([1, 2, 3] if file == "training.pt" else {"weight": torch.zeros(3)}, folder / file)
+    renew_digest(folder / file)
     with pytest.raises(UserError, match=f"{file} is damaged"):
         checkpoint.latest(tmp_path)
 
 
 def test_weights_of_another_model_are_refused(tmp_path: Path):
-    with pytest.raises(UserError, match="does not fit"):
-        checkpoint.load_weights(torch.nn.Linear(2, 3), make(1).model, tmp_path)
+    layer = torch.nn.Linear(2, 3)
+    for weights, match in (
+        (make(1).model, "does not fit .*1 tensors are missing, such as bias"),
+        (
+            {"weight": torch.zeros(2, 2), "bias": torch.zeros(3)},
+            r"weight has shape \(2, 2\) there and \(3, 2\)",
+        ),
+        ({"weight": torch.zeros(3, 2).int(), "bias": torch.zeros(3)}, "weight has dtype torch.int32 there"),
+        ({"weight": torch.zeros(3, 2).log(), "bias": torch.zeros(3)}, "holds NaN or infinity in weight"),
+    ):
+        with pytest.raises(UserError, match=match):
+            checkpoint.load_weights(layer, weights, tmp_path)
+
+
+def flip_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+
+
+def test_a_flipped_bit_in_the_summary_of_the_best_does_not_cost_its_weights(tmp_path: Path):
+    best = checkpoint.save(tmp_path, make(2, 0.1), keep=1)
+    flip_a_bit(best / "summary.json")
+    checkpoint.save(tmp_path, make(4, 0.3), keep=1)
+    checkpoint.save(tmp_path, make(6, 0.2), keep=1)
+    assert checkpoint.steps(tmp_path) == [2, 6]
+    assert checkpoint.best(tmp_path).step == 2
+
+
+def test_a_checkpoint_of_which_it_is_not_known_how_good_it_is_is_kept(tmp_path: Path):
+    unknown = checkpoint.save(tmp_path, make(2, 0.1), keep=1)
+    flip_a_bit(unknown / "summary.json")
+    flip_a_bit(unknown / "training.pt")
+    checkpoint.save(tmp_path, make(4, 0.3), keep=1)
+    checkpoint.save(tmp_path, make(6, 0.2), keep=1)
+    assert checkpoint.steps(tmp_path) == [2, 6]
+    assert checkpoint.best(tmp_path).step == 6
+
+
+def test_an_error_in_reading_the_newest_names_the_file_and_passes_it_over(
+    tmp_path: Path, monkeypatch, capsys
+):
+    checkpoint.save(tmp_path, make(2), keep=3)
+    broken = checkpoint.save(tmp_path, make(4), keep=3) / "ema.safetensors"
+    read_bytes = Path.read_bytes
+
+    def on_a_bad_disk(path: Path) -> bytes:
+        if path == broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", on_a_bad_disk)
+    assert checkpoint.latest(tmp_path).step == 2
+    assert f"{broken} cannot be read (Input/output error)" in capsys.readouterr().err
+
+
+def test_linked_checkpoints_are_read_and_only_the_link_is_pruned(tmp_path: Path):
+    elsewhere = tmp_path / "elsewhere"
+    checkpoint.save(tmp_path, make(2), keep=1).rename(elsewhere)
+    (tmp_path / "checkpoints/00000002").symlink_to(elsewhere)
+    assert checkpoint.latest(tmp_path).step == 2
+    checkpoint.save(tmp_path, make(4), keep=1)
+    assert checkpoint.steps(tmp_path) == [4]
+    assert (elsewhere / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_cannot_be_pruned_does_not_end_the_training(tmp_path: Path, monkeypatch, capsys):
+    checkpoint.save(tmp_path, make(2), keep=1)
+
+    def refuse(path: Path, ignore_errors: bool = False) -> None:
+        if not ignore_errors:
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    checkpoint.save(tmp_path, make(4), keep=1)
+    assert checkpoint.latest(tmp_path).step == 4
+    assert "00000002 is no longer needed and cannot be removed" in capsys.readouterr().err
+
+
+def test_temporaries_of_killed_processes_are_removed(tmp_path: Path):
+    checkpoint.save(tmp_path, make(2), keep=1)
+    (tmp_path / "checkpoints/.00000003").mkdir()
+    (tmp_path / "checkpoints/.00000003/model.safetensors").write_bytes(b"torn")
+    (tmp_path / "checkpoints/.mine").mkdir()
+    checkpoint.save(tmp_path, make(4), keep=1)
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [".mine", "00000004"]
+
+
+def test_checkpoints_that_cannot_be_seen_are_not_taken_for_none(tmp_path: Path, monkeypatch):
+    assert not checkpoint.exists(tmp_path) and checkpoint.steps(tmp_path) == []
+    (tmp_path / "checkpoints").symlink_to(tmp_path / "unmounted")
+    with pytest.raises(UserError, match="is a link to .*unmounted, which does not exist"):
+        checkpoint.exists(tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    (tmp_path / "checkpoints").write_text("a file")
+    with pytest.raises(UserError, match="cannot be listed .Not a directory"):
+        checkpoint.exists(tmp_path)
+    (tmp_path / "checkpoints").unlink()
+    checkpoint.save(tmp_path, make(2), keep=1)
+
+    def refuse(folder: Path) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    for ask in (checkpoint.exists, checkpoint.steps, checkpoint.latest, checkpoint.best):
+        with pytest.raises(UserError, match="cannot be listed .Permission denied"):
+            ask(tmp_path)
+
+
+def test_a_link_to_nothing_under_the_name_of_a_step_is_named(tmp_path: Path, capsys):
+    checkpoint.save(tmp_path, make(2), keep=1)
+    (tmp_path / "checkpoints/00000004").symlink_to(tmp_path / "gone")
+    assert checkpoint.latest(tmp_path).step == 2
+    assert "00000004 has no sha256.json" in capsys.readouterr().err
+    checkpoint.set_aside_damaged(tmp_path, 2)
+    assert checkpoint.steps(tmp_path) == [2] and (tmp_path / "checkpoints/damaged-00000004").is_symlink()
+
+
+def test_what_is_set_aside_does_not_replace_what_was_set_aside_before(tmp_path: Path):
+    for content in ("first", "second"):
+        (checkpoint.save(tmp_path, make(4), keep=1) / "model.safetensors").write_text(content)
+        checkpoint.set_aside_damaged(tmp_path, 2)
+    aside = [tmp_path / "checkpoints" / name for name in ("damaged-00000004", "damaged-00000004-2")]
+    assert [(path / "model.safetensors").read_text() for path in aside] == ["first", "second"]
