@@ -121,14 +121,19 @@ class NoiseEmbedding(nn.Module):
         self.embed = make(dim) if scale is None else make(dim, scale=scale)
         self.layers = nn.Sequential(nn.Linear(dim, width), nn.SiLU(), nn.Linear(width, width))
 
-    def forward(self, noise: Tensor) -> Tensor:
+    def forward(self, noise: Tensor, condition: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Noise levels (B,) to conditioning vectors (B, width), before their last SiLU.
 
         The result has the dtype of the weights, even under autocast, which would round the noise level.
+
+        Args:
+            noise: The noise levels, shape (B,).
+            condition: Adds something to the embedding (B, dim) in front of the layers; None for nothing.
         """
         weight = next(self.layers.parameters())
         with torch.autocast(noise.device.type, enabled=False):
-            return self.layers(self.embed(noise).to(weight.dtype))
+            emb = self.embed(noise).to(weight.dtype)
+            return self.layers(emb if condition is None else condition(emb))
 
 
 def _check_embedding(name: str, dim: int, smallest: int, scale: float) -> None:

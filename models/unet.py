@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -81,6 +82,8 @@ class UNet(nn.Module):
         decoder_attention: str = "block",  # in a decoder level: after every "block", or once per "level"
         embedding_dim: int | None = None,  # size of the noise's embedding; None for channels
         embedding_scale: float | None = None,  # of its frequencies; None for its default, 1 for steps
+        embedding_width: int | None = None,  # of the two layers behind it; None for 4 channels
+        condition_first: bool = False,  # whether label and vector are added before these layers
         modulation: str = "scale_shift",  # how the noise acts on a block: "scale_shift" or "shift"
         resampling: str = "conv",  # "conv", "conv_asymmetric", "residual" or "biggan"
         filter: str = "box",  # of resampling: "box" or "fir"
@@ -109,9 +112,11 @@ class UNet(nn.Module):
         self.input_pyramid, self.output_pyramid, self.combine = input_pyramid, output_pyramid, combine
         self.condition_sizes = _condition_sizes(num_classes, vector_dim, token_dim, image_channels)
         self.heads, self.head_channels, self.token_dim = heads, head_channels, token_dim
-        self.emb_dim = 4 * channels
-        self.embedding = NoiseEmbedding(embedding, embedding_dim or channels, self.emb_dim, embedding_scale)
-        self.condition = ConditionEmbedding(num_classes, vector_dim, self.emb_dim)
+        embedding_dim, self.emb_dim = embedding_dim or channels, embedding_width or 4 * channels
+        self.embedding = NoiseEmbedding(embedding, embedding_dim, self.emb_dim, embedding_scale)
+        self.condition_first = condition_first
+        condition_dim = embedding_dim if condition_first else self.emb_dim
+        self.condition = ConditionEmbedding(num_classes, vector_dim, condition_dim)
         self.conv_in = self.style.conv(in_channels + image_channels, channels)
         widths = [channels * m for m in multipliers]
         stack = self._add_encoder(in_channels + image_channels, widths, blocks_per_level, attention_levels)
@@ -217,7 +222,11 @@ class UNet(nn.Module):
         check_inputs(x, noise, LAYOUTS[self.style.dims], self.in_channels)
         self._check_resolution(x.shape[2:])
         by_kind = read_condition(cond, self.condition_sizes, x)
-        emb = F.silu(self.condition(self.embedding(noise), by_kind))
+        condition = partial(self.condition, cond=by_kind)
+        if self.condition_first:
+            emb = F.silu(self.embedding(noise, condition))
+        else:
+            emb = F.silu(condition(self.embedding(noise)))
         if "image" in by_kind:
             x = torch.cat([x, by_kind["image"]], dim=1)
         tokens = self._tokens_and_mask(by_kind, x)

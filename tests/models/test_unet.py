@@ -60,6 +60,21 @@ def test_parameter_count_closed_form() -> None:
     assert sum(p.numel() for p in net.parameters()) == expected
 
 
+def test_a_condition_in_front_of_the_layers_shifts_their_input(randomize: Randomize) -> None:
+    """It equals another bias of the first layer: W (e + c) + b = W e + (W c + b)."""
+    shape = dict(channels=8, embedding_width=20, embedding_dim=12)
+    net = randomize(UNet(1, **shape, num_classes=3, condition_first=True)).eval()
+    plain = UNet(1, **shape).eval()
+    state = net.state_dict()
+    row = state.pop("condition.label.weight")[2]
+    layer = net.embedding.layers[0]
+    assert layer.weight.shape == (20, 12) and row.shape == (12,)
+    state["embedding.layers.0.bias"] = layer.bias + layer.weight @ row
+    plain.load_state_dict(state)
+    x, noise = torch.randn(2, 1, 8, 8), torch.tensor([-1.0, 2.0])
+    torch.testing.assert_close(net(x, noise, torch.tensor([2, 2])), plain(x, noise))
+
+
 def test_presets_have_the_published_sizes() -> None:
     """score_sde_pytorch's own counts of DDPM and DDPM++, diffusers' of google/ddpm-cifar10-32."""
     published = {
