@@ -1,18 +1,19 @@
-"""Images a second from every kind of source, beside what the training step takes at CIFAR-10's size.
+"""How fast each kind of data source delivers images, compared to the training step at CIFAR-10's size.
 
     python -m benchmarks.data_loading
     python -m benchmarks.data_loading --device cuda --data cifar10-jpeg-train.zip
 
-The same 32x32 colour images as an array in memory, a mapped .npy, a folder of PNG files and a zip of JPEG
-files; all but the first are read batch by batch (data.memory_gib=0), as a set larger than memory is. The step
-is that of `--config cifar10`.
+The same 32x32 colour images come as an array in memory, a mapped .npy, a folder of PNG files and a zip of
+JPEG files. All but the first are read batch by batch (data.memory_gib=0), like a data set larger than memory.
+The step is that of `--config cifar10`. Columns:
 
-    start        from the path to a data set: listing, sizes, checksums for the held-out split
-    alone        batches as fast as they come, nothing else running
-    in training  whole training steps on them; "of memory" is the share of the speed with the array in memory
+    start      seconds to open the data set: list it, read the sizes, checksum it for the held-out split
+    reading    images per second when batches are read and not used
+    training   images per second in complete training steps
+    of memory  the speed of training relative to the array in memory
 
-Sources take turns. A source starves the step where "alone" is below "in training", and costs what "of memory"
-lacks of 1.
+The sources take turns, and the table has medians. A source limits the training where "reading" is not well
+above "training".
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import statistics
 import tempfile
 import time
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -36,11 +38,9 @@ from score_diffusion.run.console import print_table
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.training.trainer import Trainer
 
-ROUNDS = 3
-
 
 def make_images(count: int) -> np.ndarray:
-    """Smooth random images, uint8 (N, 32, 32, 3): noise would not compress, and be slower than any photo."""
+    """Smooth random images, uint8 (N, 32, 32, 3): noise would not compress and be slower than any photo."""
     rng = np.random.default_rng(0)
     small = rng.integers(0, 256, (count, 6, 6, 3), np.uint8)
     sized = [Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC) for image in small]
@@ -48,7 +48,7 @@ def make_images(count: int) -> np.ndarray:
 
 
 def write_sources(folder: Path, images: np.ndarray) -> dict[str, Path]:
-    """The images in every form, by name."""
+    """Writes the images in every format; returns the paths by name."""
     np.save(folder / "images.npy", images)
     (folder / "png").mkdir()
     with zipfile.ZipFile(folder / "jpeg.zip", "w") as archive:
@@ -66,26 +66,26 @@ def write_sources(folder: Path, images: np.ndarray) -> dict[str, Path]:
 
 
 class Contestant:
-    """A source with a trainer on it."""
+    """A data source and a trainer that uses it."""
 
     def __init__(self, path: Path, in_memory: bool, config: ConfigDict, device: torch.device) -> None:
         config = config.copy_and_resolve_references()
         config.data.update(path=str(path), memory_gib=64.0 if in_memory else 0.0)
         start = time.perf_counter()
         dataset = load_dataset(data_options(config.data))
-        self.start = time.perf_counter() - start
+        self.start_seconds = time.perf_counter() - start
         self.device, self.trainer = device, Trainer(config, dataset, device)
         self.trainer.advance()
 
-    def alone(self, steps: int) -> float:
-        """Images a second."""
+    def reading_speed(self, steps: int) -> float:
+        """Images per second when batches are read and not used."""
         feed, first = self.trainer.feed, self.trainer.step
         start = self._clock()
         count = sum(len(feed.read(feed.order.places(first + k))) for k in range(steps))
         return count / (self._clock() - start)
 
-    def in_training(self, steps: int) -> float:
-        """Images a second."""
+    def training_speed(self, steps: int) -> float:
+        """Images per second in complete training steps."""
         start = self._clock()
         for _ in range(steps):
             self.trainer.advance()
@@ -97,14 +97,15 @@ class Contestant:
         return time.perf_counter()
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--images", type=int, default=10_000)
-    parser.add_argument("--steps", type=int, default=10, help="training steps in each round")
-    parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--data", type=Path, help="a folder or zip of 32x32 colour images of your own")
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
+    parser.add_argument("--images", type=int, default=10_000, help="number of images in each source")
+    parser.add_argument("--rounds", type=int, default=3, help="turns of each source")
+    parser.add_argument("--steps", type=int, default=10, help="training steps in a turn")
+    parser.add_argument("--batch_size", type=int, default=128, help="images in a batch")
+    parser.add_argument("--data", type=Path, help="also measure this folder or zip of 32x32 colour images")
+    parser.add_argument("--device", default="cpu", help="where to train: cpu or cuda")
+    arguments = parser.parse_args(argv)
     config = load_config("cifar10")
     config.training.batch_size = arguments.batch_size
     with tempfile.TemporaryDirectory() as folder:
@@ -115,19 +116,22 @@ def main() -> None:
             name: Contestant(path, name == "array in memory", config, torch.device(arguments.device))
             for name, path in sources.items()
         }
-        alone, training = ({name: [] for name in contestants} for _ in range(2))
-        for _ in range(ROUNDS):
+        reading, training = ({name: [] for name in contestants} for _ in range(2))
+        for _ in range(arguments.rounds):
             for name, contestant in contestants.items():
-                alone[name].append(contestant.alone(10 * arguments.steps))
-                training[name].append(contestant.in_training(arguments.steps))
+                reading[name].append(contestant.reading_speed(10 * arguments.steps))
+                training[name].append(contestant.training_speed(arguments.steps))
     reference = statistics.median(training["array in memory"])
-    rows = [("source", "start, s", "alone, images/s", "in training, images/s", "of memory")]
+    rows = [("source", "start, s", "reading, images/s", "training, images/s", "of memory")]
     for name, contestant in contestants.items():
-        speed = statistics.median(training[name])
-        fastest = statistics.median(alone[name])
-        rows.append(
-            (name, f"{contestant.start:.2f}", f"{fastest:,.0f}", f"{speed:,.1f}", f"{speed / reference:.3f}")
+        read, trained = statistics.median(reading[name]), statistics.median(training[name])
+        cells = (
+            f"{contestant.start_seconds:.2f}",
+            f"{read:,.0f}",
+            f"{trained:,.1f}",
+            f"{trained / reference:.3f}",
         )
+        rows.append((name, *cells))
     print_table(rows)
 
 

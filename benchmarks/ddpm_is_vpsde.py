@@ -1,23 +1,26 @@
 """DDPM is the discretized VP SDE: how fast its chain and its ancestral sampling converge as N grows.
 
     python -m benchmarks.ddpm_is_vpsde
+    python -m benchmarks.ddpm_is_vpsde --steps 32 64      # a quick look
 
 DDPM(N) has the betas of VPSDE(N=N).discrete_betas. Columns of the table:
 
     tables      max_k |ᾱ_k - α(t_k)²|, DDPM's cumulative products against the SDE's
     paths       root-mean-square distance at t = 1/8 between DDPM's ancestral samples and the reverse SDE of
-                VPSDE, both with the exact score of a mixture, from one x_T and one Brownian path; the reverse
-                SDE is solved in 16 Euler-Maruyama steps to each of DDPM's finest
+                VPSDE, both with the exact score of a mixture, the same x_T and the same Brownian path; the
+                reverse SDE is solved by 16 Euler-Maruyama steps per step of the finest DDPM
     law β̃, β    2-Wasserstein distance between Gaussian data and the ancestral samples, computed exactly, for
                 the small and the large variance, from x_T ~ p_T down to t = 0
 
-Behind each stands the order: log₂ of the ratio to the row above. The small variance nears order 1 from
-below: it leaves out a share 1/k of the k-th step's noise, log N/N in all.
+The order after each column is log₂ of the ratio to the row above. The small variance approaches order 1 from
+below: step k lacks a fraction 1/k of its noise, log(N)/N in total.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,11 +31,11 @@ from score_diffusion.samplers.base import CountedScore
 from score_diffusion.sde_lib import DDPM, VPSDE, Gaussian, GaussianMixture, generator_for
 
 STEPS = (32, 64, 128, 256, 512, 1024)
-STOP = 1 / 8  # of the paths: at t = 0 ancestral sampling leaves out its last noise, a difference of order ½
+STOP = 1 / 8  # end of the paths: the last step to t = 0 adds no noise, which is a difference of order ½
 
 
 class GivenNoise:
-    """Stands in for the samples' noise: hands out given tensors."""
+    """Returns given tensors in place of a sampler's random noise."""
 
     def __init__(self, *values: Tensor) -> None:
         self.values = iter(values)
@@ -54,7 +57,7 @@ def table_error(N: int) -> float:
 
 @dataclass
 class BrownianPath:
-    """Increments of w̄ over steps of [STOP, 1], from t = 1 down, (fine, B, D), and starts x_T (B, D)."""
+    """Increments of w̄ on [STOP, 1], from t = 1 down, (fine, B, D), and the initial states x_T (B, D)."""
 
     increments: Tensor
     x_T: Tensor
@@ -78,14 +81,14 @@ def mixture() -> GaussianMixture:
 
 
 def reverse_sde_paths(path: BrownianPath) -> Tensor:
-    """x at STOP of the reverse SDE of VPSDE, by Euler-Maruyama steps as fine as the path."""
+    """The reverse SDE of VPSDE at STOP, by Euler-Maruyama steps as fine as the path."""
     sde, times = VPSDE(), _times_to_stop(len(path.increments))
     sampler = LinearSampler(sde, times, EulerMaruyama().stages(sde, times))
     return _follow(sampler, path.x_T, path.coarse(len(path.increments)))
 
 
 def ancestral_paths(path: BrownianPath, N: int) -> Tensor:
-    """x at STOP of DDPM's ancestral sampling with N steps in [0, 1]."""
+    """DDPM's ancestral sampling at STOP, with N steps on [0, 1]."""
     z = path.coarse(round(N * (1 - STOP)))
     return _follow(AncestralSampler(matching_ddpm(N), _times_to_stop(len(z))), path.x_T, z)
 
@@ -107,7 +110,7 @@ def path_errors(Ns: tuple[int, ...], refinement: int = 16, batch: int = 64) -> l
 
 
 def law_error(N: int, variance: str, mean: float = 0.4, std: float = 0.5) -> float:
-    """2-Wasserstein distance between N(mean, std²) and the ancestral samples, by the steps' affine maps."""
+    """2-Wasserstein distance between N(mean, std²) and the ancestral samples, from the steps' affine maps."""
     sde = matching_ddpm(N)
     law = Gaussian(torch.tensor([mean]), torch.tensor(std**2))
     score, times = CountedScore(law.score(sde), 3), chain_grid(sde)
@@ -125,20 +128,23 @@ def law_error(N: int, variance: str, mean: float = 0.4, std: float = 0.5) -> flo
 
 
 def orders(errors: list[float]) -> list[float]:
-    """log₂ of the ratio of each error to the next: the order of convergence where N doubles."""
+    """log₂ of the ratio of each error to the next: the order of convergence when N doubles."""
     return [math.log2(a / b) for a, b in zip(errors, errors[1:], strict=False)]
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--steps", type=int, nargs="+", default=STEPS, help="N, each twice the one before")
+    steps = tuple(parser.parse_args(argv).steps)
     columns = {
-        "tables": [table_error(N) for N in STEPS],
-        "paths": path_errors(STEPS),
-        "law β̃": [law_error(N, "small") for N in STEPS],
-        "law β": [law_error(N, "large") for N in STEPS],
+        "tables": [table_error(N) for N in steps],
+        "paths": path_errors(steps),
+        "law β̃": [law_error(N, "small") for N in steps],
+        "law β": [law_error(N, "large") for N in steps],
     }
     print("| N | " + " | ".join(f"{name} | order" for name in columns) + " |")
     print("|---" * (1 + 2 * len(columns)) + "|")
-    for i, N in enumerate(STEPS):
+    for i, N in enumerate(steps):
         cells = (f"{e[i]:.2e} | {orders(e)[i - 1]:.2f}" if i else f"{e[i]:.2e} | " for e in columns.values())
         print(f"| {N} | " + " | ".join(cells) + " |")
 

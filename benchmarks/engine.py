@@ -1,13 +1,13 @@
-"""What training costs beside the arithmetic it cannot do without: the engine against a bare loop.
+"""The overhead of the training engine over a bare loop.
 
     python -m benchmarks.engine                     # digits and CIFAR size, on the GPU if there is one
-    python -m benchmarks.engine --rounds 3 --steps 2 --cifar-images 512 --cifar-batch 8      # a quick look
+    python -m benchmarks.engine --rounds 3 --steps 2 --cifar_images 512 --cifar_batch 8      # a quick look
 
-Both train the same network on the same data in one process, and take turns of `--steps` steps. The bare loop:
-a batch by random indices, dequantization, noise, times, network, loss, backward pass, clipping, Adam, one
-average, nothing else. The engine: `Trainer.advance`, with all that makes a step resume exactly, be skipped
-and be logged. Data: the share of the engine's time that drawing and reading a batch takes. The table has
-medians over rounds; a turn ends when the device has finished it.
+Both train the same network on the same data in one process, and take turns of `--steps` steps. The bare loop
+has a batch of random indices, dequantization, noise, times, network, loss, backward pass, clipping, Adam and
+one average, nothing else. The engine is `Trainer.advance`, with all that lets a step resume exactly, be
+skipped and be logged. "Data" is the share of the engine's time that drawing and reading a batch takes. The
+table has medians over the turns; a turn ends when the device has finished it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import argparse
 import copy
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ from score_diffusion.sde_lib import denoising_score_matching, dequantize
 
 
 def bare_loop(trainer: Trainer, dataset: Dataset) -> Callable[[], None]:
-    """One step of the smallest training loop, for a model and an optimizer of its own."""
+    """One step of the smallest training loop, with its own copy of the model and its own optimizer."""
     section, device = trainer.config.training, trainer.device
     model, average = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
     weights, averages = list(model.parameters()), list(average.parameters())
@@ -53,7 +53,7 @@ def bare_loop(trainer: Trainer, dataset: Dataset) -> Callable[[], None]:
 
 
 def timed(step: Callable[[], object], steps: int, device: torch.device) -> float:
-    """Seconds of a step, on average over a turn."""
+    """Mean seconds of a step over a turn."""
     start = time.perf_counter()
     for _ in range(steps):
         step()
@@ -63,7 +63,7 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
 
 
 def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps: int) -> str:
-    """A row of the table."""
+    """One row of the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trainer = Trainer(config, dataset, device)
     contestants = {
@@ -73,12 +73,12 @@ def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps:
     }
     seconds: dict[str, list[float]] = {key: [] for key in contestants}
     for step in contestants.values():
-        timed(step, steps, device)  # warm
+        timed(step, steps, device)  # warm-up
     for _ in range(rounds):
         for key, step in contestants.items():
             seconds[key].append(timed(step, steps, device))
     bare, engine, data = (statistics.median(seconds[key]) for key in contestants)
-    # Of turns beside each other, which a machine that slows down slows alike.
+    # The ratio of neighbouring turns: a machine that slows down slows both.
     over = statistics.median(e / b - 1 for e, b in zip(seconds["engine"], seconds["bare"], strict=True))
     rate = config.training.batch_size / engine
     cells = (f"{1e3 * bare:.2f}", f"{1e3 * engine:.2f}", f"{100 * over:+.1f} %", f"{rate:,.0f}")
@@ -86,7 +86,7 @@ def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps:
 
 
 def cifar_sized(images: int) -> Dataset:
-    """Noise of CIFAR-10's shape: what the pixels are does not enter the time."""
+    """Random images of CIFAR-10's shape: the time does not depend on the pixels."""
     generator = torch.Generator().manual_seed(0)
     train, test = (
         torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8) for n in (images, 256)
@@ -94,14 +94,14 @@ def cifar_sized(images: int) -> Dataset:
     return Dataset("noise", train, test, 256)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=30, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=30, help="turns of each contestant")
     parser.add_argument("--steps", type=int, default=5, help="steps in a turn")
-    parser.add_argument("--cifar-images", type=int, default=50_000, help="images of the CIFAR-size set")
-    parser.add_argument("--cifar-batch", type=int, default=32, help="batch size at CIFAR size")
-    arguments = parser.parse_args()
-    single = ("training.precision", "float32")  # as the bare loop
+    parser.add_argument("--cifar_images", type=int, default=50_000, help="images of the CIFAR-size set")
+    parser.add_argument("--cifar_batch", type=int, default=32, help="batch size at CIFAR size")
+    arguments = parser.parse_args(argv)
+    single = ("training.precision", "float32")  # like the bare loop
     cifar10 = apply_overrides(
         load_config("cifar10"), [("training.batch_size", str(arguments.cifar_batch)), single]
     )
@@ -113,7 +113,7 @@ def main() -> None:
         torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
     )
     print(f"{where}, PyTorch {torch.__version__}\n")
-    print("| training | bare, ms a step | engine, ms a step | engine over bare | images/s | data |")
+    print("| training | bare, ms per step | engine, ms per step | engine over bare | images/s | data |")
     print("|---|---|---|---|---|---|")
     for name, (config, dataset) in experiments.items():
         print(measure(name, config, dataset, arguments.rounds, arguments.steps), flush=True)

@@ -1,18 +1,19 @@
-"""Why noise: plain score matching on data fails where data are rare, and with it Langevin dynamics.
+"""Why noise is needed: where data are rare, plain score matching fails, and Langevin dynamics with it.
 
-    python -m benchmarks.low_density        draws docs/images/low_density.png and prints two tables
+    python -m benchmarks.low_density      # prints two tables and draws docs/images/low_density.png
+    python -m benchmarks.low_density --steps 20 --picture quick.png      # a quick look
 
-The data are those of NCSN's Figures 2 and 3, p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I). Two networks of one
-size learn from the same points, for the same number of steps:
+The data are those of NCSN's Figures 2 and 3, p = 1/5 N((-5, -5), I) + 4/5 N((5, 5), I). Two networks of the
+same size learn from the same points, for the same number of steps:
 
-    plain         s(x) ≈ ∇log p(x), by sliced score matching with variance reduction, from the points alone
-    multiscale    s(x, σ) ≈ ∇log p_σ(x), by denoising score matching over the noise levels of a VE SDE, the
-                  largest of which is the largest distance of two points (NCSNv2, Technique 1)
+    plain         s(x) ≈ ∇log p(x), by sliced score matching with variance reduction, without noise
+    multiscale    s(x, σ) ≈ ∇log p_σ(x), by denoising score matching over the noise levels of a VE SDE, whose
+                  largest level is the largest distance between two points (NCSNv2, Technique 1)
 
-The Fisher divergence weighs an error by p(x): between the modes nothing tells the plain network what the
-score is. Langevin dynamics do not even find the weights of the modes with the exact score, because from where
-they start they go to the nearer mode and do not come back. Noise fills the gap: at large σ there is one mode,
-which at smaller σ divides in the right proportion, and annealed Langevin dynamics follow it.
+The Fisher divergence weights an error by p(x), so the plain network learns nothing about the score between
+the modes. Langevin dynamics miss the weights of the modes even with the exact score: each chain moves to the
+nearer mode and stays there. Noise fills the gap: at large σ there is a single mode, which splits in the right
+proportion as σ decreases, and annealed Langevin dynamics follow it.
 
 Reference:
     Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
@@ -23,7 +24,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -48,21 +49,21 @@ from score_diffusion.sde_lib import (
 
 MEANS = torch.tensor([[-5.0, -5.0], [5.0, 5.0]])
 WEIGHTS = torch.tensor([0.2, 0.8])
-BOX = 8.0  # half the side of the square that is drawn, and where Langevin dynamics start
-POINTS, BATCH, STEPS = 10_000, 256, 1500
+BOX = 8.0  # half the side of the square that is drawn and in which the Langevin dynamics start
+POINTS, BATCH = 10_000, 256
 SAMPLES, LEVELS, STEPS_EACH, STEP_SIZE = 2000, 100, 10, 0.2
 SIGMA_MIN = 0.01
-SIGMA = 5.0  # the noise level at which the multiscale score is drawn: the two modes are about to divide
+SIGMA = 5.0  # the noise level at which the multiscale score is drawn, just before the modes split
 PICTURE = Path(__file__).resolve().parent.parent / "docs" / "images" / "low_density.png"
 
 Score = Callable[[Tensor], Tensor]
 
 
-def train(parameters: list[Tensor], loss: Callable[[Tensor], Tensor], data: Tensor) -> None:
-    """STEPS steps of Adam on batches of the data, the learning rate falling to zero."""
+def train(parameters: list[Tensor], loss: Callable[[Tensor], Tensor], data: Tensor, steps: int) -> None:
+    """Trains by Adam on random batches, with a learning rate that decays to zero."""
     optimizer = torch.optim.Adam(parameters, lr=3e-3)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    for _ in range(STEPS):
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for _ in range(steps):
         value = loss(data[torch.randint(len(data), (BATCH,))]).mean()
         optimizer.zero_grad()
         value.backward()
@@ -70,18 +71,18 @@ def train(parameters: list[Tensor], loss: Callable[[Tensor], Tensor], data: Tens
         schedule.step()
 
 
-def plain_score(data: Tensor) -> Score:
-    """A score learned from the data as they are."""
+def plain_score(data: Tensor, steps: int) -> Score:
+    """A score learned from the data without noise."""
     net = MLP(2, width=64, depth=2)
 
     def score(x: Tensor) -> Tensor:
         return net(x / BOX, x.new_zeros(len(x)))
 
-    train(list(net.parameters()), lambda x: sliced_score_matching(score, x, draw_probes(x)), data)
+    train(list(net.parameters()), lambda x: sliced_score_matching(score, x, draw_probes(x)), data, steps)
     return score
 
 
-def multiscale_score(data: Tensor) -> ScoreModel:
+def multiscale_score(data: Tensor, steps: int) -> ScoreModel:
     """A score learned at all noise levels."""
     sde = VESDE(SIGMA_MIN, largest_distance(data))
     model = ScoreModel(MLP(2, width=64, depth=2), sde)
@@ -90,13 +91,13 @@ def multiscale_score(data: Tensor) -> ScoreModel:
         t = sample_times(sde, len(x))
         return denoising_score_matching(sde, model, x, t, torch.randn_like(x))
 
-    train(list(model.parameters()), loss, data)
+    train(list(model.parameters()), loss, data, steps)
     return model
 
 
 @torch.no_grad()
 def langevin(score: Score, x: Tensor, steps: int, step_size: float) -> Tensor:
-    """x ← x + a/2 s(x) + √a z, many times (Song & Ermon, 2019, eq. 4)."""
+    """Repeats x ← x + a/2 s(x) + √a z (Song & Ermon, 2019, eq. 4)."""
     for _ in range(steps):
         x = x + step_size / 2 * score(x) + math.sqrt(step_size) * torch.randn_like(x)
     return x
@@ -111,12 +112,12 @@ def summary(samples: Tensor) -> tuple[float, float, float]:
 
 
 class Field:
-    """A learned score beside the exact one of a law, on the grid of the picture.
+    """A learned score and the exact one on the grid of the picture.
 
     Args:
         law: The law p.
-        score: The learned score, of p or of p_σ.
-        sigma: σ.
+        score: The learned score of p_σ.
+        sigma: The noise level σ; 0 for p itself.
     """
 
     def __init__(self, law: GaussianMixture, score: Score, sigma: float = 0.0) -> None:
@@ -128,8 +129,8 @@ class Field:
         with torch.no_grad():
             self.learned = score(x).reshape(self.grid.shape)
             self.exact = exact(x, x.new_zeros(len(x))).reshape(self.grid.shape)
-        self.density = law.log_prob(x).exp().reshape(self.grid.shape[:2])  # of p itself: where there are data
-        # in units of the modes' deviation, as the scores of different σ are of different size
+        self.density = law.log_prob(x).exp().reshape(self.grid.shape[:2])  # of p: where there are data
+        # in units of the modes' standard deviation, because the scores of different σ differ in size
         self.error = (self.learned - self.exact).norm(dim=-1) * math.sqrt(1 + sigma**2)
 
     def rms_errors(self) -> list[float]:
@@ -139,7 +140,7 @@ class Field:
 
 
 def draw_arrows(axes: Axes, field: Field, values: Tensor, title: str) -> None:
-    """Arrows of a score; their length is compressed, so that directions can be seen everywhere."""
+    """Arrows of a score, with compressed lengths, so that all directions are visible."""
     thin = (slice(5, None, 10), slice(5, None, 10))
     arrows = values[thin]
     norm = arrows.norm(dim=-1, keepdim=True)
@@ -151,7 +152,7 @@ def draw_arrows(axes: Axes, field: Field, values: Tensor, title: str) -> None:
 
 
 def draw_error(axes: Axes, field: Field, title: str) -> None:
-    """The error of a score, in colour."""
+    """The error of a score as a colour map."""
     style = dict(norm=LogNorm(0.03, 30), cmap="magma_r", shading="gouraud", rasterized=True)
     image = axes.pcolormesh(*field.grid.unbind(-1), field.error, **style)
     axes.figure.colorbar(image, ax=axes, shrink=0.9)
@@ -174,7 +175,7 @@ def draw_samples(axes: Axes, samples: Tensor, title: str) -> None:
 
 
 def draw(path: Path, plain: Field, multiscale: Field, sets: dict[str, Tensor]) -> None:
-    """The picture: scores above, samples below; contours where p = 1e-4 (solid) and 1e-8 (dotted)."""
+    """Draws scores in the upper row, samples in the lower; contours at p = 1e-4 (solid), 1e-8 (dotted)."""
     figure = Figure(figsize=(16, 8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(2, 4, sharex=True, sharey=True)
@@ -190,16 +191,17 @@ def draw(path: Path, plain: Field, multiscale: Field, sets: dict[str, Tensor]) -
     figure.savefig(path, dpi=80)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Trains both networks, samples, draws and prints."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where to write the picture")
-    picture = parser.parse_args().picture
+    parser.add_argument("--steps", type=int, default=1500, help="training steps of each network")
+    arguments = parser.parse_args(argv)
     torch.manual_seed(0)
     law = GaussianMixture(MEANS, torch.ones(2), WEIGHTS)
     data = law.sample(POINTS, seed=0).float()
 
-    plain, multiscale = plain_score(data), multiscale_score(data)
+    plain, multiscale = plain_score(data, arguments.steps), multiscale_score(data, arguments.steps)
     sde = multiscale.sde
     t = sde.time_at_log_snr(torch.tensor(-2 * math.log(SIGMA))).float()
     fields = {
@@ -216,7 +218,7 @@ def main() -> None:
         "Langevin, score learned without noise": langevin(plain, start, steps, STEP_SIZE),
         "annealed Langevin, multiscale score": annealed(multiscale, (SAMPLES, 2)).samples,
     }
-    draw(picture, *fields.values(), sets)
+    draw(arguments.picture, *fields.values(), sets)
 
     print(f"{'RMS error of the score':<40}{'p > 1e-4':>12}{'p < 1e-8':>12}")
     for name, field in fields.items():
@@ -226,7 +228,7 @@ def main() -> None:
     for name, samples in sets.items():
         share, error, far = summary(samples)
         print(f"{name:<40}{f'{share:.3f} ± {error:.3f}':>36}{far:>16.4f}")
-    print(f"\n{picture}")
+    print(f"\n{arguments.picture}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Forward passes and training steps of the networks, beside diffusers' UNet2DModel, and the machine's peak.
+"""Time of a forward pass and of a training step of the networks, compared to diffusers' UNet2DModel.
 
     python -m benchmarks.networks                # 32x32x3, 32 channels, batch 16: minutes on two CPU cores
-    python -m benchmarks.networks --compile      # with torch.compile in addition
-    python -m benchmarks.networks --cifar10      # DDPM++ at its full size, batches of 128 and 512: on a GPU
+    python -m benchmarks.networks --compile      # also with torch.compile
+    python -m benchmarks.networks --cifar10      # DDPM++ at full size, batches of 128 and 512, for a GPU
+    python -m benchmarks.networks --rounds 1 --batch 2      # a quick look
 
-All contestants take turns in one process; the table has medians. A step is forward, mean squared error,
-backward, Adam and a moving average: ours fused and by foreach, diffusers' with them too ("tuned"), and as its
-users train it, with torch's default AdamW and its EMAModel. "DDPM" is the same network in both libraries,
-weight by weight. Operations are those of convolutions and matrix products (PyTorch's counter);
-the peak is the fastest of some 3x3 convolutions, forward, on a CPU, and of matrix products on a GPU, measured
-in turn with the rest. The last column is the speed in images per second relative to the first row's.
+All contestants take turns in one process; the table has medians. A step is a forward pass, mean squared
+error, backward pass, Adam and a moving average. Ours uses fused Adam and a foreach average. diffusers has two
+rows: with the same optimizer ("tuned"), and with torch's default AdamW and diffusers' EMAModel ("as users
+do"). "DDPM" is the same network in both libraries, weight by weight. The operations are those of convolutions
+and matrix products (PyTorch's counter). The peak is the fastest of several 3x3 convolutions on a CPU, of
+matrix products on a GPU, measured in turn with the contestants. The last column is the speed in images per
+second relative to the first row.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
 from pathlib import Path
@@ -39,7 +41,7 @@ from score_diffusion.run.checkpoints.formats import diffusers as diffusers_forma
 from score_diffusion.run.console import print_table
 
 SIZE, CHANNELS = 32, 3
-IN_A_TURN = 3  # steps, and forward passes, that a contestant does in a row
+PER_TURN = 3  # steps and forward passes of a contestant in a row
 SMALL = dict(channels=32, multipliers=(1, 2, 2), blocks_per_level=2, attention_levels=(1,), dropout=0.0)
 PEER = dict(
     sample_size=SIZE, in_channels=3, out_channels=3, block_out_channels=(32, 64, 64), layers_per_block=2,
@@ -55,7 +57,7 @@ FULL_PEER = dict(
 
 @dataclass
 class Contestant:
-    """A network with its optimizer, and what was measured of it."""
+    """A network with its optimizer and its measurements."""
 
     name: str
     net: nn.Module
@@ -79,7 +81,8 @@ class Contestant:
         else:
             self.optimizer = torch.optim.Adam(self.weights, lr=1e-4, fused=True)
             self.averages = [w.detach().clone() for w in self.weights]
-        # Attention as the products that it is: fused, it counts for nothing on a CPU, on a GPU twice in part.
+        # Attention as matrix products: the counter ignores fused attention on a CPU and counts part of it
+        # twice on a GPU.
         with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.loss().backward()
         self.operations = counter.get_total_flops()
@@ -103,13 +106,13 @@ class Contestant:
                 torch._foreach_lerp_(self.averages, self.weights, 1e-3)
 
     def take_turn(self) -> None:
-        """A step to warm the caches, then what is measured."""
+        """One step to warm the caches, then the measured steps and forward passes."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.step()
-        self.steps += [timed(self.step, self.device) for _ in range(IN_A_TURN)]
+        self.steps += [timed(self.step, self.device) for _ in range(PER_TURN)]
         with torch.no_grad():
-            self.forwards += [timed(self.forward, self.device) for _ in range(IN_A_TURN)]
+            self.forwards += [timed(self.forward, self.device) for _ in range(PER_TURN)]
         if self.device.type == "cuda":
             self.memory = torch.cuda.max_memory_allocated()
 
@@ -124,7 +127,7 @@ def timed(run: Callable[[], object], device: torch.device) -> float:
 
 
 def peak(device: torch.device, dtype: torch.dtype) -> float:
-    """The most operations a second that were seen: of 3x3 convolutions, on a GPU of matrix products."""
+    """The highest rate measured, in operations per second."""
     runs: list[tuple[Callable[[], object], float]] = []
     if device.type == "cuda":
         for n in (4096, 8192):
@@ -137,12 +140,12 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
             runs.append((lambda x=x, w=w: F.conv2d(x, w, padding=1), 2.0 * 16 * size**2 * 9 * channels**2))
     with torch.no_grad():
         return max(
-            operations / statistics.median(timed(run, device) for _ in range(21)) for run, operations in runs
+            operations / statistics.median(timed(run, device) for _ in range(11)) for run, operations in runs
         )
 
 
 def same_network() -> tuple[UNet2DModel, UNet]:
-    """DDPM in diffusers and here, with the same weights."""
+    """DDPM in diffusers and in this library, with the same weights."""
     torch.manual_seed(0)
     theirs = UNet2DModel(**PEER)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +156,7 @@ def same_network() -> tuple[UNet2DModel, UNet]:
     return theirs, ours
 
 
-def small_contestants(device: torch.device, compiled: bool) -> list[Contestant]:
+def small_contestants(device: torch.device, batch: int, compiled: bool) -> list[Contestant]:
     theirs, ddpm = same_network()
     nets = {
         "DDPM": ddpm,
@@ -163,7 +166,7 @@ def small_contestants(device: torch.device, compiled: bool) -> list[Contestant]:
     }
 
     def of(name: str, net: nn.Module, autocast: bool = False, as_users_do: bool = False) -> Contestant:
-        return Contestant(name, copy.deepcopy(net).to(device), 16, device, autocast, as_users_do)
+        return Contestant(name, copy.deepcopy(net).to(device), batch, device, autocast, as_users_do)
 
     result = [of("diffusers DDPM, as users do", theirs, as_users_do=True)]
     result.append(of("diffusers DDPM, tuned", theirs))
@@ -231,14 +234,15 @@ def report(contestants: Iterable[Contestant], peaks: dict[bool, float], referenc
     return rows
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=8)
-    parser.add_argument("--compile", action="store_true", help="add compiled networks; takes minutes more")
+    parser.add_argument("--rounds", type=int, default=8, help="turns of each contestant")
+    parser.add_argument("--batch", type=int, default=16, help="batch size of the small networks")
+    parser.add_argument("--compile", action="store_true", help="add a compiled network; minutes longer")
     parser.add_argument("--cifar10", action="store_true", help="DDPM++ at full size, for a GPU")
-    parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], help="of --cifar10")
-    parser.add_argument("--json", type=Path, help="where to write the figures, with date and device")
-    arguments = parser.parse_args()
+    parser.add_argument("--batches", type=int, nargs="+", default=[128, 512], help="batch sizes of --cifar10")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file, with date and device")
+    arguments = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     name = torch.cuda.get_device_name() if device.type == "cuda" else platform.processor() or "CPU"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
@@ -246,12 +250,12 @@ def main() -> None:
     groups = (
         [lambda batch=batch: full_contestants(device, batch) for batch in arguments.batches]
         if arguments.cifar10
-        else [lambda: small_contestants(device, arguments.compile)]
+        else [lambda: small_contestants(device, arguments.batch, arguments.compile)]
     )
     rows = []
     for group in groups:
         contestants, seen = group(), {half: [] for half in dtypes}
-        for contestant in contestants:  # warms up
+        for contestant in contestants:  # warm-up
             contestant.take_turn()
             contestant.forwards.clear()
             contestant.steps.clear()

@@ -1,31 +1,35 @@
-"""What a step costs beside the network: microseconds a step with a score that is there already.
+"""The overhead of a sampler's step: microseconds per step with a constant score, which costs nothing.
 
     python -m benchmarks.overhead
+    python -m benchmarks.overhead --rounds 1      # a quick look
 
-Batches of 16x3x32x32 in float32 on the CPU. Ours: whole runs over 20 steps, divided by 20. diffusers: the
-calls of `scheduler.step` alone. azula: whole runs. The ancestor: score_sde_pytorch's arithmetic of one
-reverse diffusion predictor and one Langevin corrector step. The floor is one fused update of the states,
-`torch.add(x, y, alpha=a)`. All contestants take turns; the table has medians.
+Batches of 16x3x32x32 in float32 on the CPU. Ours and azula: complete runs of 20 steps, divided by 20.
+diffusers: only the calls of `scheduler.step`. The ancestor: the arithmetic of score_sde_pytorch for one step
+of the reverse diffusion predictor and one of the Langevin corrector. The floor is one fused update of the
+states, `torch.add(x, y, alpha=a)`. All contestants take turns; the table has medians. The rows of azula are
+missing where it is not installed.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
 import time
 import warnings
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 
-import azula.sample
 import diffusers
 import torch
 from torch import Tensor
 
+from benchmarks.peers import azula
 from score_diffusion.samplers import SAMPLERS, PCSampler, Sampler, make_sampler, uniform_grid
 from score_diffusion.sde_lib import VPSDE
 
-SHAPE, STEPS, ROUNDS = (16, 3, 32, 32), 20, 40
+SHAPE, STEPS = (16, 3, 32, 32), 20
 
 
 def of_ours(sampler: Sampler, score: Tensor, x: Tensor) -> Callable[[], float]:
@@ -74,12 +78,12 @@ def of_azula(cls: type, score: Tensor, x: Tensor) -> Callable[[], float]:
 
 
 def of_ancestor(score: Tensor, x: Tensor, snr: float = 0.16) -> Callable[[], float]:
-    """Its tables, norms over the batch, and four-dimensional broadcasts."""
+    """The tables, batch norms and broadcasts of score_sde_pytorch."""
     sde = VPSDE()
     betas, alphas = sde.discrete_betas, sde.alphas
 
     def std(index: Tensor) -> Tensor:
-        """Of its score function, score = -net/std(t), at each call."""
+        """The standard deviation that its score function, -net/std(t), computes in each call."""
         return sde.marginal_prob(torch.zeros_like(x), index / 999)[1][:, None, None, None]
 
     def run() -> float:
@@ -113,33 +117,43 @@ def of_floor(score: Tensor, x: Tensor) -> Callable[[], float]:
     return run
 
 
-def main() -> None:
-    warnings.filterwarnings("ignore")
-    diffusers.logging.set_verbosity_error()
-    torch.set_grad_enabled(False)
+def contestants() -> dict[str, Callable[[], float]]:
+    """Functions by name that run once and return the seconds per step."""
     generator = torch.Generator().manual_seed(0)
     x, score = (torch.randn(SHAPE, generator=generator) for _ in range(2))
     sde = VPSDE()
-    contestants = {"floor: one fused update": of_floor(score, x)}
+    runs = {"floor: one fused update": of_floor(score, x)}
     for name, spec in SAMPLERS.items():
         if spec.nfe_per_step and name != "pc":
             sampler = make_sampler(name, sde, STEPS * spec.nfe_per_step + spec.extra)
-            contestants[name] = of_ours(sampler, score, x)
+            runs[name] = of_ours(sampler, score, x)
     sampler = PCSampler(sde, times=uniform_grid(sde, STEPS), denoise=False)
-    contestants["pc: predictor and Langevin corrector"] = of_ours(sampler, score, x)
-    contestants["ancestor: predictor and Langevin corrector"] = of_ancestor(score, x)
+    runs["pc: predictor and Langevin corrector"] = of_ours(sampler, score, x)
+    runs["ancestor: predictor and Langevin corrector"] = of_ancestor(score, x)
     for name in ("DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "EulerDiscrete"):
-        contestants[f"diffusers {name}"] = of_diffusers(getattr(diffusers, f"{name}Scheduler")(), score, x)
-    for name in ("DDIM", "DDPM", "xEAB"):
-        contestants[f"azula {name}"] = of_azula(getattr(azula.sample, f"{name}Sampler"), score, x)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(ROUNDS):
-        for name, run in contestants.items():
-            seconds[name].append(run())
+        runs[f"diffusers {name}"] = of_diffusers(getattr(diffusers, f"{name}Scheduler")(), score, x)
+    if azula is not None:
+        for name in ("DDIM", "DDPM", "xEAB"):
+            runs[f"azula {name}"] = of_azula(getattr(azula.sample, f"{name}Sampler"), score, x)
+    return runs
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=40, help="turns of each contestant")
+    rounds = parser.parse_args(argv).rounds
+    diffusers.logging.set_verbosity_error()
+    seconds: dict[str, list[float]] = defaultdict(list)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        runs = contestants()
+        for _ in range(rounds):
+            for name, run in runs.items():
+                seconds[name].append(run())
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     reference = medians["diffusers DDIM"]
     print(f"{torch.get_num_threads()} threads, PyTorch {torch.__version__}\n")
-    print("| sampler | µs a step | over diffusers' DDIM |\n|---|---|---|")
+    print("| sampler | µs per step | over diffusers' DDIM |\n|---|---|---|")
     for name, value in medians.items():
         if math.isfinite(value):
             print(f"| {name} | {1e6 * value:.0f} | {value / reference:.2f} |")

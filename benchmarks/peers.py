@@ -1,10 +1,10 @@
-"""The deterministic samplers of diffusers and azula under an exact or learned score of ours, for comparison.
+"""The deterministic samplers of diffusers and azula with an exact or learned score of ours, for comparison.
 
-Each goes from a given x_T to the noise level of a given end time, on noise levels σ̃ = σ/α that are exactly
-those of the path at the times of a grid; so its error falls to zero as the grid is refined. diffusers'
-multistep schedulers are written for α² + σ² = 1: they get x̃/√(1 + σ̃²) with x̃ = x/α, which holds for
-every SDE; the schedulers in the manner of k-diffusion get x̃ itself. azula gets the SDE's own α and σ as
-its schedule; its grids are uniform in time, uniform or quadratic.
+Each runs from a given x_T to the noise level of a given end time, on exactly the noise levels σ̃ = σ/α of the
+SDE at the times of a grid, so that its error converges to zero as the grid is refined. diffusers' multistep
+schedulers assume α² + σ² = 1: they receive x̃/√(1 + σ̃²) with x̃ = x/α, which is right for every SDE. Its
+k-diffusion schedulers receive x̃ itself. azula receives α and σ of the SDE as its schedule; its grids are
+uniform or quadratic in time. azula is optional: without it only diffusers' samplers are compared.
 """
 
 from __future__ import annotations
@@ -14,13 +14,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 
-import azula.sample
 import diffusers
 import torch
 from torch import Tensor
 
 from score_diffusion.samplers import GRIDS
 from score_diffusion.sde_lib import SDE, ScoreFunction, tweedie
+
+try:
+    import azula.sample
+except ImportError:
+    azula = None
 
 DIFFUSERS_GRIDS = ("uniform", "karras", "log_snr", "quadratic")
 
@@ -32,7 +36,7 @@ class Peer:
     library: str
     nfe_per_step: int
     run: Callable[[SDE, ScoreFunction, Tensor, int], Tensor]
-    """From SDE, score, x_T and number of steps to the states at `sde.sampling_eps`."""
+    """From (SDE, score, x_T, number of steps) to the states at `sde.sampling_eps`."""
 
 
 def _variance_preserving(make: Callable[[], object], grid: str) -> Callable[..., Tensor]:
@@ -50,7 +54,7 @@ def _variance_preserving(make: Callable[[], object], grid: str) -> Callable[...,
 
 
 def _scaled_signal(make: Callable[[], object], grid: str, evaluations: int) -> Callable[..., Tensor]:
-    """Heun's scheduler evaluates at the levels 0, 1, 1, 2, 2, ..., n."""
+    """For k-diffusion's schedulers; Heun's evaluates at the levels 0, 1, 1, 2, 2, ..., n."""
 
     def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
         times, levels, scheduler = _prepared(make(), sde, grid, steps)
@@ -73,7 +77,7 @@ def _scaled_signal(make: Callable[[], object], grid: str, evaluations: int) -> C
 def _prepared(scheduler: object, sde: SDE, grid: str, steps: int) -> tuple[Tensor, Tensor, object]:
     times = GRIDS[grid](sde, steps)
     scheduler.set_timesteps(steps)
-    # Distinct timesteps, by which some schedulers find their place; their noise levels are replaced.
+    # Some schedulers look steps up by timestep, so they must be distinct; the noise levels are replaced.
     scheduler.timesteps = torch.linspace(999, 0, steps)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True
@@ -83,7 +87,7 @@ def _prepared(scheduler: object, sde: SDE, grid: str, steps: int) -> tuple[Tenso
 def _azula(sampler: Callable[..., object], power: int) -> Callable[..., Tensor]:
     def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
         class Denoiser:
-            """azula's denoiser: time u of its grid is the SDE's time u^power."""
+            """azula's denoiser; the time u of its grid is the time u^power of the SDE."""
 
             @staticmethod
             def schedule(u: Tensor) -> tuple[Tensor, Tensor]:
@@ -101,6 +105,11 @@ def _azula(sampler: Callable[..., object], power: int) -> Callable[..., Tensor]:
 
 def peers() -> dict[str, Peer]:
     """Every peer by name."""
+    return diffusers_peers() | (azula_peers() if azula else {})
+
+
+def diffusers_peers() -> dict[str, Peer]:
+    """diffusers' deterministic schedulers by name."""
     found = {}
     end = {"final_sigmas_type": "sigma_min"}
     multistep, single = diffusers.DPMSolverMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
@@ -124,6 +133,12 @@ def peers() -> dict[str, Peer]:
         for name, cost in (("EulerDiscrete", 1), ("HeunDiscrete", 2)):
             make = getattr(diffusers, f"{name}Scheduler")
             found[f"{name} {grid}"] = Peer("diffusers", cost, _scaled_signal(make, grid, cost))
+    return found
+
+
+def azula_peers() -> dict[str, Peer]:
+    """azula's deterministic samplers by name."""
+    found = {}
     for name, cost, orders in (
         ("Euler", 1, (None,)),
         ("Heun", 2, (None,)),
@@ -143,7 +158,7 @@ def peers() -> dict[str, Peer]:
 
 
 def run_peer(peer: Peer, sde: SDE, score: ScoreFunction, x_T: Tensor, nfe: int) -> Tensor | None:
-    """The peer's states at the end with at most nfe evaluations; None where it cannot."""
+    """The peer's final states with at most nfe evaluations; None if it cannot run with so few."""
     calls = 0
 
     def counted(x: Tensor, t: Tensor) -> Tensor:
@@ -159,5 +174,5 @@ def run_peer(peer: Peer, sde: SDE, score: ScoreFunction, x_T: Tensor, nfe: int) 
     except (ValueError, RuntimeError, IndexError, AssertionError, ZeroDivisionError):
         return None
     if calls > nfe:
-        raise AssertionError(f"a peer spent {calls} evaluations of {nfe}")
+        raise AssertionError(f"a peer used {calls} evaluations, {nfe} were allowed")
     return samples if samples.isfinite().all() else None

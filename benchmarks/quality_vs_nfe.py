@@ -1,15 +1,15 @@
-"""Error against evaluations: every sampler of ours, diffusers' and azula's, on exact mixtures and on a
-trained model.
+"""Error against the number of evaluations: every sampler of ours, diffusers and azula.
 
-    python -m benchmarks.quality_vs_nfe                         # the exact problems
-    python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # a trained model of images alone
+    python -m benchmarks.quality_vs_nfe                                   # the exact mixtures
+    python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # only a trained model of images
+    python -m benchmarks.quality_vs_nfe --problem ring --sde vp --nfe 5 --no_laws --picture quick.png
 
-Deterministic samplers: the endpoint error, the median over samples of the distance to a tight solution of
+Deterministic samplers: the endpoint error, the median over samples of the distance to an accurate solution of
 the same probability-flow ODE from the same x_T to the same end time. All samplers: the sliced 2-Wasserstein
-distance of samples to true ones over that between two sets of true ones. Tables go to standard output as
-Markdown, the picture to docs/images/quality_vs_nfe.png. Problems: a 64-D mixture of 10 components (means
-from N(0, I), standard deviations 0.2 to 0.5), the 2-D ring of 8 modes (radius 4, standard deviation 0.3);
-the model's own score.
+distance between samples and true ones, divided by that between two sets of true ones. The tables are printed
+as Markdown; the picture is docs/images/quality_vs_nfe.png. Problems: a 64-D mixture of 10 components (means
+from N(0, I), standard deviations 0.2 to 0.5), the 2-D ring of 8 modes (radius 4, standard deviation 0.3),
+the trained model's score.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ from score_diffusion.sde_lib import (
 from tests.problems import ring, sampling_floor, sliced_wasserstein
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402  (after the choice of backend)
+from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 NFES = (5, 8, 10, 15, 20, 35, 50, 100, 1000)
 SDES: dict[str, SDE] = {"vp": VPSDE(), "sub-vp": SubVPSDE(), "ve": VESDE(), "edm": EDMSDE()}
@@ -69,7 +69,7 @@ LAWS: dict[str, Callable[[], GaussianMixture]] = {"mixture": mixture, "ring": ri
 
 @dataclass
 class Problem:
-    """A score on an SDE, starts, and where the probability flow carries them."""
+    """A score, its SDE, initial states, and where the probability flow carries them."""
 
     name: str
     sde: SDE
@@ -90,7 +90,7 @@ class Problem:
 
         model = load_trained(workdir, read_config(workdir), torch.device("cpu"))
         times = GRIDS["clock"](model.sde, steps)
-        # Fixed steps: rounding in a float32 network would stop an adaptive solver at tight tolerances.
+        # Fixed steps: with a float32 network, rounding stops an adaptive solver at tight tolerances.
         solver = LinearSampler(model.sde, times, runge_kutta_stages(model.sde, times, "rk4"))
         with torch.no_grad():
             x_T = starts(model.sde, (samples, *model.data.shape))
@@ -109,7 +109,7 @@ def starts(sde: SDE, shape: tuple[int, ...]) -> Tensor:
 
 
 def ours(problem: Problem, name: str, nfe: int) -> Tensor | None:
-    """Samples of one of our samplers, or None where nfe does not suffice."""
+    """Samples of one of our samplers; None if nfe is too small for it."""
     try:
         sampler = make_sampler(name, problem.sde, nfe)
     except ValueError:
@@ -118,7 +118,7 @@ def ours(problem: Problem, name: str, nfe: int) -> Tensor | None:
 
 
 def fitted(problem: Problem, nfe: int) -> Tensor:
-    """Samples of the default sampler on a grid fitted to the score, on other samples than these."""
+    """Samples of the default sampler on a grid that was fitted to the score with other samples."""
 
     def make(times: Tensor) -> LinearSampler:
         return make_sampler("eabm", problem.sde, grid=times)
@@ -129,11 +129,11 @@ def fitted(problem: Problem, nfe: int) -> Tensor:
 
 
 def endpoint_errors(problem: Problem, nfes: tuple[int, ...], with_fit: bool) -> dict[str, list[float]]:
-    """Errors by sampler; peers under their own names."""
+    """Errors by the name of the sampler or peer."""
     names = [name for name, spec in SAMPLERS.items() if not spec.stochastic and spec.nfe_per_step]
     table = {name: [problem.error(ours(problem, name, nfe)) for nfe in nfes] for name in names}
     if with_fit:
-        largest = 20 if "trained" in problem.name else 50  # fitting takes a hundred runs
+        largest = 20 if "trained" in problem.name else 50  # a fit takes a hundred runs
         table["eabm, fitted grid"] = [
             problem.error(fitted(problem, nfe)) if nfe <= largest else math.nan for nfe in nfes
         ]
@@ -169,7 +169,7 @@ def print_endpoint_errors(problem: Problem, table: dict[str, list[float]], nfes:
 
 
 def print_laws(law: GaussianMixture, name: str, nfes: tuple[int, ...]) -> None:
-    """Sliced Wasserstein distances over their floor, on VP."""
+    """Sliced Wasserstein distances relative to their floor, on VP."""
     sde, n = SDES["vp"], SAMPLES_FOR_LAW
     score, truth, floor = law.score(sde), law.sample(n, seed=9), sampling_floor(law, n)
     print(f"\n### Sliced 2-Wasserstein distance over the floor, {name} on vp, {n} samples\n")
@@ -208,19 +208,24 @@ def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...], pa
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFES))
-    parser.add_argument("--problem", nargs="*", choices=LAWS, default=list(LAWS))
-    parser.add_argument("--picture", type=Path, default=PICTURE)
-    parser.add_argument("--sde", nargs="+", choices=SDES, default=list(SDES))
+    parser.add_argument("--nfe", type=int, nargs="+", default=list(NFES), help="numbers of evaluations")
+    parser.add_argument("--problem", nargs="*", choices=LAWS, default=list(LAWS), help="exact mixtures")
+    parser.add_argument("--sde", nargs="+", choices=SDES, default=list(SDES), help="SDEs of the mixtures")
     parser.add_argument("--workdir", type=Path, help="run directory of a trained model")
-    parser.add_argument("--fit", action="store_true", help="fitted grids on VP as well (slow)")
-    parser.add_argument("--no_laws", action="store_true", help="leave out the Wasserstein distances")
-    arguments = parser.parse_args()
-    warnings.filterwarnings("ignore")
+    parser.add_argument("--fit", action="store_true", help="also fitted grids, on VP (slow)")
+    parser.add_argument("--no_laws", action="store_true", help="omit the Wasserstein distances")
+    parser.add_argument("--picture", type=Path, default=PICTURE, help="where to write the picture")
+    arguments = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
-    torch.set_grad_enabled(False)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Prints the tables and draws the picture."""
     nfes, tables = tuple(arguments.nfe), {}
     laws = {name: LAWS[name]() for name in arguments.problem}
     problems = [

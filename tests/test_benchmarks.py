@@ -1,0 +1,39 @@
+"""Every benchmark runs, at its smallest size, and prints its table."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+
+ROOT = Path(__file__).resolve().parent.parent
+SMALLEST = {  # arguments, and a row that the table must have
+    "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
+    "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
+    "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
+    "exact_mixtures": ("--law ring --sde vp --samples 20", "| 2-D, 8 modes | vp |"),
+    "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
+    "networks": ("--rounds 1 --batch 2", "NCSN++, bf16"),
+    "overhead": ("--rounds 1", "| diffusers DDIM |"),
+    "quality_vs_nfe": ("--problem ring --sde vp --nfe 5 --picture PICTURE", "| `eabm` |"),
+    "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
+}
+NO_SCRIPT = {"peers"}  # a part of another one
+
+
+def test_all_are_listed():
+    assert {path.stem for path in (ROOT / "benchmarks").glob("*.py")} == {*SMALLEST, *NO_SCRIPT}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_it_runs(name: str, tmp_path: Path, capsys):
+    if name in ("networks", "overhead", "quality_vs_nfe"):
+        pytest.importorskip("diffusers")
+    arguments, row = SMALLEST[name]
+    picture = tmp_path / "picture.png"
+    importlib.import_module(f"benchmarks.{name}").main(arguments.replace("PICTURE", str(picture)).split())
+    assert row in capsys.readouterr().out
+    assert picture.exists() == ("PICTURE" in arguments)
