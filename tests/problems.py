@@ -9,29 +9,20 @@ import math
 import torch
 from torch import Tensor
 
+from score_diffusion import sde_lib
 from score_diffusion.samplers import Sampler
 from score_diffusion.samplers.base import CountedScore
-from score_diffusion.sde_lib import (
-    EDMSDE,
-    SDE,
-    VESDE,
-    VPSDE,
-    CosineVPSDE,
-    Gaussian,
-    GaussianMixture,
-    RectifiedFlowSDE,
-    SubVPSDE,
-)
+from score_diffusion.sde_lib import DDPM, SDE, VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE
 
 SDES: dict[str, SDE] = {
     "vp": VPSDE(),
     "sub-vp": SubVPSDE(),
     "ve": VESDE(),
 }  # of the score SDE paper
-ALL_SDES: dict[str, SDE] = SDES | {
-    "cosine": CosineVPSDE(),
-    "edm": EDMSDE(),
-    "rectified-flow": RectifiedFlowSDE(),
+ALL_SDES: dict[str, SDE] = SDES | {  # and every other one that sde_lib exports
+    cls.__name__: cls()
+    for cls in (getattr(sde_lib, name) for name in sde_lib.__all__)
+    if isinstance(cls, type) and issubclass(cls, SDE) and cls not in (SDE, DDPM, *map(type, SDES.values()))
 }
 
 
