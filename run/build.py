@@ -6,18 +6,20 @@ section.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from score_diffusion.models import MLP, NCSN, DiT, NCSNv2, UNet
-from score_diffusion.run.config import AUTO
 from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import (
     GRIDS,
     AdaptiveSDESampler,
@@ -48,13 +50,20 @@ from score_diffusion.sde_lib import (
     relative_step_size,
 )
 
+T = TypeVar("T")
+
 
 def ddpm(betas: str = "linear", N: int = 1000) -> DDPM:
-    """The SDE of DDPM's chain with a table of betas that is named."""
+    """The SDE of DDPM's discrete chain.
+
+    Args:
+        betas: The table of betas: linear, quadratic or cosine.
+        N: Number of steps of the chain.
+    """
     return DDPM(choose(BETA_TABLES, betas, "table of betas")(N))
 
 
-SDES = {
+SDES: dict[str, Callable[..., SDE]] = {
     "vpsde": VPSDE,
     "subvpsde": SubVPSDE,
     "vesde": VESDE,
@@ -63,7 +72,13 @@ SDES = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS = {"unet": UNet, "mlp": MLP, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "unet": UNet,
+    "mlp": MLP,
+    "ncsn": NCSN,
+    "ncsnv2": NCSNv2,
+    "dit": DiT,
+}
 # Data dimensions that the network takes: (C, H, W) images or (D,) points.
 MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3, "dit": 3}
 FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
@@ -72,23 +87,11 @@ FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
 
-def choose(table: dict, name: str, kind: str) -> object:
+def choose(table: Mapping[str, T], name: str, kind: str) -> T:
     """table[name], or a UserError that lists the valid names."""
     if name not in table:
         raise UserError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
     return table[name]
-
-
-def _construct(cls: Callable, section: str, *leading: object, **options: object) -> object:
-    """cls(*leading, **options), with a sentence about the section where the options do not fit."""
-    try:
-        inspect.signature(cls).bind(*leading, **options)
-    except TypeError as error:
-        accepted = list(inspect.signature(cls).parameters)[len(leading) :]
-        raise UserError(
-            f"section {section!r} does not fit {cls.__name__}: {error}; it takes {', '.join(accepted)}"
-        ) from error
-    return cls(*leading, **options)
 
 
 def data_options(section: ConfigDict) -> DataOptions:
@@ -99,7 +102,7 @@ def data_options(section: ConfigDict) -> DataOptions:
 def build_sde(section: ConfigDict) -> SDE:
     """The SDE of a `sde` section: its name and its numbers."""
     options = section.to_dict()
-    return _construct(choose(SDES, options.pop("name"), "SDE"), "sde", **options)
+    return choose(SDES, options.pop("name"), "SDE")(**options)
 
 
 def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreModel:
@@ -120,18 +123,29 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
-    net: nn.Module = _construct(network, "model", shape[0], **options)
-    model = ScoreModel(net, sde, prediction, **of_score)
-    with torch.no_grad():  # a size that the network refuses is refused here, before anything is written
-        model(torch.zeros(1, *shape), torch.full((1,), sde.T))
+    with _refusing_arguments():
+        net = network(shape[0], **options)
+        model = ScoreModel(net, sde, prediction, **of_score)
+        with torch.no_grad():  # a size that the network refuses is refused here, before anything is written
+            model(torch.zeros(1, *shape), torch.full((1,), sde.T))
     return model
+
+
+@contextlib.contextmanager
+def _refusing_arguments() -> Iterator[None]:
+    """Networks and samplers raise a ValueError for arguments that do not fit; here these are the user's."""
+    try:
+        yield
+    except ValueError as error:
+        raise UserError(str(error)) from error
 
 
 def _derived_arguments(
     name: str, sde: SDE, shape: Sequence[int], learned_variance: bool
 ) -> dict[str, object]:
     """Arguments of a network that follow from the SDE and the data."""
-    accepted, derived = inspect.signature(MODELS[name]).parameters, {}
+    accepted = inspect.signature(MODELS[name]).parameters
+    derived: dict[str, object] = {}
     if "log_levels" in accepted:
         derived["log_levels"] = sde.noise_level(noisy_times(sde))
     if learned_variance:
@@ -145,11 +159,12 @@ def _derived_arguments(
 
 def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) -> Sampler:
     """The sampler of a `sampling` section, on a grid of its own or on one that is given."""
-    spec = find_sampler(section.sampler)
-    times = grid_times(section, sde) if times is None else times
-    if section.sampler in WITH_OPTIONS:
-        return WITH_OPTIONS[section.sampler](section, sde, times)
-    return spec.make(sde, times, section.denoise)
+    with _refusing_arguments():
+        spec = find_sampler(section.sampler)
+        times = grid_times(section, sde) if times is None else times
+        if section.sampler in WITH_OPTIONS:
+            return WITH_OPTIONS[section.sampler](section, sde, times)
+        return spec.make(sde, times, section.denoise)
 
 
 def grid_times(section: ConfigDict, sde: SDE) -> Tensor:

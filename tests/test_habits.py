@@ -16,7 +16,6 @@ LONGEST_FUNCTION, LONGEST_FILE = 60, 450
 
 TOO_LONG = {  # to be shortened: this list only shrinks
     "run/checkpoints/formats/guided_diffusion.py: rules",
-    "run/configs/base.py: get_config",
     "samplers/adaptive.py: solve_each",
     "samplers/base.py: __call__",
     "samplers/fit_grid.py: fit_grid",

@@ -28,9 +28,12 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "distributed": {"errors"},
     "console": {"distributed"},
     "data": {"console", "errors", "files"},
-    "configs": set(),
-    "config": {"configs", "data", "errors", "files"},
-    "build": {"config", "data", "errors"},
+    "key_types": {"errors"},
+    "keys": {"errors", "key_types"},
+    "build": {"data", "errors", "key_types"},
+    "constructor_keys": {"build", "errors", "key_types", "keys"},
+    "configs": {"constructor_keys", "key_types", "keys"},
+    "config": {"constructor_keys", "data", "errors", "files", "key_types", "keys"},
     "checkpoints": {"console", "distributed", "errors", "files"},
     "evaluation": {"errors"},
     "training": {
@@ -42,16 +45,18 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         "distributed",
         "errors",
         "files",
+        "key_types",
         "plots",
     },
     "inference": {
         *("build", "checkpoints", "console", "data", "distributed", "errors", "files", "plots", "training"),
     },
     "commands": {
-        *("build", "checkpoints", "config", "configs", "console", "data", "distributed", "errors"),
-        *("evaluation", "files", "inference", "plots", "training"),
+        *("build", "checkpoints", "config", "configs", "console", "constructor_keys", "data", "distributed"),
+        *("errors", "evaluation", "files", "inference", "key_types", "keys", "plots", "training"),
     },
-    "main": {"build", "commands", "config", "console", "data", "distributed", "errors", "training"},
+    "command_line": {"errors", "keys"},
+    "main": {"command_line", "commands", "config", "console", "data", "distributed", "errors", "keys"},
 }
 
 

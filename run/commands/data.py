@@ -13,6 +13,7 @@ from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset, to_raw
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.sources import in_memory
+from score_diffusion.run.distributed import processes
 from score_diffusion.run.files import write_numbered
 from score_diffusion.sde_lib import SMALLEST_DIMENSION, largest_distance, number_of_levels, relative_step_size
 
@@ -20,8 +21,10 @@ PICTURED_IMAGES, PICTURED_POINTS = 100, 2000
 STEPS_EACH = 5  # Langevin steps at each level that the suggested step size is for
 
 
-def inspect_data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
+def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Prints what the data are, and draws some; returns the exit code."""
+    if not processes.is_first():
+        return 0  # there is nothing to share
     dataset = load_dataset(data_options(config.data))
     looked_at = in_memory(dataset.train)
     raw = to_raw(looked_at, dataset.levels)

@@ -22,10 +22,10 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
-from score_diffusion.run.config import differing_keys, flatten
-from score_diffusion.run.configs import base
+from score_diffusion.run.config import changed_keys, flatten
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.info import DATA_FILE, read_data_info
+from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
 from score_diffusion.run.inference.sample_files import SAMPLES
@@ -76,6 +76,8 @@ $body
 
 def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Writes the page of a run directory, in the place of an older one; returns the exit code."""
+    if not processes.is_first():
+        return 0  # there is nothing to share
     path = workdir / REPORT_FILE
     write_atomic(path, page(config, workdir).encode())
     print_result("Report", [("page", path), ("size", f"{path.stat().st_size / 2**20:.1f} MiB")])
@@ -124,12 +126,11 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
 
 def _configuration(config: ConfigDict) -> list[str]:
     """What differs from the defaults, then the rest folded away."""
-    flat, defaults = flatten(config), flatten(base.get_config())
-    changed = [key for key in differing_keys(config, base.get_config()) if key in flat]
+    flat, changed = flatten(config), changed_keys(config)
     rest = [key for key in flat if key not in changed]
     return [
         _table(
-            [(key, _value(flat[key]), _value(defaults[key]) if key in defaults else "") for key in changed],
+            [(key, _value(value), _value(default)) for key, (value, default) in changed.items()],
             ("changed", "value", "default"),
         ),
         _folded(f"{len(rest)} keys at their defaults", _table([(key, _value(flat[key])) for key in rest])),

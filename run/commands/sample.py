@@ -9,11 +9,11 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.config import AUTO
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.inference.fitted_grid import build_trained_sampler
 from score_diffusion.run.inference.sample_files import draw_and_save
 from score_diffusion.run.inference.trained_model import load_trained
+from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import Sampler, find_sampler
 
 

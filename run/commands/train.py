@@ -15,13 +15,14 @@ from score_diffusion.run.build import data_options
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import (
     CONFIG_FILE,
-    config_text,
+    changed_text,
     differing_keys,
     flatten,
     read_config,
     save_config,
 )
 from score_diffusion.run.console import format_duration, print_result, warn
+from score_diffusion.run.constructor_keys import declared_keys
 from score_diffusion.run.data.dataset import Dataset, samples_to_raw
 from score_diffusion.run.data.info import DataInfo, load_data, read_data_info, write_data_info
 from score_diffusion.run.data.load import load_dataset
@@ -38,11 +39,6 @@ from score_diffusion.run.training.resolve_auto import resolve_levels, resolve_pr
 from score_diffusion.run.training.trainer import Trainer, learning_rate, total_steps
 from score_diffusion.samplers import make_sampler
 
-# Keys that may change when a run goes on: they do not enter the steps already done.
-FREE_KEYS = (
-    *("steps", "images", "max_minutes", "max_skipped", "keep"),
-    *("log_every", "sample_every", "checkpoint_every", "snapshot_every", "parallel", "patience"),
-)
 PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 
@@ -81,7 +77,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         trainer.restore(saved, workdir)
         seconds = saved.seconds
         print(f"resuming {workdir} at step {saved.step}")
-    print(config_text(config))
+    print(changed_text(config))
     if getattr(trainer.model.net, "condition_sizes", {}).get("label"):
         warn("the network has classes, and training does not tell them: it learns to draw without one")
     processes.wait()  # until every process has seen the directory as it was
@@ -180,23 +176,15 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
     if not checkpoint.exists(workdir):
         return
     saved = read_config(workdir)
-    is_free = _is_free if read_data_info(workdir).num_train else _is_free_elsewhere
-    fixed = [key for key in differing_keys(saved, config) if not is_free(key)]
+    keys = declared_keys(saved) | declared_keys(config)
+    if read_data_info(workdir).num_train:
+        fixed = [key for key in differing_keys(saved, config) if not keys[key].may_change]
+    else:  # weights from another library: only what they are is fixed
+        fixed = [key for key in differing_keys(saved, config) if key.startswith(("sde.", "model."))]
     if fixed:
         before, now = flatten(saved), flatten(config)
         changes = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in fixed)
         raise UserError(f"{workdir} holds a run with other settings ({changes}): give another --workdir")
-
-
-def _is_free(key: str) -> bool:
-    section, _, name = key.partition(".")
-    free = {"training": FREE_KEYS, "data": ("workers", "path")}  # the contents of the data are compared
-    return section in ("sampling", "likelihood") or name in free.get(section, ())
-
-
-def _is_free_elsewhere(key: str) -> bool:
-    """The same for weights from another library: only what they are is fixed."""
-    return not key.startswith(("sde.", "model."))
 
 
 def _load_data(config: ConfigDict, workdir: Path) -> Dataset:

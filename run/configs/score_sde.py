@@ -8,6 +8,8 @@ chain, or log σ.
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from score_diffusion.run.configs import base
@@ -23,7 +25,7 @@ _SDES = {
 }
 
 # Name: the SDE, the network, what it predicts and is told, and whether it is trained on the chain alone.
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "ve_ddpm": ("ve", "cifar10_ddpm", _VE_CHAIN, True),
     "ve_ncsnpp": ("ve", "cifar10_ncsnpp", _VE_CHAIN, True),
     "ve_ncsnpp_continuous": ("ve", "cifar10_ncsnpp_ve", _VE, False),

@@ -54,7 +54,7 @@ def local_rank() -> int:
 
 
 @contextlib.contextmanager
-def processes() -> Iterator[None]:
+def joined_processes() -> Iterator[None]:
     """Joins the other processes that torchrun started, if any, for the block. Only rank 0 prints in it.
 
     Raises:

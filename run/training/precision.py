@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
 from score_diffusion.run.build import choose
-from score_diffusion.run.config import AUTO
 from score_diffusion.run.distributed.model import replicate
+from score_diffusion.run.key_types import AUTO
 from score_diffusion.sde_lib import ScoreModel
 
 SMALLEST_FOR_BF16 = 16 * 16  # pixels: below, the casts cost more than they save (docs/performance.md)

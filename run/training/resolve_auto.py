@@ -18,10 +18,10 @@ from collections.abc import Sequence
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.config import AUTO
 from score_diffusion.run.data.dataset import Dataset, to_raw
 from score_diffusion.run.data.sources import in_memory
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.training.precision import PRECISIONS, precision
 from score_diffusion.sde_lib import largest_distance, number_of_levels
 

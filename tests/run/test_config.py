@@ -8,14 +8,15 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.config import (
     apply_overrides,
+    changed_keys,
+    changed_text,
     config_names,
+    config_text,
     differing_keys,
     flatten,
     load_config,
-    parse_value,
     read_config,
     save_config,
-    split_overrides,
 )
 from score_diffusion.run.errors import UserError
 
@@ -35,49 +36,6 @@ def test_the_experiments_that_are_promised():
     assert {"vpsde", "subvpsde", "vesde", "toy2d"} <= set(config_names())
 
 
-@pytest.mark.parametrize(
-    ("text", "default", "value"),
-    [
-        ("12", 3, 12),
-        ("1e-3", 0.5, 1e-3),
-        ("2", 0.5, 2.0),
-        ("true", False, True),
-        ("0.5", "text", "0.5"),
-        ("1,2,2", (1, 2), (1, 2, 2)),
-        ("(4,)", (1, 2), (4,)),
-        ("7", (1, 2), (7,)),
-        ("3", None, 3),
-        ("None", None, None),
-    ],
-)
-def test_values_take_the_type_of_the_default(text: str, default: object, value: object):
-    parsed = parse_value("section.key", text, default)
-    assert parsed == value and type(parsed) is type(value)
-
-
-@pytest.mark.parametrize(
-    ("text", "default"),
-    [("1.5", 3), ("x", 3), ("x", 0.5), ("yes!", True), ("1,x", (1,)), ("1.5", (1,)), ("x", None)],
-)
-def test_values_of_another_type_are_refused(text: str, default: object):
-    with pytest.raises(UserError, match="section.key"):
-        parse_value("section.key", text, default)
-
-
-def test_overrides_are_taken_out_in_both_spellings():
-    rest, overrides = split_overrides(
-        ["--mode", "train", "--config.a.b=1=2", "--config.c", "-3", "--config", "vpsde"]
-    )
-    assert rest == ["--mode", "train", "--config", "vpsde"]
-    assert overrides == [("a.b", "1=2"), ("c", "-3")]
-
-
-@pytest.mark.parametrize("argv", [["--config.a.b"], ["--config.a.b", "--mode"]])
-def test_an_override_needs_a_value(argv: list[str]):
-    with pytest.raises(UserError, match="needs a value"):
-        split_overrides(argv)
-
-
 def test_overrides_leave_the_original_alone():
     config = load_config("vpsde")
     changed = apply_overrides(
@@ -93,11 +51,15 @@ def test_overrides_leave_the_original_alone():
         ("training.stepz", "7", "did you mean 'training.steps'.*training.batch_size"),
         ("nowhere.at.all", "7", "unknown configuration key"),
         ("training", "7", "unknown configuration key"),
-        ("training.steps", "0", "at least 1"),
-        ("training.learning_rate", "nan", "finite"),
-        ("training.learning_rate", "0", "above 0"),
-        ("training.warmup_steps", "-1", "negative"),
-        ("training.ema_decay", "1", "below 1"),
+        ("num_samples", "4", "did you mean 'sampling.num_samples'"),
+        ("batch_size", "4", "did you mean 'training.batch_size' or 'sampling.batch_size' or 'like"),
+        ("training.steps", "0", "an integer of at least 1, got 0"),
+        ("training.learning_rate", "nan", "a number above 0, got nan"),
+        ("training.learning_rate", "0", "a number above 0, got 0.0"),
+        ("training.warmup_steps", "-1", "an integer of at least 0"),
+        ("training.ema_decay", "1", "a number of at least 0 and below 1"),
+        ("training.ema_sigma_rels", "0.1,0.3", "numbers above 0 and below 0.28, separated by commas"),
+        ("sde.N", "auto", "'sde.N' must be an integer, got 'auto'"),
     ],
 )
 def test_bad_overrides_are_refused(key: str, text: str, message: str):
@@ -129,12 +91,40 @@ def test_unknown_names_and_missing_files_are_refused(tmp_path: Path):
         load_config(str(tmp_path / "none.py"))
 
 
-def test_a_run_from_before_a_key_existed_gets_its_default(tmp_path: Path):
+def test_arguments_that_are_left_out_have_their_defaults(tmp_path: Path):
     config = load_config("vpsde").to_dict()
-    for section, key in (("training", "precision"), ("sampling", "ema"), ("model", "norm_eps")):
-        del config[section][key]
+    del config["model"]["norm_eps"], config["sde"]["N"]
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert not differing_keys(read_config(tmp_path), load_config("vpsde"))
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value", "message"),
+    [
+        ("training", "steps", 0, "'training.steps' must be an integer of at least 1, got 0"),
+        ("training", "steps", "7", "'training.steps' must be an integer of at least 1, got '7'"),
+        ("training", "stepz", 7, "did you mean 'training.steps'"),
+        ("sde", "sigma_min", 0.1, "sde 'vpsde' has no sde.sigma_min; it takes beta_min, beta_max, N"),
+        ("model", "depth", 3, "model 'unet' has no model.depth; it takes channels, multipliers"),
+        ("model", "name", "resnet", "unknown model.name 'resnet'; choose one of unet, mlp"),
+    ],
+)
+def test_a_file_with_wrong_keys_is_refused(
+    section: str, key: str, value: object, message: str, tmp_path: Path
+):
+    config = load_config("vpsde").to_dict()
+    config[section][key] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=message):
+        read_config(tmp_path)
+
+
+def test_what_differs_from_the_defaults_is_what_an_experiment_sets():
+    assert changed_keys(load_config("vpsde")).keys() == {"model.channels", "model.embedding"}
+    changed = apply_overrides(load_config("vpsde"), [("training.steps", "7")])
+    assert changed_keys(changed)["training.steps"] == (7, 2600)
+    assert "training.steps = 7" in changed_text(changed).splitlines()
+    assert len(config_text(changed).splitlines()) == len(flatten(changed))
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}'])

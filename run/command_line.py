@@ -1,0 +1,124 @@
+"""The flags of the command line, and the configuration keys among them.
+
+Nothing here imports torch, so that `--help` and mistyped flags are answered at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+from absl import flags
+
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.keys import MODES
+
+DEVICES = ("auto", "cpu", "cuda")
+SHORT_FLAGS = ("sampler", "nfe", "grid")
+"""Flags that are short for a key of the section `sampling`."""
+
+Overrides = list[tuple[str, str]]
+"""Configuration keys by their full names, each with the text of its new value."""
+
+
+@dataclass(frozen=True)
+class CommandLine:
+    """What a command line asks for."""
+
+    flags: flags.FlagValues
+    overrides: Overrides
+    path: Path | None
+    """The argument after the options, which only `--mode convert` takes."""
+
+    @property
+    def workdir(self) -> Path:
+        """The run directory."""
+        if self.flags.workdir:
+            return Path(self.flags.workdir).expanduser()  # no shell expands ~ after the = of a flag
+        return Path(f"runs/{Path(self.flags.config).stem.replace(':', '_')}")
+
+
+def define_flags() -> flags.FlagValues:
+    """All flags except --config.section.key, which `split_overrides` takes out."""
+    values = flags.FlagValues()
+    define_string = functools.partial(flags.DEFINE_string, flag_values=values)
+    define_enum = functools.partial(flags.DEFINE_enum, flag_values=values)
+    define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
+    define_boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
+    define_enum("mode", None, MODES, "What to do.")
+    define_string(
+        "config",
+        "vpsde",
+        "Experiment: a name or the path of a .py file; not needed to resume training in a --workdir.",
+    )
+    define_string("workdir", None, "Run directory; by default runs/NAME.")
+    define_string(
+        "sampler",
+        None,
+        "Name of a sampler, short for --config.sampling.sampler; list shows them all.",
+    )
+    define_integer("nfe", None, "Network evaluations: short for --config.sampling.nfe.")
+    define_string("grid", None, "Time grid of the sampler: short for --config.sampling.grid.")
+    define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
+    define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
+    define_string("to", None, "Convert the run's checkpoint to diffusers.")
+    define_boolean("dry_run", False, "Print configuration, size and memory, and stop.")
+    define_string(
+        "help_config",
+        None,
+        "Explain the configuration keys, all or those of a section: --help_config training.",
+    )
+    define_boolean("version", False, "Print the version.")
+    define_boolean("help", False, "Show this text.", short_name="h")
+    return values
+
+
+def read_command_line(argv: list[str]) -> CommandLine:
+    """Parses the arguments after the program's name.
+
+    Raises:
+        UserError, flags.Error: If they are no command.
+    """
+    values = define_flags()
+    arguments, overrides = split_overrides(argv)
+    if "--help_config" in arguments[-1:]:
+        arguments[-1] += "="  # all sections
+    _, *rest = values(["main.py", *arguments])
+    if values.help or values.version or values.help_config is not None:
+        return CommandLine(values, overrides, None)
+    if values.mode is None and not rest:
+        raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
+    path = Path(rest.pop(0)).expanduser() if rest and values.mode == "convert" else None
+    if rest:
+        raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
+    for name in SHORT_FLAGS:
+        if values[name].value is not None:
+            overrides.append((f"sampling.{name}", str(values[name].value)))
+    return CommandLine(values, overrides, path)
+
+
+def split_overrides(argv: list[str]) -> tuple[list[str], Overrides]:
+    """Separates `--config.section.key=value` and `--config.section.key value` from the other arguments.
+
+    Returns:
+        The other arguments, and the overrides.
+
+    Raises:
+        UserError: If an override has no value.
+    """
+    rest: list[str] = []
+    overrides: Overrides = []
+    arguments = iter(argv)
+    for argument in arguments:
+        if not argument.startswith("--config."):
+            rest.append(argument)
+            continue
+        key, equals, text = argument.removeprefix("--config.").partition("=")
+        if not equals:
+            following = next(arguments, None)
+            if following is None or following.startswith("--"):
+                raise UserError(f"--config.{key} needs a value: --config.{key}=VALUE")
+            text = following
+        overrides.append((key, text))
+    return rest, overrides

@@ -1,0 +1,101 @@
+"""Configuration keys that follow from constructors: the arguments of the chosen SDE and network.
+
+An argument's default and type come from the signature, its explanation from "Args:" in the docstring or from
+the comment at its line.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Literal, get_type_hints
+
+from ml_collections import ConfigDict
+
+from score_diffusion.run.build import MODELS, SDES
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.key_types import Key
+from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN
+
+TABLES: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
+"""Keys whose value names a class or function, the arguments of which are further keys of the section."""
+
+
+def declared_keys(config: ConfigDict) -> dict[str, Key]:
+    """All keys that a configuration has with its SDE and its network, by their full names.
+
+    Raises:
+        UserError: If there is no such SDE or network.
+    """
+    return KEYS | argument_keys_of(config)
+
+
+def argument_keys_of(config: ConfigDict) -> dict[str, Key]:
+    """The keys that are arguments of what a configuration names, by their full names."""
+    return argument_keys("sde.name", config.sde.name) | argument_keys("model.name", config.model.name)
+
+
+@functools.cache
+def argument_keys(name_key: str, name: str) -> dict[str, Key]:
+    """The keys that are arguments of what a name stands for, by their full names.
+
+    Args:
+        name_key: The key that the name is a value of, one of `TABLES`.
+        name: The name.
+
+    Raises:
+        UserError: If there is no such name.
+    """
+    table = TABLES[name_key]
+    if name not in table:
+        raise UserError(f"unknown {name_key} {name!r}; choose one of {', '.join(table)}")
+    keys = arguments(table[name])
+    if name_key == "sde.name" and {"sigma_min", *LEVEL_RULES} <= keys.keys():
+        for argument, rule in LEVEL_RULES.items():
+            key = keys[argument]
+            explanation, kind = f"{key.explanation}; {rule}", key.kind | Literal["auto"]
+            keys[argument] = replace(key, explanation=explanation, kind=kind)
+    section = name_key.partition(".")[0]
+    return {f"{section}.{argument}": key for argument, key in keys.items()}
+
+
+def arguments(function: Callable[..., object]) -> dict[str, Key]:
+    """The arguments of a class or function that have a default; the others follow from data and SDE."""
+    hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
+    texts = explanations(function)
+    return {
+        parameter.name: Key(
+            parameter.default,
+            texts.get(parameter.name, ""),
+            kind=hints.get(parameter.name),
+            modes=NEW_RUN,
+            may_change=False,
+        )
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.default is not parameter.empty
+    }
+
+
+def explanations(function: Callable[..., object]) -> dict[str, str]:
+    """One sentence for each argument, from "Args:" of the docstring or the comments of the signature."""
+    found = dict(re.findall(r"^ +(\w+): .*?,  # (.+)$", inspect.getsource(function), re.MULTILINE))
+    documentation = inspect.getdoc(function) or ""
+    entries = re.search(r"^Args:\n((?: +.*\n?)+)", documentation, re.MULTILINE)
+    for name, text in re.findall(
+        r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", entries[1] if entries else "", re.MULTILINE
+    ):
+        found[name] = " ".join(text.split()).rstrip(".")
+    return {
+        name: text[:1].lower() + text[1:] if text[1:2].islower() else text for name, text in found.items()
+    }
+
+
+def complete(config: ConfigDict) -> None:
+    """Gives every argument that the configuration leaves out its default, in place."""
+    for name, key in (MODEL | argument_keys_of(config)).items():
+        section, _, argument = name.partition(".")
+        if argument not in config[section]:
+            config[section][argument] = key.default

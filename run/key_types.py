@@ -1,0 +1,191 @@
+"""What a configuration key is: its default, its explanation, the values it takes and where it may be set.
+
+The values are written as a Python type: `int`, `tuple[int, ...]`, `Literal["cosine", "constant"]`, or a union
+of such types, `float | Literal["auto"]`. `least`, `above` and `below` bound every number among them.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import math
+import types
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Literal, Union, get_args, get_origin
+
+from score_diffusion.run.errors import UserError
+
+AUTO = "auto"
+
+Kind = Any
+"""A type, or a union of types."""
+Value = Any
+
+
+@dataclass(frozen=True)
+class Key:
+    """The declaration of one key."""
+
+    default: Value
+    explanation: str
+    _: KW_ONLY
+    kind: Kind = None
+    """The type of its values; None for the type of the default."""
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    modes: tuple[str, ...] = ()
+    """Which modes take it; empty for those of its section."""
+    may_change: bool | None = None
+    """Whether it may change when training is resumed; None for what its section says."""
+
+    @property
+    def type(self) -> Kind:
+        return type(self.default) if self.kind is None else self.kind
+
+    @property
+    def requirement(self) -> str:
+        """What its values must be, in words: "an integer of at least 1"."""
+        bounds = [
+            words
+            for bound, words in (
+                (self.least, f"of at least {self.least}"),
+                (self.above, f"above {self.above}"),
+                (self.below, f"below {self.below}"),
+            )
+            if bound is not None
+        ]
+        return describe(self.type, " ".join(["", " and ".join(bounds)]) if bounds else "")
+
+    def parse(self, name: str, text: str) -> Value:
+        """The value that a text of the command line spells.
+
+        Raises:
+            UserError: If the text spells no value of this key.
+        """
+        try:
+            value = parse(self.type, text)
+        except ValueError as error:
+            raise UserError(self._refusal(name, text)) from error
+        self.check(name, value)
+        return value
+
+    def check(self, name: str, value: Value) -> None:
+        """Refuses a value that is not this key's.
+
+        Raises:
+            UserError: If the type is another, or a number is out of range.
+        """
+        if not fits(self.type, value) or not all(map(self._in_range, _numbers(value))):
+            raise UserError(self._refusal(name, value))
+
+    def _in_range(self, number: float) -> bool:
+        return (
+            math.isfinite(number)
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def _refusal(self, name: str, value: Value) -> str:
+        return f"configuration key {name!r} must be {self.requirement}, got {value!r}"
+
+
+def _numbers(value: Value) -> list[float]:
+    items = value if isinstance(value, tuple | list) else (value,)
+    return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
+
+
+def _members(kind: Kind) -> list[Kind]:
+    """The types of a union, those whose spelling is fixed ("auto", None) last; of another type itself."""
+    members = list(get_args(kind)) if get_origin(kind) in (Union, types.UnionType) else [kind]
+    return sorted(members, key=lambda member: get_origin(member) is Literal or member is type(None))
+
+
+def _item_types(kind: Kind) -> tuple[Kind, int | None] | None:
+    """The type and the number of a sequence's items, None for any number; None if it is no sequence."""
+    if get_origin(kind) not in (tuple, list, Sequence):
+        return None
+    first, *rest = get_args(kind)
+    return first, None if not rest or rest == [...] else 1 + len(rest)
+
+
+def parse(kind: Kind, text: str) -> Value:
+    """The value of a type that a text spells.
+
+    Raises:
+        ValueError: If it spells none.
+    """
+    *others, fixed = _members(kind)
+    for member in (fixed, *others):
+        with contextlib.suppress(ValueError, SyntaxError):
+            return _parse_one(member, text)
+    raise ValueError(f"{text!r} is not {describe(kind)}")
+
+
+def _parse_one(kind: Kind, text: str) -> Value:
+    if get_origin(kind) is Literal:
+        return get_args(kind)[get_args(kind).index(text)]
+    if kind is str:
+        return text
+    if kind is bool:
+        return ("false", "true").index(text.lower()) == 1
+    if kind is int:
+        return int(text)
+    if kind is float:
+        return float(text)
+    if kind is type(None):
+        return (None,)[("None",).index(text)]
+    value = ast.literal_eval(text)
+    if _item_types(kind) is None:
+        return value
+    items = value if isinstance(value, tuple | list) else (value,)
+    if not fits(kind, items):
+        raise ValueError("items of another type")
+    return tuple(items)
+
+
+def fits(kind: Kind, value: Value) -> bool:
+    """Whether a value is of a type; an integer is a float as well, and true or false is no number."""
+    return any(_fits_one(member, value) for member in _members(kind))
+
+
+def _fits_one(kind: Kind, value: Value) -> bool:
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    items = _item_types(kind)
+    if items is not None:
+        item, count = items
+        is_sequence = isinstance(value, tuple | list) and count in (None, len(value))
+        return is_sequence and all(fits(item, x) for x in value)
+    if kind in (int, float):
+        return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
+    return not isinstance(kind, type) or isinstance(value, kind)
+
+
+NAMES = {  # of a value and of several
+    bool: ("true or false", "flags"),
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "words"),
+    type(None): ("None", ""),
+}
+
+
+def describe(kind: Kind, bounds: str = "") -> str:
+    """A type in words, with the bounds of its numbers (" above 0"): "a number above 0, or auto"."""
+    return ", or ".join(_describe_one(member, bounds) for member in _members(kind))
+
+
+def _describe_one(kind: Kind, bounds: str) -> str:
+    if get_origin(kind) is Literal:
+        names = [str(name) for name in get_args(kind)]
+        return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+    items = _item_types(kind)
+    if items is not None:
+        item, count = items
+        several = NAMES.get(item, ("", "values"))[1]
+        return f"{f'{count} ' if count else ''}{several}{bounds}, separated by commas"
+    words = NAMES.get(kind, ("a Python literal", ""))[0]
+    return words + (bounds if kind in (int, float) else "")

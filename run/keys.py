@@ -1,0 +1,298 @@
+"""All configuration keys that are no argument of an SDE or a network, each declared once.
+
+From a declaration follow the key's default in configs/base.py, its checks, the modes that take it, whether it
+may change when training is resumed, its explanation in `--help_config` and `--dry_run`, and its row in
+docs/configuration.md. The keys of `sde` and most keys of `model` follow from constructors instead, see
+constructor_keys.py.
+
+Nothing here imports torch, so that `--help` is answered at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.key_types import AUTO, Key
+
+MODES = ("train", "sample", "likelihood", "evaluate", "data", "report", "convert")
+CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
+NEW_RUN = ("train", CONVERT_FROM)
+"""The modes that make a run and write its configuration."""
+
+WEIGHTS = (*NEW_RUN, "sample", "likelihood", "evaluate", CONVERT_TO)
+SAMPLES = (*NEW_RUN, "sample", "evaluate")
+DATA_ACCESS = (*NEW_RUN, "data", "likelihood", "evaluate")
+
+LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
+    "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
+    "N": "auto: the number of noise levels by NCSNv2's Technique 2",
+}
+
+
+def _section(name: str, modes: tuple[str, ...], may_change: bool, keys: dict[str, Key]) -> dict[str, Key]:
+    """The keys of a section by their full names, with the section's modes where they name none."""
+    return {
+        f"{name}.{key}": replace(
+            declared,
+            modes=declared.modes or modes,
+            may_change=may_change if declared.may_change is None else declared.may_change,
+        )
+        for key, declared in keys.items()
+    }
+
+
+SEED = {
+    "seed": Key(
+        0,
+        "seed of the initial weights, the order of the data and the noise in training",
+        modes=NEW_RUN,
+        may_change=False,
+    )
+}
+
+DATA = _section("data", (*NEW_RUN, "data"), False, {
+    "name": Key(
+        "digits",
+        "data set: digits, swiss_roll, moons, checkerboard, 8gaussians, or hf:NAME from the Hugging Face hub",
+    ),
+    "path": Key(
+        "",
+        "your own data instead: .npy, .npz, a folder or zip of images, MNIST's or CIFAR-10's files, or "
+        "FILE.py:FUNCTION",
+        modes=DATA_ACCESS, may_change=True,  # the content of the data is compared instead
+    ),
+    "num_points": Key(20000, "2-D toys: points drawn for training, and again for the held-out set", least=1),
+    "seed": Key(0, "seed of the toys' points and of the held-out split of your own data"),
+    "image_size": Key(
+        0, "size that images are brought to, one number or height,width; 0 keeps them as they are",
+        kind=int | tuple[int, int],
+    ),
+    "crop": Key(
+        "center", "before resizing: center keeps the largest part of the target's aspect ratio",
+        kind=Literal["center", "none"],
+    ),
+    "channels": Key(
+        0, "1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; 0 for 1 or 3, as the images are",
+        least=0, below=5,
+    ),
+    "memory_gib": Key(
+        4.0, "data sets that take more GiB of memory are read from the disk batch by batch",
+        least=0, modes=DATA_ACCESS,
+    ),
+    "workers": Key(8, "threads that read images", least=1, modes=DATA_ACCESS, may_change=True),
+    "flip": Key(False, "mirror each image of a training batch left to right with probability 1/2"),
+    "dequantize": Key(True, "add uniform noise within a grey level in training; false for bare pixel values"),
+})  # fmt: skip
+
+SDE = _section("sde", NEW_RUN, False, {
+    "name": Key(
+        "vpsde",
+        "SDE: vpsde, subvpsde, vesde, cosine, edm, rectified_flow or ddpm; its arguments are further keys",
+    ),
+})  # fmt: skip
+
+MODEL = _section("model", NEW_RUN, False, {
+    "name": Key("unet", "network: unet, mlp, ncsn, ncsnv2 or dit; its arguments are further keys"),
+    "prediction": Key(
+        "v", "what the network predicts; edm, vp, ve and iddpm are EDM's names of preconditionings",
+        kind=Literal["noise", "x0", "v", "score", "edm", "vp", "ve", "iddpm"],
+    ),
+    "learned_variance": Key(
+        False, "whether the network learns the variance of the reverse step; needs training.objective=hybrid"
+    ),
+    "scale_input": Key(True, "whether the network sees x_t scaled to unit variance, or x_t itself"),
+    "noise_input": Key(
+        AUTO,
+        "how the network is given the noise level; auto follows the prediction",
+        kind=Literal[
+            "log_level", "quarter_log_level", "log_half_level", "position", "step", "reversed_step", "auto"
+        ],
+    ),
+    "sigma_data": Key(0.5, "standard deviation of the data in prediction and weighting edm", above=0),
+})  # fmt: skip
+
+TRAINING = _section("training", NEW_RUN, False, {
+    "steps": Key(2600, "training steps at most", least=1, may_change=True),
+    "images": Key(0, "training images at most, counting repetitions; 0: no limit", least=0, may_change=True),
+    "max_minutes": Key(0.0, "minutes of training at most; 0 for no limit", least=0, may_change=True),
+    "batch_size": Key(64, "samples in a training step, over all processes", least=1),
+    "accumulate": Key(1, "micro-batches that a batch is split into, which need less memory", least=1),
+    "learning_rate": Key(2e-3, "Adam's learning rate after the warm-up", above=0),
+    "warmup_steps": Key(200, "steps of linear warm-up of the learning rate", least=0),
+    "schedule": Key(
+        "cosine", "learning rate after the warm-up; cosine reaches 0 at the last step",
+        kind=Literal["cosine", "constant"],
+    ),
+    "precision": Key(
+        AUTO,
+        "precision of the network under autocast; auto takes bf16 where the device has it and images have at "
+        "least 16x16 pixels, else float32",
+        kind=Literal["float32", "bf16", "fp16", "auto"],
+    ),
+    "channels_last": Key(False, "keep images in channels-last order, faster for bf16 and fp16 on a GPU"),
+    "compile": Key(False, "compile the network with torch.compile"),
+    "parallel": Key(
+        "ddp", "how several processes share the model: a copy each (ddp), or sharded weights (fsdp)",
+        kind=Literal["ddp", "fsdp"], may_change=True,
+    ),
+    "patience": Key(
+        25.0, "seconds that a process may keep the others waiting in a step before training ends",
+        above=0, may_change=True,
+    ),
+    "ema_decay": Key(
+        0.999,
+        "decay of the average used for sampling, min(ema_decay, (1 + n)/(10 + n)) after n updates",
+        least=0, below=1,
+    ),
+    "extra_ema_decays": Key(
+        (), "decays of further averages, which sampling.ema selects", kind=tuple[float, ...], above=0, below=1
+    ),
+    "ema_sigma_rels": Key(
+        (),
+        "relative widths of power averages; sampling.ema_sigma_rel makes other widths of their snapshots",
+        kind=tuple[float, ...], above=0, below=0.28,  # 1/√12 is the width of the average of all weights alike
+    ),
+    "snapshot_every": Key(1000, "steps between snapshots of the power averages", least=1, may_change=True),
+    "weighting": Key(
+        "plain", "weighting of the loss over noise levels; edm uses sigma_data, 1 with other predictions",
+        kind=Literal["plain", "likelihood", "min_snr", "edm"],
+    ),
+    "min_snr_gamma": Key(5.0, "the bound γ of weighting min_snr", above=0),
+    "times": Key(
+        "continuous",
+        "times drawn in training: the whole interval, EDM's log-normal noise levels, the times of the SDE's "
+        "discrete chain, or these in proportion to their losses",
+        kind=Literal["continuous", "lognormal", "discrete", "importance"],
+    ),
+    "p_mean": Key(-1.2, "mean of log(σ/α) for times=lognormal"),
+    "p_std": Key(1.2, "standard deviation of log(σ/α) for times=lognormal", above=0),
+    "objective": Key(
+        "dsm",
+        "dsm: denoising score matching; uncertainty: dsm divided by a learned loss of each noise level; "
+        "hybrid: with the variational bound, for model.learned_variance",
+        kind=Literal["dsm", "uncertainty", "hybrid"],
+    ),
+    "vlb_weight": Key(1e-3, "weight of the bound in objective hybrid", least=0),
+    "grad_clip": Key(1.0, "largest norm of the gradient; 0 for no bound", least=0),
+    "max_skipped": Key(
+        20, "training ends after so many steps in a row whose loss or gradient is not finite",
+        least=1, may_change=True,
+    ),
+    "held_out": Key(
+        256, "held-out samples whose loss, at each checkpoint, decides which is best; 0 for none", least=0
+    ),
+    "log_every": Key(50, "steps between two points of the loss curve", least=1, may_change=True),
+    "sample_every": Key(1000, "steps between two pictures of samples", least=1, may_change=True),
+    "checkpoint_every": Key(1000, "steps between two checkpoints", least=1, may_change=True),
+    "keep": Key(3, "newest checkpoints to keep, besides the best", least=1, may_change=True),
+})  # fmt: skip
+
+SAMPLING = _section("sampling", SAMPLES, True, {
+    "checkpoint": Key(
+        "latest", "checkpoint whose weights are used", kind=Literal["latest", "best"], modes=WEIGHTS
+    ),
+    "ema": Key(
+        0.0, "average whose weights are used: a decay of training.extra_ema_decays; 0 for training.ema_decay",
+        least=0, below=1, modes=WEIGHTS,
+    ),
+    "ema_sigma_rel": Key(
+        0.0, "or the power average of this relative width, made from snapshots; 0 for none",
+        least=0, below=0.28, modes=WEIGHTS,
+    ),
+    "label": Key(
+        -1, "class to draw and to score, of a network trained with classes; -1 for none",
+        modes=(*SAMPLES, "likelihood"),
+    ),
+    "sampler": Key("eabm", "sampler; --mode sample --sampler list shows all of them"),
+    "num_samples": Key(64, "samples to draw", least=1),
+    "batch_size": Key(256, "samples drawn at a time", least=1),
+    "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),
+    "denoise": Key(True, "end with the denoised samples"),
+    "nfe": Key(
+        0, "network evaluations per sample at most, the denoising included; 0 to go by steps", least=0
+    ),
+    "steps": Key(0, "steps of the time grid; 0 for the sampler's default number of evaluations", least=0),
+    "grid": Key(
+        AUTO, "time grid; fitted is fitted to the model and kept with the run, auto is the sampler's own",
+        kind=Literal["clock", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"],
+    ),
+    "predictor": Key("reverse_diffusion", "pc: euler_maruyama, reverse_diffusion, ancestral or none"),
+    "corrector": Key("langevin", "pc: langevin, ald or none"),
+    "snr": Key(0.16, "pc: signal-to-noise ratio of a corrector's step"),
+    "n_corrector_steps": Key(1, "pc: corrector steps after each predictor step"),
+    "ode_method": Key("dopri5", "ode: method of torchdiffeq or dopri5"),
+    "rtol": Key(1e-5, "ode: relative tolerance of adaptive methods", above=0),
+    "atol": Key(1e-5, "ode: absolute tolerance of adaptive methods", above=0),
+    "sde_rtol": Key(0.02, "adaptive_sde: relative tolerance", above=0),
+    "sde_atol": Key(2 / 256, "adaptive_sde: absolute tolerance", above=0),
+    "s_churn": Key(40.0, "edm_churn: EDM's S_churn"),
+    "s_tmin": Key(0.05, "edm_churn: EDM's S_tmin"),
+    "s_tmax": Key(50.0, "edm_churn: EDM's S_tmax"),
+    "s_noise": Key(1.003, "edm_churn: EDM's S_noise"),
+    "ald_grid": Key("log_snr", "ald: noise levels log_snr or chain (the SDE's own)"),
+    "ald_levels": Key(200, "ald: number of geometric noise levels of log_snr"),
+    "ald_steps_each": Key(5, "ald: steps at each level"),
+    "ald_step_size": Key(
+        0.5, "ald: step size relative to the variance of the noise; auto: NCSNv2's rule",
+        kind=float | Literal["auto"],
+    ),
+    "cas_levels": Key(200, "cas: number of geometric noise levels"),
+    "cas_step_size": Key(0.2, "cas: step size relative to the variance of the noise"),
+    "variance": Key("small", "ddpm: small, large or learned"),
+    "eta": Key(0.0, "ddim: 0 (deterministic) to 1 (ddpm with the small variance)"),
+    "clip": Key(0.0, "ddpm, ddim: bound on the denoised samples, 1 for pixel values; 0 for none", least=0),
+})  # fmt: skip
+
+LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
+    "num_images": Key(256, "held-out samples to score, from the first on, or all of them if fewer", least=1),
+    "batch_size": Key(256, "samples scored at a time", least=1),
+    "seed": Key(0, "seed of the dequantization noise, the probes and the noise of the bound"),
+    "method": Key(
+        "ode", "probability-flow ODE, DDPM's variational bound, or both", kind=Literal["ode", "bound", "both"]
+    ),
+    "divergence": Key(
+        "hutchinson", "how the ODE's divergence is computed", kind=Literal["hutchinson", "exact"]
+    ),
+    "n_probes": Key(1, "random probes of the Hutchinson estimator", least=1),
+    "rtol": Key(1e-5, "relative tolerance of the ODE solver", above=0),
+    "atol": Key(1e-5, "absolute tolerance of the ODE solver", above=0),
+    "dequantization": Key(
+        "uniform", "dequantization of images for the ODE: uniform noise, or the diffusion's own (gaussian)",
+        kind=Literal["uniform", "gaussian"],
+    ),
+    "variance": Key(
+        "small", "variance of the reverse steps in the bound", kind=Literal["small", "large", "learned"]
+    ),
+    "clip": Key(0.0, "bound on the denoised samples in the variational bound; 0 for none", least=0),
+    "bound_terms": Key(0, "terms of the bound drawn for each sample; 0: all, one evaluation each", least=0),
+    "bound_draws": Key(1, "times that the bound is repeated, each with its own noise", least=1),
+})  # fmt: skip
+
+KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD
+
+
+def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:
+    """Refuses a key that a mode does not use.
+
+    Raises:
+        UserError: If the mode does not use it; the message says what the mode takes.
+    """
+    if mode not in keys[name].modes:
+        is_of_training = mode != "data" and {*keys[name].modes} <= {*NEW_RUN, "data"}
+        problem = "cannot change after training and " if is_of_training else ""
+        taken = keys_in_words(mode, keys)
+        raise UserError(f"--config.{name} {problem}is not used by --mode {mode}, which takes {taken}")
+
+
+def keys_in_words(mode: str, keys: dict[str, Key]) -> str:
+    """The keys that a mode takes, a section of which it takes all by its name."""
+    sections: dict[str, list[str]] = {}
+    for name in keys:
+        sections.setdefault(name.rpartition(".")[0], []).append(name)
+    words = []
+    for section, names in sections.items():
+        taken = [name for name in names if mode in keys[name].modes]
+        words += [f"{section}.*"] if section and taken == names else taken
+    return ", ".join(words) or "no keys"
