@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from score_diffusion.run import main
+from score_diffusion.run.keys import MODES
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -45,7 +45,7 @@ def test_readme_shows_the_library():
 
 def test_readme_lists_every_mode_and_every_document():
     readme = (ROOT / "README.md").read_text()
-    assert re.findall(r"^\| `(\w+)` \| [a-z]", readme.split("| config |")[0], re.M) == list(main.MODES)
+    assert re.findall(r"^\| `(\w+)` \| [a-z]", readme.split("| config |")[0], re.M) == list(MODES)
     for path in DOCUMENTS:
         assert path.name == "README.md" or f"({path.relative_to(ROOT).as_posix()})" in readme, path.name
 
