@@ -24,6 +24,7 @@ from torch import nn
 
 from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.training.trainer import Trainer
 from score_diffusion.sde_lib import denoising_score_matching, dequantize
@@ -91,7 +92,7 @@ def cifar_sized(images: int) -> Dataset:
     train, test = (
         torch.randint(256, (n, 3, 32, 32), generator=generator, dtype=torch.uint8) for n in (images, 256)
     )
-    return Dataset("noise", train, test, 256)
+    return Dataset("noise", train, test, Scaling(levels=256))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -77,9 +77,19 @@ DATA = _section("data", (*NEW_RUN, "data"), False, {
         0, "1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; 0 for 1 or 3, as the images are",
         least=0, below=5,
     ),
+    "standardize": Key(
+        "auto",
+        "numbers, not grey levels: auto gives each column of points, else the whole set, mean 0 and standard "
+        "deviation 1",
+        kind=Literal["auto", "per_channel", "none"],
+    ),
+    "layout": Key(
+        "auto", "where arrays of numbers have their channels; auto takes an axis of at most 4 at one end",
+        kind=Literal["auto", "channels_first", "channels_last"],
+    ),
     "memory_gib": Key(
         4.0, "data sets that take more GiB of memory are read from the disk batch by batch",
-        least=0, modes=DATA_ACCESS,
+        least=0, modes=DATA_ACCESS, may_change=True,
     ),
     "workers": Key(8, "threads that read images", least=1, modes=DATA_ACCESS, may_change=True),
     "flip": Key(False, "mirror each image of a training batch left to right with probability 1/2"),

@@ -1,4 +1,4 @@
-"""Pictures: sample grids, scatter plots, loss curves, histograms. Written atomically, never shown."""
+"""Pictures of samples, loss curves, histograms. Written atomically, never shown."""
 
 from __future__ import annotations
 
@@ -19,21 +19,35 @@ from score_diffusion.run.files import write_atomic
 SHORT_LINE = 12  # points of a line that are marked, so that a single one can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read
 GAP = 2
+PANELS = 16  # signals in a picture
+MOST_STRETCHED = 20  # points whose widths differ by more have axes of different units
 
 
-def save_samples(path: Path, samples: np.ndarray) -> None:
-    """A grid of images (n, C, H, W) in [-1, 1], or a scatter plot of points (n, D)."""
-    if samples.ndim == 4:
-        save_image_grid(path, samples)
-    else:
+def save_samples(path: Path, samples: np.ndarray, limits: tuple[float, float] | None = (-1, 1)) -> None:
+    """A picture of samples by their number of dimensions.
+
+    Args:
+        path: The file.
+        samples: Points (n, D) become a scatter plot, signals (n, C, L) curves, images (n, C, H, W) a grid,
+            and fields (n, C, D, H, W) a grid of their middle slices.
+        limits: The values of images and fields that are black and white; None takes them from the samples.
+    """
+    if samples.ndim == 2:
         save_scatter(path, samples)
+    elif samples.ndim == 3:
+        save_signals(path, samples)
+    else:
+        images = samples if samples.ndim == 4 else samples[:, :, samples.shape[2] // 2]
+        save_image_grid(path, images, limits)
 
 
-def save_image_grid(path: Path, images: np.ndarray) -> None:
-    """Images (n, C, H, W) in [-1, 1] in a nearly square grid, row by row; small ones are enlarged."""
+def save_image_grid(path: Path, images: np.ndarray, limits: tuple[float, float] | None = (-1, 1)) -> None:
+    """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged."""
     n, channels, height, width = images.shape
-    levels = ((images.clip(-1, 1) + 1) * 127.5).round().astype(np.uint8)
-    levels = levels[:, :3] if channels >= 3 else levels[:, :1].repeat(3, axis=1)
+    images = images[:, :3] if channels >= 3 else images[:, :1]
+    low, high = _contrast(images) if limits is None else limits
+    levels = ((images.clip(low, high) - low) * (255 / (high - low))).round().astype(np.uint8)
+    levels = levels if channels >= 3 else levels.repeat(3, axis=1)
     scale = max(1, SHORT_SIDE // min(height, width))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
     columns = math.ceil(math.sqrt(n))
@@ -48,6 +62,30 @@ def save_image_grid(path: Path, images: np.ndarray) -> None:
     write_atomic(path, buffer.getvalue())
 
 
+def _contrast(values: np.ndarray) -> tuple[float, float]:
+    """Black and white such that a hundredth of the finite values is beyond each."""
+    finite = values[np.isfinite(values)]
+    if not len(finite):
+        return 0.0, 1.0
+    low, high = np.percentile(finite.astype(np.float64), [1, 99])
+    return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def save_signals(path: Path, signals: np.ndarray) -> None:
+    """Signals (n, C, L), the first of them, each in a panel of its own; all panels share their axes."""
+    shown = signals[:PANELS]
+    columns = math.ceil(math.sqrt(len(shown)))
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    panels = figure.subplots(
+        math.ceil(len(shown) / columns), columns, sharex=True, sharey=True, squeeze=False
+    )
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, signal in zip(panels.flat, shown, strict=False):
+        axes.plot(signal.T, linewidth=0.8)
+    _save(path, figure)
+
+
 def save_scatter(path: Path, points: np.ndarray) -> None:
     """The first two coordinates of points (n, D); a histogram where D = 1."""
     if points.shape[1] == 1:
@@ -56,7 +94,9 @@ def save_scatter(path: Path, points: np.ndarray) -> None:
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
     axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
-    axes.set_aspect("equal")
+    widths = np.ptp(points[:, :2], axis=0)
+    if widths.max() < MOST_STRETCHED * widths.min():
+        axes.set_aspect("equal")
     _save(path, figure)
 
 

@@ -34,7 +34,14 @@ from score_diffusion.run.checkpoints.formats import (
 from score_diffusion.run.config import save_config
 from score_diffusion.run.configs.base import unet_defaults
 from score_diffusion.run.console import print_result
-from score_diffusion.run.data.info import DataInfo, load_data, read_data_info, write_data_info
+from score_diffusion.run.data.info import (
+    DataInfo,
+    is_data_picture,
+    load_data,
+    read_data_info,
+    write_data_info,
+)
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.sde_lib import ScoreModel
@@ -93,14 +100,14 @@ def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path
     Raises:
         UserError: If the file cannot be used, does not fit the configuration, or the directory holds a run.
     """
-    if workdir.exists() and any(workdir.iterdir()):
+    if workdir.exists() and any(not is_data_picture(path) for path in workdir.iterdir()):
         raise UserError(f"{workdir} is not empty: give another --workdir for the converted run")
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
     shape = (config.data.channels or COLOURS, *_image_size(config))
     if source == "diffusers":
         config, shape = _described(config, path)
-    info = DataInfo(path.stem, shape, GREY_LEVELS, 0, 0)
+    info = DataInfo(path.stem, shape, Scaling(levels=GREY_LEVELS), 0, 0)
     if config.data.path:
         load_data(data_options(config.data), info)  # for its checks
     model = build_model(config.model, build_sde(config.sde), shape)

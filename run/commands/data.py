@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from score_diffusion.run import plots
 from score_diffusion.run.build import data_options
 from score_diffusion.run.console import print_result
-from score_diffusion.run.data.dataset import Dataset, to_raw
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import DATA_PICTURE, DataInfo
 from score_diffusion.run.data.load import load_dataset
-from score_diffusion.run.data.sources import in_memory
+from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.files import write_numbered
 from score_diffusion.sde_lib import SMALLEST_DIMENSION, largest_distance, number_of_levels, relative_step_size
@@ -26,33 +27,55 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if not processes.is_first():
         return 0  # there is nothing to share
     dataset = load_dataset(data_options(config.data))
-    looked_at = in_memory(dataset.train)
-    raw = to_raw(looked_at, dataset.levels)
-    count = PICTURED_IMAGES if dataset.levels else PICTURED_POINTS
-    picture = write_numbered(workdir / "data", ".png", b"").with_suffix(".png")  # takes the name
-    shown = torch.randperm(len(raw), generator=torch.Generator().manual_seed(0))[:count]
-    plots.save_samples(picture, raw[shown].numpy())
-    kind = f"{dataset.levels} grey levels" if dataset.levels else "points"
-    size = len(dataset.train) * looked_at[0].nbytes / 2**20
-    if looked_at is dataset.train:
-        memory = [("memory", f"{size:,.1f} MiB, held there")]
-    else:
-        which = "all" if len(raw) == len(dataset.train) else f"{len(raw):,} drawn at random"
-        memory = [
-            ("memory", f"would take {size:,.1f} MiB: read from the disk, see data.memory_gib"),
-            ("looked at", f"{which} of the training samples, for what follows"),
-        ]
+    stored = subset_in_memory(dataset.train)
+    picture = write_numbered(workdir / DATA_PICTURE, ".png", b"").with_suffix(".png")  # takes the name
+    count = PICTURED_POINTS if len(dataset.shape) == 1 else PICTURED_IMAGES
+    shown = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0))[:count]
+    values = dataset.scaling.stored_to_user(stored[shown]).numpy()
+    plots.save_samples(picture, values, dataset.scaling.limits)
     rows: list[tuple[str, object]] = [
-        ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {kind}"),
-        ("held out", f"{len(dataset.test):,}"),
+        ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {DataInfo.of(dataset).kind}"),
+        *_held_out(dataset),
         ("classes", _classes(dataset)),
-        *memory,
-        ("range", f"{raw.min():.4g} to {raw.max():.4g} as the model sees them, mean {raw.mean():.4g}"),
-        *_suggestions(raw),
+        *_memory(dataset, stored),
+        *_range(dataset, stored),
+        *_suggestions(dataset.scaling.stored_to_model(stored)),
         ("picture", picture),
     ]
     print_result(f"Data: {dataset.name}", rows)
     return 0
+
+
+def _held_out(dataset: Dataset) -> list[tuple[str, object]]:
+    if dataset.validation is None:
+        return [("held out", f"{len(dataset.test):,}")]
+    return [
+        ("validation", f"{len(dataset.validation):,}, for the loss during training"),
+        ("test", f"{len(dataset.test):,}, for likelihoods and distances"),
+    ]
+
+
+def _memory(dataset: Dataset, stored: torch.Tensor) -> list[tuple[str, object]]:
+    size = len(dataset.train) * stored[0].nbytes / 2**20
+    if stored is dataset.train:
+        return [("memory", f"{size:,.1f} MiB, held there")]
+    which = "all" if len(stored) == len(dataset.train) else f"{len(stored):,} drawn at random"
+    return [
+        ("memory", f"would take {size:,.1f} MiB: read from the disk, see data.memory_gib"),
+        ("looked at", f"{which} of the training samples, for what follows"),
+    ]
+
+
+def _range(dataset: Dataset, stored: torch.Tensor) -> list[tuple[str, object]]:
+    """Of pixel values; of numbers in the user's units, and as the model sees them."""
+    values, inputs = dataset.scaling.stored_to_user(stored), dataset.scaling.stored_to_model(stored)
+    seen = f"{inputs.min():.4g} to {inputs.max():.4g} as the model sees them, mean {inputs.mean():.4g}"
+    if not dataset.scaling.standardizes:
+        return [("range", seen)]
+    rows = [("range", f"{values.min():.6g} to {values.max():.6g}"), ("standardized", seen)]
+    shift, scale = dataset.scaling.shift, dataset.scaling.scale
+    listed = ", ".join(f"{m:.4g} ± {s:.4g}" for m, s in list(zip(shift, scale, strict=True))[:8])
+    return [*rows, ("mean ± std", listed + (", ..." if len(shift) > 8 else ""))]
 
 
 def _classes(dataset: Dataset) -> str:
@@ -63,18 +86,18 @@ def _classes(dataset: Dataset) -> str:
     return ", ".join(shown[:20]) + (f", and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
-def _suggestions(raw: torch.Tensor) -> list[tuple[str, object]]:
+def _suggestions(inputs: torch.Tensor) -> list[tuple[str, object]]:
     """σ_data (Karras et al., 2022), and σ_max, the number of levels and the step size of NCSNv2."""
-    if len(raw) < 2:
+    if len(inputs) < 2:
         return []
-    sigma_max, sigma_min = largest_distance(raw), 0.01
+    sigma_max, sigma_min = largest_distance(inputs), 0.01
     rows: list[tuple[str, object]] = [
-        ("sigma_data", f"{raw.std():.4g}, the standard deviation (EDM)"),
+        ("sigma_data", f"{inputs.std():.4g}, the standard deviation (EDM)"),
         ("sigma_max", f"{sigma_max:.4g}, the largest distance of two samples (NCSNv2, technique 1)"),
     ]
-    if raw[0].numel() < SMALLEST_DIMENSION or sigma_max <= sigma_min:
+    if inputs[0].numel() < SMALLEST_DIMENSION or sigma_max <= sigma_min:
         return rows  # technique 2 needs more dimensions, and samples that differ
-    levels = number_of_levels(sigma_max, sigma_min, raw[0].numel())
+    levels = number_of_levels(sigma_max, sigma_min, inputs[0].numel())
     gamma = (sigma_max / sigma_min) ** (1 / max(levels - 1, 1))
     step = relative_step_size(gamma, STEPS_EACH)
     return [

@@ -10,9 +10,8 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde, data_options
 from score_diffusion.run.console import print_result
-from score_diffusion.run.data.dataset import to_raw
 from score_diffusion.run.data.info import load_data
-from score_diffusion.run.data.sources import in_memory
+from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation import metrics
@@ -47,7 +46,8 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
             f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
         )
     train, held_out = (
-        to_raw(in_memory(part), dataset.levels).numpy() for part in (dataset.train, dataset.test)
+        dataset.scaling.stored_to_user(subset_in_memory(part)).numpy()
+        for part in (dataset.train, dataset.test)
     )
     of_samples, of_train = _distances(file.samples, held_out), _distances(train, held_out)
     # New data are as far from the training data as held-out data are: samples that are nearer are copies.

@@ -23,8 +23,14 @@ from score_diffusion.run.config import (
 )
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.constructor_keys import declared_keys
-from score_diffusion.run.data.dataset import Dataset, samples_to_raw
-from score_diffusion.run.data.info import DataInfo, load_data, read_data_info, write_data_info
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import (
+    DataInfo,
+    is_data_picture,
+    load_data,
+    read_data_info,
+    write_data_info,
+)
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -44,11 +50,12 @@ PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
 
 def save_preview(trainer: Trainer, path: Path) -> None:
     """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
-    count = PREVIEW_IMAGES if trainer.levels else PREVIEW_POINTS
+    count = PREVIEW_POINTS if len(trainer.shape) == 1 else PREVIEW_IMAGES
     sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
     samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
     if processes.is_first():  # all have drawn them: weights in pieces need all processes
-        plots.save_samples(path, samples_to_raw(samples, trainer.levels).cpu().numpy())
+        values = trainer.scaling.model_to_user(samples).cpu().numpy()
+        plots.save_samples(path, values, trainer.scaling.limits)
 
 
 def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -168,7 +175,7 @@ def _clear_leftovers(workdir: Path) -> None:
 def _check_same_run(config: ConfigDict, workdir: Path) -> None:
     """Going on with other settings would be neither the old run nor the new one."""
     if not (workdir / CONFIG_FILE).exists():
-        if workdir.exists() and any(not path.name.startswith(".") for path in workdir.iterdir()):
+        if workdir.exists() and any(not _is_no_part_of_a_run(path) for path in workdir.iterdir()):
             raise UserError(
                 f"{workdir} is not empty and holds no {CONFIG_FILE} of a run: give another --workdir"
             )
@@ -185,6 +192,11 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
         before, now = flatten(saved), flatten(config)
         changes = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in fixed)
         raise UserError(f"{workdir} holds a run with other settings ({changes}): give another --workdir")
+
+
+def _is_no_part_of_a_run(path: Path) -> bool:
+    """Hidden files, and what `--mode data` drew before the training."""
+    return path.name.startswith(".") or is_data_picture(path)
 
 
 def _load_data(config: ConfigDict, workdir: Path) -> Dataset:

@@ -4,7 +4,8 @@
     hf:NAME:SUBSET      of a data set that has several configurations
     hf:FOLDER           what Dataset.save_to_disk wrote
 
-The split `train` is trained on. `test`, else `validation`, is held out; without either a tenth of `train` is.
+The split `train` is trained on. `test` is scored, and `validation` is for the loss during training; one of
+them serves for both, and without either a tenth of `train` is held out.
 The one column of images is read, and the first column of class labels if there is one.
 
 Reference:
@@ -21,9 +22,9 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.data.decoding import ImagePreparation
-from score_diffusion.run.data.images import EncodedImages, hold_or_stream_pictures
+from score_diffusion.run.data.images import EncodedImages, image_stream
 from score_diffusion.run.data.options import DataOptions
-from score_diffusion.run.data.sources import Samples, Splits
+from score_diffusion.run.data.splits import Split, Splits
 from score_diffusion.run.errors import UserError
 
 if TYPE_CHECKING:
@@ -76,20 +77,21 @@ def find_on_hub(name: str, options: DataOptions) -> Splits:
         raise UserError(f"data set {name} must have a split 'train', it has {', '.join(splits) or 'none'}")
     column, label_column, classes = _columns(splits["train"], name)
 
-    def read(key: str) -> tuple[Samples, Tensor | None]:
+    def read(key: str) -> Split:
         images = HubImages(splits[key], column, f"{name}, split {key}")
         labels = None if label_column is None else _labels(splits[key], label_column)
-        return hold_or_stream_pictures(images, options, ImagePreparation.of(options)), labels
+        return Split(image_stream(images, ImagePreparation.of(options), options), labels)
 
-    train, labels = read("train")
-    apart = next((key for key in HELD_OUT if splits.get(key)), None)
-    test, test_labels = (None, None) if apart is None else read(apart)
-    if test is not None and test.shape[1:] != train.shape[1:]:
-        raise UserError(
-            f"the images of {name} must have one shape, got {tuple(train.shape[1:])} in train and "
-            f"{tuple(test.shape[1:])} in {apart}: set data.image_size and data.channels"
-        )
-    return Splits(train, 256, labels, () if labels is None else classes, test, test_labels)
+    train = read("train")
+    held_out = [read(key) for key in HELD_OUT if splits.get(key)]
+    for split in held_out:
+        if split.samples.shape[1:] != train.samples.shape[1:]:
+            raise UserError(
+                f"the images of {name} must have one shape, got {train.samples.shape[1:]} in train and "
+                f"{split.samples.shape[1:]} in another split: set data.image_size and data.channels"
+            )
+    test, validation = [*held_out, None, None][:2]
+    return Splits(train, test, validation, classes=() if train.labels is None else classes)
 
 
 def _load(name: str) -> DatasetDict | dict[str, Dataset]:

@@ -26,7 +26,8 @@ from torch import Tensor
 from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.options import DataOptions
-from score_diffusion.run.data.sources import Samples, Source, Splits, hold_or_stream, select
+from score_diffusion.run.data.sources import Source, Stream
+from score_diffusion.run.data.splits import Split, Splits
 from score_diffusion.run.errors import UserError
 
 TRAIN, HELD_OUT = "train", ("test", "validation", "val")
@@ -209,16 +210,16 @@ class Pictures(Source):
             sample[...] = levels
         return torch.from_numpy(samples)
 
-    def fingerprints(self) -> Iterator[bytes]:
-        with progress_bar(len(self), "reading checksums", "image", delay=1) as bar:
-            for i in range(len(self)):
+    def fingerprints(self, indices: Tensor) -> Iterator[bytes]:
+        with progress_bar(len(indices), "reading checksums", "image", delay=1) as bar:
+            for i in indices.tolist():
                 try:
                     yield self._images.fingerprint(i)
                 except UNREADABLE as error:
                     raise self._unreadable(i, error) from error
                 bar.update()
 
-    def check_sizes(self) -> None:
+    def check_before_streaming(self) -> None:
         """Looks at every image's header if the images keep their sizes.
 
         Raises:
@@ -256,17 +257,13 @@ class Pictures(Source):
         return UserError(f"{self._images.name(i)} cannot be read ({reason}): remove or replace it")
 
 
-def hold_or_stream_pictures(images: Images, options: DataOptions, prepare: ImagePreparation) -> Samples:
-    """Images as samples, by the keys `memory_gib` and `workers` of the options.
+def image_stream(images: Images, prepare: ImagePreparation, options: DataOptions) -> Stream:
+    """Images as a stream of samples.
 
     Raises:
-        UserError: If one cannot be read, or they differ in size.
+        UserError: If the first image cannot be read.
     """
-    pictures = Pictures(images, prepare)
-    samples = hold_or_stream(pictures, options)
-    if not isinstance(samples, Tensor):
-        pictures.check_sizes()
-    return samples
+    return Stream.of_all(Pictures(images, prepare), options.workers)
 
 
 def find_images(path: Path, options: DataOptions) -> Splits:
@@ -278,11 +275,12 @@ def find_images(path: Path, options: DataOptions) -> Splits:
     images = Folder(path) if path.is_dir() else Zip(path)
     if not images:
         raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
-    samples = hold_or_stream_pictures(images, options, ImagePreparation.of(options))
+    samples = image_stream(images, ImagePreparation.of(options), options)
     paths = _without_common_folders([PurePosixPath(name) for name in images.names])
     top = {path.parts[0] for path in paths}
     if TRAIN not in top or not top & set(HELD_OUT):
-        return Splits(samples, 256, *_classes(paths))
+        labels, classes = _classes(paths)
+        return Splits(Split(samples, labels), classes=classes)
     if len(top) != 2:
         raise UserError(
             f"{path} holds {', '.join(sorted(top))} side by side, and only {TRAIN} and one of "
@@ -290,8 +288,8 @@ def find_images(path: Path, options: DataOptions) -> Splits:
         )
     labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
     train = torch.tensor([path.parts[0] == TRAIN for path in paths])
-    of_train, of_test = (None, None) if labels is None else (labels[train], labels[~train])
-    return Splits(select(samples, train), 256, of_train, classes, select(samples, ~train), of_test)
+    both = Split(samples, labels)
+    return Splits(both.select(train), both.select(~train), classes=classes)
 
 
 def _without_common_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
 
 DATA_FILE = "data.json"
+DATA_PICTURE = "data"  # stem of the picture that --mode data draws: data.png, data-2.png, ...
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,8 @@ class DataInfo:
 
     name: str
     shape: tuple[int, ...]
-    levels: int | None
+    scaling: Scaling
+    """How they become model inputs: numbers that are read again, or drawn, are scaled by the run's."""
     num_train: int
     """0 for weights from another library, which were not trained here."""
     num_test: int
@@ -31,12 +35,23 @@ class DataInfo:
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
-        return cls(dataset.name, dataset.shape, dataset.levels, *counts, dataset.digest)
+        return cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.digest)
+
+    @property
+    def levels(self) -> int | None:
+        """Number of grey levels; None for numbers."""
+        return self.scaling.levels
+
+    @property
+    def kind(self) -> str:
+        """What one sample is, in words."""
+        if self.levels:
+            return f"{self.levels} grey levels"
+        return {1: "points", 2: "signals", 3: "images of numbers", 4: "fields"}[len(self.shape)]
 
     def __str__(self) -> str:
-        kind = f"{self.levels} grey levels" if self.levels else "points"
         counts = f"{self.num_train} and {self.num_test} held-out samples" if self.num_train else "samples"
-        return f"{counts} of shape {self.shape}, {kind}"
+        return f"{counts} of shape {self.shape}, {self.kind}"
 
     def fits(self, other: DataInfo) -> bool:
         """Whether a network for these data is one for other data."""
@@ -46,6 +61,11 @@ class DataInfo:
         """Whether other data are these, under whatever name, as far as can be told."""
         counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
         return self.fits(other) and counts and len({self.digest, other.digest} - {""}) <= 1
+
+
+def is_data_picture(path: Path) -> bool:
+    """Whether `--mode data` drew this file, which no run is made of."""
+    return re.fullmatch(rf"{DATA_PICTURE}(-\d+)?\.png", path.name) is not None
 
 
 def write_data_info(workdir: Path, info: DataInfo) -> None:
@@ -61,11 +81,16 @@ def read_data_info(workdir: Path) -> DataInfo:
     path = workdir / DATA_FILE
     try:
         fields = json.loads(path.read_text())
-        return DataInfo(**{**fields, "shape": tuple(fields["shape"])})
+        scaling = Scaling(**{key: _as_tuple(value) for key, value in fields["scaling"].items()})
+        return DataInfo(**{**fields, "shape": tuple(fields["shape"]), "scaling": scaling})
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
+
+
+def _as_tuple(value: object) -> object:
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load_data(options: DataOptions, info: DataInfo) -> Dataset:
@@ -74,7 +99,7 @@ def load_data(options: DataOptions, info: DataInfo) -> Dataset:
     Raises:
         UserError: If they cannot be read, are no data for its network, or not those that it was trained on.
     """
-    dataset = load_dataset(options)
+    dataset = load_dataset(options, info.scaling)
     found = DataInfo.of(dataset)
     if not found.fits(info):
         raise UserError(

@@ -8,6 +8,8 @@ from score_diffusion.run.errors import UserError
 
 CROPS = ("center", "none")
 CHANNELS = (0, 1, 2, 3, 4)
+STANDARDIZATIONS = ("auto", "per_channel", "none")
+LAYOUTS = ("auto", "channels_first", "channels_last")
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,7 @@ class DataOptions:
     """Which data set to load, and how.
 
     Raises:
-        UserError: If `crop` or `channels` is not one of the possible values.
+        UserError: If an option is not one of its possible values.
     """
 
     name: str = "digits"
@@ -32,6 +34,11 @@ class DataOptions:
     """What happens before resizing: "center" crops to the new aspect ratio, "none" crops nothing."""
     channels: int = 0
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; 0 takes 1 or 3, as the images have."""
+    standardize: str = "auto"
+    """Numbers, not grey levels, are brought to mean 0 and standard deviation 1: "auto" does so per column of
+    points and by one number for everything else, "per_channel" per column or channel, "none" not at all."""
+    layout: str = "auto"
+    """Where arrays of numbers have their channels: "channels_first", "channels_last", or "auto"."""
     memory_gib: float = 4.0
     """Larger sets are streamed from the disk."""
     workers: int = 8
@@ -42,8 +49,10 @@ class DataOptions:
     """Whether training adds uniform noise to grey levels."""
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise UserError(f"data.crop must be one of {', '.join(CROPS)}, got {self.crop!r}")
+        choices = {"crop": CROPS, "standardize": STANDARDIZATIONS, "layout": LAYOUTS}
+        for key, values in choices.items():
+            if getattr(self, key) not in values:
+                raise UserError(f"data.{key} must be one of {', '.join(values)}, got {getattr(self, key)!r}")
         if self.channels not in CHANNELS:
             raise UserError(f"data.channels must be 0 (as the images have) or 1 to 4, got {self.channels!r}")
 

@@ -1,46 +1,33 @@
-"""Samples in a row, held in memory or read when they are needed.
+"""Where samples come from, and how they are indexed: held in memory, or read when a batch needs them.
 
-A `Tensor` (N, *shape) is such a row. So is a `Stream` over a source larger than memory: the same length,
-shape and indexing, each access reads.
+`Samples` is a `Tensor` (N, *shape) or a `Stream` over a source larger than memory, which has the same length,
+shape and indexing and reads at each access.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.options import DataOptions
 
-CHUNK = 64  # samples of one task of `gather`
 GIB = 2**30
-
-
-class Samples(Protocol):
-    """N samples: a tensor, or a `Stream`."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, *shape of one sample)."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        """Some of the samples, (n, *shape of one sample); not to be written to."""
+TASK_BYTES = 2**20  # that one task of a thread reads, roughly
+SUBSET_SAMPLES, SUBSET_BYTES = 10_000, 2**28  # of a stream that statistics look at, at most
 
 
 class Source(ABC):
-    """Where samples are read from, by any number of threads at a time."""
+    """Samples that any number of threads read at a time."""
 
     shape: tuple[int, ...]
-    """Of one sample, (C, H, W) or (D,)."""
+    """Of one sample: (D,), or channels first."""
     dtype: torch.dtype = torch.uint8
 
     @abstractmethod
@@ -55,17 +42,17 @@ class Source(ABC):
         """
 
     @abstractmethod
-    def fingerprints(self) -> Iterator[bytes]:
-        """What tells the samples apart, one after the other: bytes that depend on their content alone."""
+    def fingerprints(self, indices: Tensor) -> Iterator[bytes]:
+        """For each of the samples, bytes that depend on nothing but its content."""
 
-    def read_all(self, workers: int) -> Tensor:
-        """All samples, read by some threads."""
-        return gather(Stream(self, torch.arange(len(self)), workers))
+    def check_before_streaming(self) -> None:
+        """Raises a UserError for what would otherwise be found in the middle of training."""
+        return None
 
     @property
-    def nbytes(self) -> int:
-        """Bytes of all samples when they are held in memory."""
-        return len(self) * math.prod(self.shape) * self.dtype.itemsize
+    def sample_bytes(self) -> int:
+        """Bytes of one sample in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -78,85 +65,67 @@ class Stream:
     workers: int
     """Threads that read batches ahead."""
 
+    @classmethod
+    def of_all(cls, source: Source, workers: int) -> Stream:
+        return cls(source, torch.arange(len(source)), workers)
+
     @property
     def shape(self) -> tuple[int, ...]:
         return (len(self.indices), *self.source.shape)
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: Tensor | slice) -> Tensor:
-        return self.source.read(self.indices[index])
 
     @property
     def dtype(self) -> torch.dtype:
         return self.source.dtype
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all samples once they are in memory."""
+        return len(self) * self.source.sample_bytes
 
-@dataclass(frozen=True)
-class Splits:
-    """What a source holds, before a part of it is held out."""
+    def __len__(self) -> int:
+        return len(self.indices)
 
-    train: Samples
-    levels: int | None
-    """Number of grey levels; None for points."""
-    labels: Tensor | None = None
-    """Class indices, int64 (N,)."""
-    classes: tuple[str, ...] = ()
-    test: Samples | None = None
-    """Held-out samples, if the source has them apart."""
-    test_labels: Tensor | None = None
+    def __getitem__(self, index: Tensor | slice) -> Tensor:
+        """Some of the samples, (n, *shape of one sample); not to be written to."""
+        return self.source.read(self.indices[index])
 
-
-def hold_or_stream(source: Source, options: DataOptions) -> Samples:
-    """All samples of a source: in memory if they take no more than `data.memory_gib`, else a stream."""
-    if source.nbytes <= options.memory_gib * GIB:
-        return source.read_all(options.workers)
-    return Stream(source, torch.arange(len(source)), options.workers)
+    def select(self, chosen: Tensor) -> Stream:
+        """The samples for which `chosen`, bool (N,), is true, or with the indices `chosen`; reads nothing."""
+        return replace(self, indices=self.indices[chosen])
 
 
-def gather(samples: Stream) -> Tensor:
-    """All samples of a stream, with a progress bar."""
-    gathered = torch.empty(samples.shape, dtype=samples.dtype)
-    spans = [slice(first, first + CHUNK) for first in range(0, len(samples), CHUNK)]
+Samples: TypeAlias = Tensor | Stream
+
+
+def load_into_memory(stream: Stream) -> Tensor:
+    """All samples of a stream, read by its threads, with a progress bar."""
+    loaded = torch.empty(stream.shape, dtype=stream.dtype)
+    count = min(max(1, TASK_BYTES // max(1, stream.source.sample_bytes)), 2**16)
+    spans = [slice(first, first + count) for first in range(0, len(stream), count)]
 
     def fill(span: slice) -> int:
-        some = samples[span]
-        gathered[span] = some
+        some = stream[span]
+        loaded[span] = some
         return len(some)
 
-    pool = ThreadPoolExecutor(samples.workers)
+    pool = ThreadPoolExecutor(stream.workers)
     try:
-        with progress_bar(len(samples), "reading samples", "sample", delay=1) as bar:
-            for count in pool.map(fill, spans):
-                bar.update(count)
+        with progress_bar(len(stream), "reading samples", "sample", delay=1) as bar:
+            for done in pool.map(fill, spans):
+                bar.update(done)
     finally:
         pool.shutdown(cancel_futures=True)
-    return gathered
+    return loaded
 
 
-def select(samples: Samples, chosen: Tensor) -> Samples:
-    """Those samples for which `chosen`, bool (N,), is true, or with the indices `chosen`; of a stream nothing
-    is read.
-    """
-    if isinstance(samples, Tensor):
-        return samples[chosen]
-    return replace(samples, indices=samples.indices[chosen])
-
-
-def in_memory(samples: Samples) -> Tensor:
-    """All samples if they are held in memory; of a stream a random part of at most 10,000 samples and 256
-    MiB, the same every time.
+def subset_in_memory(samples: Samples, most: int = SUBSET_SAMPLES) -> Tensor:
+    """All samples if they are in memory; of a stream a random part of at most `most` samples and 256 MiB, the
+    same every time.
     """
     if isinstance(samples, Tensor):
         return samples
-    count = max(2, min(10_000, 2**28 // (math.prod(samples.shape[1:]) * samples.dtype.itemsize)))
+    count = max(2, min(most, SUBSET_BYTES // samples.source.sample_bytes))
     generator = torch.Generator().manual_seed(0)
-    return gather(select(samples, torch.randperm(len(samples), generator=generator)[:count].sort().values))
-
-
-def fingerprints(samples: Samples) -> Iterable[bytes]:
-    """Of each sample bytes that depend on its content alone; of all samples that a stream's source has."""
-    if isinstance(samples, Tensor):
-        return (sample.tobytes() for sample in samples.numpy())
-    return samples.source.fingerprints()
+    return load_into_memory(
+        samples.select(torch.randperm(len(samples), generator=generator)[:count].sort().values)
+    )

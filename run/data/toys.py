@@ -10,6 +10,7 @@ import torch
 
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.sde_lib import generator_for
 
 
@@ -24,7 +25,7 @@ def load_digits() -> Dataset:
     )
     train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
     labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
-    return Dataset("digits", train, test, 17, labels, test_labels, tuple("0123456789"))
+    return Dataset("digits", train, test, Scaling(levels=17), labels, test_labels, tuple("0123456789"))
 
 
 def load_toy(options: DataOptions) -> Dataset:
@@ -33,7 +34,7 @@ def load_toy(options: DataOptions) -> Dataset:
         torch.from_numpy(draw(_numpy_generator(options.seed, options.name, side), options.num_points)).float()
         for side in ("train", "test")
     )
-    return Dataset(options.name, train, test, None)
+    return Dataset(options.name, train, test, Scaling())
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.

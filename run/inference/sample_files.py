@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.dataset import samples_to_raw
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
@@ -71,7 +70,8 @@ def draw_and_save(
     )
     stem = write_numbered(workdir / SAMPLES / section.sampler, ".npz", buffer.getvalue(), ".png")
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
-    plots.save_samples(picture, samples[:PICTURED] if samples.ndim == 4 else samples)
+    shown = samples if samples.ndim == 2 else samples[:PICTURED]
+    plots.save_samples(picture, shown, trained.data.scaling.limits)
     return SampleFiles(samples, nfe, picture, array)
 
 
@@ -101,7 +101,7 @@ def draw(
         for first in starts:
             shape = (min(section.batch_size, indices.stop - first), *trained.data.shape)
             result = sampler(score, shape, section.seed, first=first, on_step=on_step)
-            samples = samples_to_raw(result.samples, trained.data.levels).cpu().numpy()
+            samples = trained.data.scaling.model_to_user(result.samples).cpu().numpy()
             batches.append((samples, result.nfe))
     return batches
 

@@ -30,7 +30,8 @@ from torch import Tensor
 
 from score_diffusion.run.build import choose, clip_bounds
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.dataset import Dataset, bin_width, to_continuous, to_raw
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -102,9 +103,9 @@ def uniform_dequantization(
     trained: TrainedModel, section: ConfigDict, batch: Tensor, first: int, device: torch.device
 ) -> Dequantized:
     """Uniform noise in the grey levels' bins; points as they are."""
-    levels = trained.data.levels
-    x = to_continuous(batch, levels, _uniform(section.seed, first, batch)).to(device)
-    bits = torch.full((len(x),), -math.log2(bin_width(levels)), dtype=torch.float64, device=device)
+    scaling = trained.data.scaling
+    x = scaling.stored_to_model(batch, _uniform(section.seed, first, batch)).to(device)
+    bits = torch.full((len(x),), scaling.bits_offset, dtype=torch.float64, device=device)
     return Dequantized(x, trained.first_time, bits)
 
 
@@ -112,18 +113,18 @@ def gaussian_dequantization(
     trained: TrainedModel, section: ConfigDict, batch: Tensor, first: int, device: torch.device
 ) -> Dequantized:
     """The noise of the chain's first time; points too, whose decoder is a density."""
-    sde, levels = trained.sde, trained.data.levels
-    x_0 = to_raw(batch, levels).to(device)
+    sde, scaling = trained.sde, trained.data.scaling
+    x_0 = scaling.stored_to_model(batch).to(device)
     times, k = chain_times(sde), torch.zeros(len(x_0), dtype=torch.int64, device=device)
     z = SampleNoise(section.seed, first, x_0.shape, device, x_0.dtype, purpose="dequantization").normal()
     mean, std = sde.marginal_prob(x_0.double(), times[-2].to(device).expand(len(x_0)))
     log_q = -0.5 * z.double().square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
     with torch.no_grad():  # L_0 at this very noise: -log₂ p(x_0 | x)
         decoder = vlb_terms(
-            sde, trained.score, x_0, times, k, z, levels, section.variance, clip_bounds(section.clip)
+            sde, trained.score, x_0, times, k, z, scaling.levels, section.variance, clip_bounds(section.clip)
         )
     x = mean + expand(std, mean) * z
-    return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder)
+    return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _of_scale(scaling))
 
 
 DEQUANTIZATIONS: dict[str, Callable[..., Dequantized]] = {
@@ -201,7 +202,11 @@ def bound_held_out(
             first=first,
         )
         unit = _unit(dataset, batch)
-        batches.append((_array(bound.total * unit), _array(bound.terms * unit), bound.nfe))
+        of_scale = _of_scale(trained.data.scaling)
+        terms = bound.terms.clone()
+        if not section.bound_terms:
+            terms[:, -1] += of_scale  # of the decoder, L_0
+        batches.append((_array((bound.total + of_scale) * unit), _array(terms * unit), bound.nfe))
     scored = processes.gather(batches)
     if scored is None:
         return None
@@ -224,6 +229,11 @@ METHODS = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # wh
 def _unit(dataset: Dataset, batch: Tensor) -> float:
     """What turns bits per dimension into the unit of the scores, nats for points."""
     return 1.0 if dataset.levels else batch[0].numel() * math.log(2)
+
+
+def _of_scale(scaling: Scaling) -> float:
+    """What the decoder, which knows grey levels but no units, lacks in bits per dimension."""
+    return scaling.bits_offset if scaling.levels is None else 0.0
 
 
 def _array(values: Tensor) -> np.ndarray:

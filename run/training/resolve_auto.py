@@ -18,8 +18,8 @@ from collections.abc import Sequence
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.data.dataset import Dataset, to_raw
-from score_diffusion.run.data.sources import in_memory
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.training.precision import PRECISIONS, precision
@@ -57,7 +57,8 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
         )
     levels = config.sde.to_dict()
     if "sigma_max" in unresolved:
-        levels["sigma_max"] = largest_distance(to_raw(in_memory(dataset.train), dataset.levels))
+        inputs = dataset.scaling.stored_to_model(subset_in_memory(dataset.train))
+        levels["sigma_max"] = largest_distance(inputs)
     if "N" in unresolved:
         levels["N"] = number_of_levels(levels["sigma_max"], levels["sigma_min"], math.prod(dataset.shape))
     return _with(config, "sde", {key: levels[key] for key in unresolved})

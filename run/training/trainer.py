@@ -22,7 +22,7 @@ from score_diffusion.run.build import build_model, build_sde, choose
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.contents import check_optimizer
-from score_diffusion.run.data.dataset import Dataset, to_continuous, to_raw
+from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.distributed.model import PARALLEL, full, shard
 from score_diffusion.run.errors import UserError
@@ -76,7 +76,7 @@ class Trainer:
         section = config.training
         check(section)
         torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-        self.config, self.device, self.levels, self.shape = config, device, dataset.levels, dataset.shape
+        self.config, self.device, self.scaling, self.shape = config, device, dataset.scaling, dataset.shape
         self.sde = build_sde(config.sde)
         self.model = build_model(config.model, self.sde, dataset.shape).to(device)
         self.group = processes.step_group(device, section.patience)
@@ -134,7 +134,7 @@ class Trainer:
         return Batch(self._seen(samples, draw.u), draw.times, draw.noise)
 
     def _seen(self, samples: Tensor, u: Tensor) -> Tensor:
-        return to_raw(samples, self.levels) if self.raw else to_continuous(samples, self.levels, u)
+        return self.scaling.stored_to_model(samples, None if self.raw else u)
 
     def advance(self) -> None:
         """One optimizer step."""

@@ -15,8 +15,9 @@ import torch
 from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config
-from score_diffusion.run.data.dataset import Dataset, to_raw
+from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.inference.scoring import bound_held_out, score_held_out
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -193,13 +194,15 @@ def test_bare_pixels_are_what_the_model_sees():
     config.model.update(channels=8, blocks_per_level=1, heads=1)
     digits = load_digits()
     trainer = Trainer(config, digits, CPU)
-    assert torch.equal(trainer.read(trainer.draw(0)).x_0, to_raw(digits.train[trainer.feed.order(0)], 17))
+    assert torch.equal(
+        trainer.read(trainer.draw(0)).x_0, digits.scaling.stored_to_model(digits.train[trainer.feed.order(0)])
+    )
 
 
 def test_ncsnv2_resolves_its_levels_once(trained: Callable, tmp_path: Path, refused: Callable, capsys):
     workdir = trained("ncsnv2")
     section, digits = read_config(workdir).sde, load_digits()
-    levels = ncsnv2_levels(to_raw(digits.train, digits.levels), section.sigma_min)
+    levels = ncsnv2_levels(digits.scaling.stored_to_model(digits.train), section.sigma_min)
     assert (section.sigma_max, section.N) == (levels[0].item(), len(levels))
     assert section.sigma_max == pytest.approx(9.63, abs=0.01) and section.N == 22
     assert torch.allclose(build_sde(section).sigma(noisy_times(build_sde(section)).flip(0)), levels)
@@ -246,7 +249,7 @@ def test_a_model_of_bare_pixels_scores_the_truth_with_gaussian_dequantization(de
     levels, config = 5, load_config("ddpm")
     sde = build_sde(config.sde)
     digits = torch.randint(levels, (24, 1, 2, 2), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
-    data = Dataset("lattice", digits, digits, levels)
+    data = Dataset("lattice", digits, digits, Scaling(levels=levels))
     first_time = build_times(config.training, sde).first
     trained = TrainedModel(Lattice(sde, levels), sde, DataInfo.of(data), 0, first_time)
     config.likelihood.update(divergence="exact", dequantization=dequantization, bound_terms=50, bound_draws=4)

@@ -36,6 +36,34 @@ def test_points_of_any_dimension(dimension: int, tmp_path: Path):
     assert pixels(tmp_path / "points.png").std() > 0
 
 
+def test_numbers_are_shown_by_their_own_range(tmp_path: Path):
+    """Which images of grey levels have not: theirs is -1 to 1."""
+    images = np.linspace(5000, 6000, 4 * 64).reshape(4, 1, 8, 8)
+    plots.save_samples(tmp_path / "own.png", images, None)
+    grid = pixels(tmp_path / "own.png")[2:-2, 2:-2]
+    assert grid[:40, :40].mean() < 64 and grid[-40:, -40:].mean() > 192
+    plots.save_samples(tmp_path / "levels.png", images)
+    assert (pixels(tmp_path / "levels.png")[2:40, 2:40] == 255).all()
+    plots.save_samples(tmp_path / "constant.png", np.full((1, 2, 60, 50), np.nan), None)  # draws something
+
+
+def test_fields_are_shown_by_their_middle_slices_and_signals_as_curves(tmp_path: Path):
+    fields = np.zeros((4, 1, 5, 60, 50))
+    fields[:, :, 2] = 1
+    plots.save_samples(tmp_path / "fields.png", fields)
+    assert (pixels(tmp_path / "fields.png")[2:60, 2:50] == 255).all()
+    for n in (1, 3, 40):
+        plots.save_samples(tmp_path / "signals.png", np.random.default_rng(0).normal(size=(n, 2, 32)))
+        assert pixels(tmp_path / "signals.png").std() > 0
+
+
+def test_columns_of_different_units_are_both_seen(tmp_path: Path):
+    points = np.random.default_rng(0).normal(size=(500, 2)) * [1000, 0.001]
+    plots.save_samples(tmp_path / "points.png", points)
+    inked = (pixels(tmp_path / "points.png")[..., :3].min(-1) < 200).any(0)
+    assert inked.mean() > 0.5  # of the width, which a column of equal units would not fill
+
+
 def test_curves(tmp_path: Path):
     plots.save_loss_curve(tmp_path / "loss.png", [1, 10, 100], [1.0, 0.5, 0.1])
     plots.save_histogram(tmp_path / "histogram.png", np.arange(30.0), "bits/dim")

@@ -129,7 +129,7 @@ def test_sizes_are_one_number_or_two():
 
 def test_a_configuration_file_may_give_a_pair_and_a_run_keeps_it(tmp_path: Path):
     (tmp_path / "mine.py").write_text(
-        "from run.configs import vpsde\n"
+        "from score_diffusion.run.configs import vpsde\n"
         "def get_config():\n"
         "    config = vpsde.get_config()\n"
         "    config.data.image_size = (4, 7)\n"

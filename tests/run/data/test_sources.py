@@ -16,7 +16,7 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
-from score_diffusion.run.data.sources import Source, Stream, in_memory
+from score_diffusion.run.data.sources import Source, Stream, subset_in_memory
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.trainer import Trainer
 
@@ -168,13 +168,13 @@ def test_of_a_large_stream_a_part_is_looked_at():
         def read(self, indices: torch.Tensor) -> torch.Tensor:
             return indices[:, None].float()
 
-        def fingerprints(self) -> Iterator[bytes]:
+        def fingerprints(self, indices: torch.Tensor) -> Iterator[bytes]:
             return iter(())
 
     stream = Stream(Numbers(), torch.arange(30_000), 2)
-    some = in_memory(stream)
+    some = subset_in_memory(stream)
     assert some.shape == (10_000, 1) and len(some.unique()) == 10_000
-    assert abs(some.mean() - 15_000) < 500 and torch.equal(in_memory(stream), some)
+    assert abs(some.mean() - 15_000) < 500 and torch.equal(subset_in_memory(stream), some)
 
 
 def test_a_stream_trains_as_memory_does_bit_for_bit(

@@ -5,7 +5,6 @@ import pytest
 import scipy.linalg
 import scipy.optimize
 
-from score_diffusion.run.data.dataset import to_raw
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation.metrics import (
@@ -82,7 +81,7 @@ def test_nearest_neighbour_distances():
 
 def test_real_digits_are_at_the_distances_that_samples_are_compared_with():
     digits = load_digits()
-    train, held_out = to_raw(digits.train, digits.levels), to_raw(digits.test, digits.levels)
+    train, held_out = map(digits.scaling.stored_to_user, (digits.train, digits.test))
     assert frechet_distance(train, held_out) == pytest.approx(0.29, abs=0.005)
     assert sliced_wasserstein(train, held_out) == pytest.approx(0.043, abs=0.001)
     assert np.median(nearest_neighbour_distances(held_out, train)) == pytest.approx(2.2, abs=0.01)

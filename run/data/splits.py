@@ -1,0 +1,99 @@
+"""Training, validation and test set: which samples are held out, and a digest that tells sets apart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from score_diffusion.run.data.sources import Stream
+from score_diffusion.run.errors import UserError
+from score_diffusion.sde_lib import generator_for
+
+
+@dataclass(frozen=True)
+class Split:
+    """Samples with their classes."""
+
+    samples: Stream
+    labels: Tensor | None = None
+    """Class indices, int64 (N,); None where the source has none."""
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def select(self, chosen: Tensor) -> Split:
+        """The part for which `chosen`, bool (N,), is true."""
+        return Split(self.samples.select(chosen), None if self.labels is None else self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class Splits:
+    """What a source holds."""
+
+    train: Split
+    test: Split | None = None
+    """Held-out samples, if the source has them apart."""
+    validation: Split | None = None
+    """Further held-out samples; only beside `test`."""
+    levels: int | None = 256
+    """Number of grey levels; None for numbers."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes."""
+
+    @property
+    def all(self) -> tuple[Split, ...]:
+        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+
+    def map(self, change: Callable[[Stream], Stream]) -> Splits:
+        """The same splits of changed streams."""
+        changed = {
+            name: replace(split, samples=change(split.samples))
+            for name in ("train", "validation", "test")
+            if (split := getattr(self, name)) is not None
+        }
+        return replace(self, **changed)
+
+
+def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
+    """Holds out a tenth if the source has no test set; also returns a digest of all contents and classes.
+
+    Held out are the samples with the lowest hashes of their contents: as data are added, a sample stays on
+    its side, and copies of it are on the same side.
+
+    Raises:
+        UserError: If there are fewer than two samples.
+    """
+    key = generator_for(seed, "held-out split").initial_seed().to_bytes(8, "big")
+    hashes = [list(_hashes(split.samples, key)) for split in splits.all]
+    digest = hashlib.blake2b(digest_size=16)
+    for split, of_split in zip(splits.all, hashes, strict=True):
+        digest.update(len(split).to_bytes(8, "big") + b"".join(of_split))
+        if split.labels is not None:
+            digest.update(split.labels.numpy().tobytes())
+    if splits.test is None:
+        if len(splits.train) < 2:
+            raise UserError(
+                f"{source} must hold at least 2 samples, one to hold out, got {len(splits.train)}"
+            )
+        held_out = _lowest_tenth(hashes[0])
+        splits = replace(splits, train=splits.train.select(~held_out), test=splits.train.select(held_out))
+    return splits, digest.hexdigest()
+
+
+def _hashes(samples: Stream, key: bytes) -> Iterator[bytes]:
+    for content in samples.source.fingerprints(samples.indices):
+        yield hashlib.blake2b(content, digest_size=8, key=key).digest()
+
+
+def _lowest_tenth(hashes: list[bytes]) -> Tensor:
+    """Which samples are held out, bool (N,)."""
+    limit = (2**64 // 10).to_bytes(8, "big")
+    held_out = torch.tensor([h < limit for h in hashes])
+    if held_out.all() or not held_out.any():  # of very few samples: the one with the lowest hash
+        held_out = torch.zeros(len(hashes), dtype=torch.bool)
+        held_out[min(range(len(hashes)), key=hashes.__getitem__)] = True
+    return held_out
