@@ -46,7 +46,8 @@ def save_image_grid(path: Path, images: np.ndarray, limits: tuple[float, float] 
     n, channels, height, width = images.shape
     images = images[:, :3] if channels >= 3 else images[:, :1]
     low, high = _contrast(images) if limits is None else limits
-    levels = ((images.clip(low, high) - low) * (255 / (high - low))).round().astype(np.uint8)
+    images = np.nan_to_num(images, nan=low).clip(low, high)
+    levels = ((images - low) * (255 / (high - low))).round().astype(np.uint8)
     levels = levels if channels >= 3 else levels.repeat(3, axis=1)
     scale = max(1, SHORT_SIDE // min(height, width))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)

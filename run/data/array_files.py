@@ -64,7 +64,7 @@ def array_splits(arrays: dict[str, np.ndarray], source: str, options: DataOption
     if first.labels is not None:
         where = f"{first.labels_name} of {source}"
         distinct = distinct_classes(check_labels(first.labels, len(train), where))
-    splits = {"train": _split(train, first, distinct, source)}
+    splits: dict[str, Split] = {"train": _split(train, first, distinct, source)}
     for name, part in parts.items():
         samples, of_levels = array_stream(part.samples, f"{source}:{part.samples_name}", options)
         if (samples.shape[1:], of_levels) != (train.shape[1:], levels):
@@ -76,7 +76,7 @@ def array_splits(arrays: dict[str, np.ndarray], source: str, options: DataOption
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     classes = () if distinct is None else tuple(map(str, distinct.tolist()))
-    return Splits(splits["train"], splits.get("test"), splits.get("validation"), levels, classes)
+    return Splits(splits, levels, classes)
 
 
 def _split(samples: Stream, part: Part, distinct: np.ndarray | None, source: str) -> Split:

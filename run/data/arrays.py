@@ -137,7 +137,7 @@ def standardize(
 
 
 def _scaled(stream: Stream, scaling: Scaling) -> Stream:
-    assert isinstance(stream.source, NumberArray)
+    assert isinstance(stream.source, NumberArray)  # as the training set's
     return replace(stream, source=stream.source.scaled(scaling))
 
 

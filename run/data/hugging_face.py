@@ -90,8 +90,8 @@ def find_on_hub(name: str, options: DataOptions) -> Splits:
                 f"the images of {name} must have one shape, got {train.samples.shape[1:]} in train and "
                 f"{split.samples.shape[1:]} in another split: set data.image_size and data.channels"
             )
-    test, validation = [*held_out, None, None][:2]
-    return Splits(train, test, validation, classes=() if train.labels is None else classes)
+    parts = dict(zip(("train", "test", "validation"), (train, *held_out), strict=False))
+    return Splits(parts, classes=() if train.labels is None else classes)
 
 
 def _load(name: str) -> DatasetDict | dict[str, Dataset]:

@@ -280,7 +280,7 @@ def find_images(path: Path, options: DataOptions) -> Splits:
     top = {path.parts[0] for path in paths}
     if TRAIN not in top or not top & set(HELD_OUT):
         labels, classes = _classes(paths)
-        return Splits(Split(samples, labels), classes=classes)
+        return Splits({"train": Split(samples, labels)}, classes=classes)
     if len(top) != 2:
         raise UserError(
             f"{path} holds {', '.join(sorted(top))} side by side, and only {TRAIN} and one of "
@@ -289,7 +289,7 @@ def find_images(path: Path, options: DataOptions) -> Splits:
     labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
     train = torch.tensor([path.parts[0] == TRAIN for path in paths])
     both = Split(samples, labels)
-    return Splits(both.select(train), both.select(~train), classes=classes)
+    return Splits({"train": both.select(train), "test": both.select(~train)}, classes=classes)
 
 
 def _without_common_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:

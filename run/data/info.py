@@ -81,16 +81,13 @@ def read_data_info(workdir: Path) -> DataInfo:
     path = workdir / DATA_FILE
     try:
         fields = json.loads(path.read_text())
-        scaling = Scaling(**{key: _as_tuple(value) for key, value in fields["scaling"].items()})
-        return DataInfo(**{**fields, "shape": tuple(fields["shape"]), "scaling": scaling})
+        scaling = dict(fields["scaling"], shift=tuple(fields["scaling"]["shift"]))
+        scaling["scale"] = tuple(scaling["scale"])
+        return DataInfo(**dict(fields, shape=tuple(fields["shape"]), scaling=Scaling(**scaling)))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
-
-
-def _as_tuple(value: object) -> object:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def load_data(options: DataOptions, info: DataInfo) -> Dataset:

@@ -20,7 +20,7 @@ from score_diffusion.run.data.hugging_face import HUB, find_on_hub
 from score_diffusion.run.data.images import find_images
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
-from score_diffusion.run.data.sources import GIB, Samples, load_into_memory
+from score_diffusion.run.data.sources import GIB, Samples, Stream, load_into_memory
 from score_diffusion.run.data.splits import Splits, hold_out
 from score_diffusion.run.data.toys import TOYS, load_digits, load_toy
 from score_diffusion.run.data.user_function import call_function, names_function
@@ -69,29 +69,30 @@ def _load_own(options: DataOptions, scaling: Scaling | None) -> Dataset:
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:
         scaling = Scaling(levels=splits.levels)
-    train, test, validation = _loaded(splits, options.memory_gib)
+    samples = _load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
+    loaded = dict(zip(splits.parts, samples, strict=True))
+    labels = {name: part.labels for name, part in splits.parts.items()}
     return Dataset(
         name=name,
-        train=train,
-        test=test,
+        train=loaded["train"],
+        test=loaded["test"],
         scaling=scaling,
-        labels=splits.train.labels,
-        test_labels=splits.test.labels,
+        labels=labels["train"],
+        test_labels=labels["test"],
         classes=splits.classes,
         digest=digest,
-        validation=validation,
-        validation_labels=splits.validation and splits.validation.labels,
+        validation=loaded.get("validation"),
+        validation_labels=labels.get("validation"),
     )
 
 
-def _loaded(splits: Splits, memory_gib: float) -> tuple[Samples, Samples, Samples | None]:
-    """Training, test and validation samples: in memory if all of them fit, else as streams."""
-    streams = (splits.train.samples, splits.test.samples, splits.validation and splits.validation.samples)
-    if sum(stream.nbytes for stream in streams if stream) <= memory_gib * GIB:
-        return tuple(stream and load_into_memory(stream) for stream in streams)
-    for source in {stream.source for stream in streams if stream}:
+def _load_or_stream(streams: list[Stream], memory_gib: float) -> list[Samples]:
+    """The samples in memory if all of them fit, else as streams."""
+    if sum(stream.nbytes for stream in streams) <= memory_gib * GIB:
+        return [load_into_memory(stream) for stream in streams]
+    for source in {stream.source for stream in streams}:
         source.check_before_streaming()
-    return streams
+    return list(streams)
 
 
 def _find(options: DataOptions) -> tuple[str, Splits]:

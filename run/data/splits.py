@@ -34,28 +34,21 @@ class Split:
 class Splits:
     """What a source holds."""
 
-    train: Split
-    test: Split | None = None
-    """Held-out samples, if the source has them apart."""
-    validation: Split | None = None
-    """Further held-out samples; only beside `test`."""
+    parts: dict[str, Split]
+    """The training set, "train", and the source's held-out sets: "test", and "validation" only next to it."""
     levels: int | None = 256
     """Number of grey levels; None for numbers."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
 
     @property
-    def all(self) -> tuple[Split, ...]:
-        return tuple(split for split in (self.train, self.validation, self.test) if split is not None)
+    def train(self) -> Split:
+        return self.parts["train"]
 
     def map(self, change: Callable[[Stream], Stream]) -> Splits:
         """The same splits of changed streams."""
-        changed = {
-            name: replace(split, samples=change(split.samples))
-            for name in ("train", "validation", "test")
-            if (split := getattr(self, name)) is not None
-        }
-        return replace(self, **changed)
+        changed = {name: replace(part, samples=change(part.samples)) for name, part in self.parts.items()}
+        return replace(self, parts=changed)
 
 
 def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
@@ -68,19 +61,18 @@ def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
         UserError: If there are fewer than two samples.
     """
     key = generator_for(seed, "held-out split").initial_seed().to_bytes(8, "big")
-    hashes = [list(_hashes(split.samples, key)) for split in splits.all]
     digest = hashlib.blake2b(digest_size=16)
-    for split, of_split in zip(splits.all, hashes, strict=True):
-        digest.update(len(split).to_bytes(8, "big") + b"".join(of_split))
-        if split.labels is not None:
-            digest.update(split.labels.numpy().tobytes())
-    if splits.test is None:
-        if len(splits.train) < 2:
-            raise UserError(
-                f"{source} must hold at least 2 samples, one to hold out, got {len(splits.train)}"
-            )
-        held_out = _lowest_tenth(hashes[0])
-        splits = replace(splits, train=splits.train.select(~held_out), test=splits.train.select(held_out))
+    hashes = {name: list(_hashes(part.samples, key)) for name, part in splits.parts.items()}
+    for name, part in sorted(splits.parts.items()):
+        digest.update(f"{name} {len(part)} ".encode() + b"".join(hashes[name]))
+        if part.labels is not None:
+            digest.update(part.labels.numpy().tobytes())
+    if "test" not in splits.parts:
+        train = splits.train
+        if len(train) < 2:
+            raise UserError(f"{source} must hold at least 2 samples, one to hold out, got {len(train)}")
+        held_out = _lowest_tenth(hashes["train"])
+        splits = replace(splits, parts={"train": train.select(~held_out), "test": train.select(held_out)})
     return splits, digest.hexdigest()
 
 
