@@ -1,5 +1,7 @@
 """Networks `net(x, noise, cond=None) -> like x`: x is (B, *shape); noise, by default log(σ/α), is (B,)."""
 
+from torch import nn
+
 from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from score_diffusion.models.mlp import MLP
@@ -7,7 +9,23 @@ from score_diffusion.models.presets import PRESETS
 from score_diffusion.models.refinenet import NCSN, NCSNv2
 from score_diffusion.models.unet import UNet
 
-__all__ = ["MLP", "NCSN", "PRESETS", "DiT", "FourierEmbedding", "NCSNv2", "SinusoidalEmbedding", "UNet"]
+IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
+"""Networks for x of shape (B, C, *size), by their names in a configuration."""
+POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
+"""Networks for x of shape (B, D), by their names in a configuration."""
+
+__all__ = [
+    "IMAGE_NETWORKS",
+    "MLP",
+    "NCSN",
+    "POINT_NETWORKS",
+    "PRESETS",
+    "DiT",
+    "FourierEmbedding",
+    "NCSNv2",
+    "SinusoidalEmbedding",
+    "UNet",
+]
 
 if __name__ == "models":  # in a checkout: the names above, no second copy of the files
     __path__ = []

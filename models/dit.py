@@ -57,9 +57,9 @@ class DiT(nn.Module):
         num_classes: int = 0,  # classes of cond's label; 0 for none
         out_channels: int | None = None,  # channels of the output; None for in_channels
         *,
-        embedding: str = "sinusoidal_adm",  # of the noise: "sinusoidal_adm", "sinusoidal" or "fourier"
+        embedding: str = "sinusoidal_adm",  # embedding of the noise: sinusoidal, sinusoidal_adm or fourier
         embedding_dim: int = 256,  # size of the noise's embedding
-        embedding_scale: float | None = None,  # of its frequencies; None for its default, 1 for steps
+        embedding_scale: float | None = None,  # scale of its frequencies; None for the default, 1 for steps
         dims: int = 2,  # dimensions of an image
     ) -> None:
         super().__init__()

@@ -29,7 +29,7 @@ class MLP(nn.Module):
         dim: int,  # dimension of the points
         width: int = 256,  # hidden units, and the size of the noise embedding; even
         depth: int = 4,  # residual blocks
-        embedding: str = "fourier",  # embedding of the noise: "fourier" or "sinusoidal"
+        embedding: str = "fourier",  # embedding of the noise: sinusoidal, sinusoidal_adm or fourier
         dropout: float = 0.0,  # dropout probability inside the blocks
     ) -> None:
         super().__init__()

@@ -153,7 +153,7 @@ class NCSN(RefineNet):
         log_levels: Sequence[float] | Tensor,  # log σ_i of the L noise levels, in any order
         channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those in between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # dilations of the last cascades; others halve the resolution
     ) -> None:
         table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype()).detach().clone()
         if table.ndim != 1 or not table.isfinite().all() or len(table.unique()) < max(1, len(table)):
@@ -188,7 +188,7 @@ class NCSNv2(RefineNet):
         in_channels: int,  # channels of the images and of the output
         channels: int = 128,  # width of the first cascade
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
-        dilations: Sequence[int] = (2, 4),  # of the last cascades; those in between halve the resolution
+        dilations: Sequence[int] = (2, 4),  # dilations of the last cascades; others halve the resolution
     ) -> None:
         super().__init__(
             in_channels, channels, multipliers, dilations, InstanceNormPlus, NoNorm, max_pool=True

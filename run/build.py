@@ -16,7 +16,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from score_diffusion.models import MLP, NCSN, DiT, NCSNv2, UNet
+from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
@@ -72,15 +72,7 @@ SDES: dict[str, Callable[..., SDE]] = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    "unet": UNet,
-    "mlp": MLP,
-    "ncsn": NCSN,
-    "ncsnv2": NCSNv2,
-    "dit": DiT,
-}
-# Data dimensions that the network takes: (C, H, W) images or (D,) points.
-MODEL_RANKS = {"unet": 3, "mlp": 1, "ncsn": 3, "ncsnv2": 3, "dit": 3}
+MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
 FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
 FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
 # ScoreModel's, in the section model where they are set
@@ -117,8 +109,8 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     if of_score.get("noise_input") == AUTO:
         del of_score["noise_input"]
     network = choose(MODELS, name, "model")
-    if len(shape) != MODEL_RANKS[name]:
-        fitting = [other for other, rank in MODEL_RANKS.items() if rank == len(shape)]
+    fitting = IMAGE_NETWORKS if len(shape) == 3 else POINT_NETWORKS  # (C, H, W) or (D,)
+    if name not in fitting:
         raise UserError(
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )

@@ -219,7 +219,7 @@ def test_a_dry_run_writes_nothing(
         (["--mode", "train", "--config.sde.name=vpsd"], "vpsde, subvpsde, vesde"),
         (["--mode", "train", "--config.sde.name=vesde"], "it takes sigma_min, sigma_max, N"),
         (["--mode", "train", "--config.sde.N=0"], "N must be"),
-        (["--mode", "train", "--config.model.name=resnet"], "unet, mlp"),
+        (["--mode", "train", "--config.model.name=resnet"], "unet, ncsn"),
         (["--mode", "train", "--config.model.prediction=x1"], "noise, x0, v, score"),
         (["--mode", "train", "--config.model.channels=7"], "7"),
         (["--mode", "train", "--config.model.multipliers=1,1,1,1,1"], "divisible by 16"),
