@@ -109,7 +109,7 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     if of_score.get("noise_input") == AUTO:
         del of_score["noise_input"]
     network = choose(MODELS, name, "model")
-    fitting = IMAGE_NETWORKS if len(shape) == 3 else POINT_NETWORKS  # (C, H, W) or (D,)
+    fitting = POINT_NETWORKS if len(shape) == 1 else IMAGE_NETWORKS  # (D,) or (C, *size)
     if name not in fitting:
         raise UserError(
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
