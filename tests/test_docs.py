@@ -58,6 +58,14 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_files_that_are_named_exist(path):
+    folders = "sde_lib|models|samplers|run|score_diffusion|tests|benchmarks|docs"
+    for name in re.findall(rf"`((?:{folders})/[\w./]+)`", path.read_text()):
+        if "NAME" not in name:
+            assert (ROOT / name).exists(), f"{path.name} names {name}, which does not exist"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
 def test_prose_is_wrapped(path):
     long = [line for line in prose(path.read_text()) if len(line) > WIDTH and path.name not in NOT_WRAPPED]
     assert not long, f"{path.name} has lines of more than {WIDTH} characters: {long}"
