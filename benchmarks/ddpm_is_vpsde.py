@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers import AncestralSampler, EulerMaruyama, LinearSampler, Sampler, chain_grid
+from score_diffusion.samplers import AncestralSampler, Sampler, chain_grid, euler_maruyama
 from score_diffusion.samplers.base import CountedScore
 from score_diffusion.sde_lib import DDPM, VPSDE, Gaussian, GaussianMixture, generator_for
 
@@ -83,7 +83,7 @@ def mixture() -> GaussianMixture:
 def reverse_sde_paths(path: BrownianPath) -> Tensor:
     """The reverse SDE of VPSDE at STOP, by Euler-Maruyama steps as fine as the path."""
     sde, times = VPSDE(), _times_to_stop(len(path.increments))
-    sampler = LinearSampler(sde, times, EulerMaruyama().stages(sde, times))
+    sampler = euler_maruyama(sde, times)
     return _follow(sampler, path.x_T, path.coarse(len(path.increments)))
 
 
@@ -114,7 +114,7 @@ def law_error(N: int, variance: str, mean: float = 0.4, std: float = 0.5) -> flo
     sde = matching_ddpm(N)
     law = Gaussian(torch.tensor([mean]), torch.tensor(std**2))
     score, times = CountedScore(law.score(sde), 3), chain_grid(sde)
-    sampler = AncestralSampler(sde, times, variance)
+    sampler = AncestralSampler(sde, times, variance=variance)
     probes, z = torch.tensor([[0.0], [1.0], [0.0]]).double(), torch.tensor([[0.0], [0.0], [1.0]]).double()
     m, v = (
         sde.alpha(times[0]).item() * mean,

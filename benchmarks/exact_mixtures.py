@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 import torch
 
-from score_diffusion.samplers import AnnealedLangevinSampler, ODESampler, PCSampler, Sampler
+from score_diffusion.samplers import AnnealedLangevinSampler, ODESampler, PCSampler, Sampler, uniform_grid
 from score_diffusion.sde_lib import SDE, GaussianMixture, log_likelihood
 from tests.problems import SDES, images, ring, sampling_floor, sliced_wasserstein
 
@@ -25,8 +25,9 @@ LAWS = {"ring": ("2-D, 8 modes", ring()), "images": ("1x8x8, 10 components", ima
 
 
 def samplers(sde: SDE) -> dict[str, Sampler]:
-    """The three samplers with their default settings."""
-    return {"PC": PCSampler(sde), "ODE": ODESampler(sde), "ALD": AnnealedLangevinSampler(sde)}
+    """The three samplers with their default settings, PC on the grid of its paper."""
+    pc = PCSampler(sde, uniform_grid(sde, sde.N))
+    return {"PC": pc, "ODE": ODESampler(sde), "ALD": AnnealedLangevinSampler(sde)}
 
 
 def likelihood_errors(sde: SDE, law: GaussianMixture) -> tuple[float, float]:

@@ -211,7 +211,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     exact, steps = law.score(VESDE(1e-6, 1.0)), (LEVELS + 1) * STEPS_EACH
     start = (2 * torch.rand(SAMPLES, 2) - 1) * BOX
-    annealed = AnnealedLangevinSampler(sde, log_snr_grid(sde, LEVELS), STEPS_EACH, STEP_SIZE)
+    annealed = AnnealedLangevinSampler(
+        sde, log_snr_grid(sde, LEVELS), n_steps_each=STEPS_EACH, step_size=STEP_SIZE
+    )
     sets = {
         "data": data[:SAMPLES],
         "Langevin, exact score": langevin(lambda x: exact(x, x.new_zeros(len(x))), start, steps, STEP_SIZE),

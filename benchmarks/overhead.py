@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import azula
-from score_diffusion.samplers import SAMPLERS, PCSampler, Sampler, make_sampler, uniform_grid
+from score_diffusion.samplers import SAMPLERS, Grid, PCSampler, Sampler, make_sampler, uniform_grid
 from score_diffusion.sde_lib import VPSDE
 
 SHAPE, STEPS = (16, 3, 32, 32), 20
@@ -125,9 +125,9 @@ def contestants() -> dict[str, Callable[[], float]]:
     runs = {"floor: one fused update": of_floor(score, x)}
     for name, spec in SAMPLERS.items():
         if spec.nfe_per_step and name != "pc":
-            sampler = make_sampler(name, sde, STEPS * spec.nfe_per_step + spec.extra)
+            sampler = make_sampler(name, sde, grid=Grid(spec.grid, STEPS))
             runs[name] = of_ours(sampler, score, x)
-    sampler = PCSampler(sde, times=uniform_grid(sde, STEPS), denoise=False)
+    sampler = PCSampler(sde, uniform_grid(sde, STEPS), denoise=False)
     runs["pc: predictor and Langevin corrector"] = of_ours(sampler, score, x)
     runs["ancestor: predictor and Langevin corrector"] = of_ancestor(score, x)
     for name in ("DDIM", "DDPM", "DPMSolverMultistep", "UniPCMultistep", "DEISMultistep", "EulerDiscrete"):

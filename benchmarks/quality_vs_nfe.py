@@ -34,7 +34,7 @@ from score_diffusion.samplers import (
     ODESampler,
     fit_grid,
     make_sampler,
-    runge_kutta_stages,
+    rk4,
 )
 from score_diffusion.sde_lib import (
     EDMSDE,
@@ -80,7 +80,7 @@ class Problem:
     @classmethod
     def exact(cls, name: str, law: GaussianMixture, sde: SDE, samples: int = 64) -> Problem:
         score, x_T = law.score(sde), starts(sde, (samples, *law.shape))
-        solver = ODESampler(sde, times=GRIDS["uniform"](sde, 1), rtol=1e-9, atol=1e-10)
+        solver = ODESampler(sde, GRIDS["uniform"](sde, 1), rtol=1e-9, atol=1e-10)
         return cls(name, sde, score, x_T, solver(score, x_T.shape, x_T=x_T).samples)
 
     @classmethod
@@ -91,7 +91,7 @@ class Problem:
         model = load_trained(workdir, read_config(workdir), torch.device("cpu"))
         times = GRIDS["clock"](model.sde, steps)
         # Fixed steps: with a float32 network, rounding stops an adaptive solver at tight tolerances.
-        solver = LinearSampler(model.sde, times, runge_kutta_stages(model.sde, times, "rk4"))
+        solver = rk4(model.sde, times)
         with torch.no_grad():
             x_T = starts(model.sde, (samples, *model.data.shape))
             end = solver(model.score, x_T.shape, x_T=x_T).samples

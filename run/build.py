@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -21,19 +20,11 @@ from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import (
-    GRIDS,
-    AdaptiveSDESampler,
-    AncestralSampler,
-    AnnealedLangevinSampler,
-    ConsistentAnnealedSampler,
-    DDIMSampler,
-    LinearSampler,
-    ODESampler,
-    PCSampler,
+    Grid,
     Sampler,
-    edm_stages,
     find_sampler,
-    log_snr_grid,
+    make_sampler,
+    sampler_grid,
 )
 from score_diffusion.sde_lib import (
     BETA_TABLES,
@@ -47,7 +38,6 @@ from score_diffusion.sde_lib import (
     ScoreModel,
     SubVPSDE,
     noisy_times,
-    relative_step_size,
 )
 
 T = TypeVar("T")
@@ -73,7 +63,6 @@ SDES: dict[str, Callable[..., SDE]] = {
     "ddpm": ddpm,
 }
 MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
-FIXED_ODE_STEPS = 100  # of ode with a fixed-step method, where nobody says how many
 FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
 # ScoreModel's, in the section model where they are set
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
@@ -149,127 +138,40 @@ def _derived_arguments(
     return derived
 
 
+# The options of each sampler and the keys of the section `sampling` that set them.
+OPTION_KEYS: dict[str, dict[str, str]] = {
+    "pc": {name: name for name in ("predictor", "corrector", "snr", "n_corrector_steps")},
+    "ode": {"method": "ode_method", "rtol": "rtol", "atol": "atol"},
+    "adaptive_sde": {"rtol": "sde_rtol", "atol": "sde_atol"},
+    "edm_churn": {"S_churn": "s_churn", "S_tmin": "s_tmin", "S_tmax": "s_tmax", "S_noise": "s_noise"},
+    "ald": {"n_steps_each": "ald_steps_each", "step_size": "ald_step_size"},
+    "cas": {"step_size": "cas_step_size"},
+    "ddpm": {"variance": "variance", "clip": "clip"},
+    "ddim": {"eta": "eta", "clip": "clip"},
+}
+
+
 def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) -> Sampler:
-    """The sampler of a `sampling` section, on a grid of its own or on one that is given."""
+    """The sampler of a `sampling` section, on the section's grid or on the given times."""
     with _refusing_arguments():
-        spec = find_sampler(section.sampler)
         times = grid_times(section, sde) if times is None else times
-        if section.sampler in WITH_OPTIONS:
-            return WITH_OPTIONS[section.sampler](section, sde, times)
-        return spec.make(sde, times, section.denoise)
+        return make_sampler(section.sampler, sde, None, times, section.denoise, _options(section))
 
 
 def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
     """The times of a `sampling` section's grid; for "fitted" those that fitting starts from."""
-    spec = find_sampler(section.sampler)
-    name = "clock" if section.grid == FITTED else spec.grid if section.grid == AUTO else section.grid
-    grid = choose(GRIDS, name, "grid")
-    if spec.nfe_per_step is None and not section.nfe:
-        return grid(sde, section.steps or FIXED_ODE_STEPS)
-    if section.nfe or not section.steps:
-        spec = replace(spec, **_costs(section))
-        return grid(sde, spec.steps(section.nfe or spec.nfe, section.denoise))
-    return grid(sde, section.steps)
+    name = {AUTO: None, FITTED: "clock"}.get(section.grid, section.grid)
+    nfe, grid = section.nfe or None, name
+    if not nfe and section.sampler == "ald":
+        grid = Grid(section.ald_grid, None if section.ald_grid == "chain" else section.ald_levels)
+    elif not nfe and section.sampler == "cas":
+        grid = Grid("log_snr", section.cas_levels)
+    elif not nfe and section.steps:
+        grid = Grid(name or find_sampler(section.sampler).grid, section.steps)
+    times = sampler_grid(section.sampler, nfe, grid, section.denoise, _options(section))
+    return times.times(sde) if isinstance(times, Grid) else times
 
 
-def _costs(section: ConfigDict) -> dict[str, int]:
-    """The evaluations of a step, and beyond the steps, where the section decides them."""
-    if section.sampler == "pc":
-        corrector = section.n_corrector_steps if section.corrector != "none" else 0
-        return {"nfe_per_step": max(1, (section.predictor != "none") + corrector)}
-    if section.sampler == "ald":
-        return {"nfe_per_step": section.ald_steps_each, "extra": section.ald_steps_each}
-    return {}
-
-
-def _pc(section: ConfigDict, sde: SDE, times: Tensor) -> PCSampler:
-    return PCSampler(
-        sde,
-        predictor=section.predictor,
-        corrector=section.corrector,
-        snr=section.snr,
-        n_corrector_steps=section.n_corrector_steps,
-        times=times,
-        denoise=section.denoise,
-    )
-
-
-def _ode(section: ConfigDict, sde: SDE, times: Tensor) -> ODESampler:
-    return ODESampler(
-        sde,
-        method=section.ode_method,
-        times=times,
-        rtol=section.rtol,
-        atol=section.atol,
-        denoise=section.denoise,
-    )
-
-
-def _adaptive_sde(section: ConfigDict, sde: SDE, times: Tensor) -> AdaptiveSDESampler:
-    return AdaptiveSDESampler(sde, times, section.sde_rtol, section.sde_atol, section.denoise)
-
-
-def _edm_churn(section: ConfigDict, sde: SDE, times: Tensor) -> LinearSampler:
-    churn = (section.s_churn, section.s_tmin, section.s_tmax, section.s_noise)
-    return LinearSampler(sde, times, edm_stages(sde, times, *churn), section.denoise)
-
-
-LEVEL_GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
-    "log_snr": log_snr_grid,
-    "chain": lambda sde, _: noisy_times(sde).flip(0),
-}
-
-
-def _ald(section: ConfigDict, sde: SDE, times: Tensor) -> AnnealedLangevinSampler:
-    if not section.nfe:
-        times = choose(LEVEL_GRIDS, section.ald_grid, "grid of ald")(sde, section.ald_levels)
-    step_size = section.ald_step_size
-    return AnnealedLangevinSampler(
-        sde,
-        times=times,
-        n_steps_each=section.ald_steps_each,
-        step_size=_technique_4(sde, times, section.ald_steps_each) if step_size == AUTO else step_size,
-        denoise=section.denoise,
-    )
-
-
-def _technique_4(sde: SDE, times: Tensor, n_steps_each: int) -> float:
-    """NCSNv2's step size for levels that are geometric or nearly so."""
-    log_levels = sde.noise_level(times)
-    gamma = ((log_levels[0] - log_levels[-1]) / max(len(times) - 1, 1)).exp()
-    return relative_step_size(gamma.item(), n_steps_each)
-
-
-def _cas(section: ConfigDict, sde: SDE, times: Tensor) -> ConsistentAnnealedSampler:
-    return ConsistentAnnealedSampler(
-        sde,
-        times=times if section.nfe else log_snr_grid(sde, section.cas_levels),
-        step_size=section.cas_step_size,
-        denoise=section.denoise,
-    )
-
-
-def clip_bounds(clip: float) -> tuple[float, float] | None:
-    """The bounds that a `clip` key stands for: ±clip, or none for 0."""
-    return (-clip, clip) if clip else None
-
-
-def _ddpm(section: ConfigDict, sde: SDE, times: Tensor) -> AncestralSampler:
-    return AncestralSampler(sde, times, section.variance, clip_bounds(section.clip), section.denoise)
-
-
-def _ddim(section: ConfigDict, sde: SDE, times: Tensor) -> DDIMSampler:
-    return DDIMSampler(sde, times, section.eta, clip_bounds(section.clip), section.denoise)
-
-
-# Samplers that take more of the section than the grid; all others are made by the registry.
-WITH_OPTIONS: dict[str, Callable[[ConfigDict, SDE, Tensor], Sampler]] = {
-    "pc": _pc,
-    "ode": _ode,
-    "adaptive_sde": _adaptive_sde,
-    "edm_churn": _edm_churn,
-    "ald": _ald,
-    "cas": _cas,
-    "ddpm": _ddpm,
-    "ddim": _ddim,
-}
+def _options(section: ConfigDict) -> dict[str, object]:
+    """The options of the section's sampler."""
+    return {option: section[key] for option, key in OPTION_KEYS.get(section.sampler, {}).items()}

@@ -1,16 +1,26 @@
-"""Score function -> samples. Imports torch, torchdiffeq and sde_lib alone.
+"""Score function -> samples. Imports only torch, torchdiffeq and sde_lib.
 
-Every sampler has the same call: `result = sampler(score, shape, seed=0)`.
+Every sampler is made by `(sde, times, *, denoise, <options>)` and called by `sampler(score, shape, seed=0)`.
 """
 
 from score_diffusion.samplers.adaptive import AdaptiveSDESampler
-from score_diffusion.samplers.ancestral import AncestralSampler, DDIMSampler
 from score_diffusion.samplers.base import Sampler, SampleResult, StepSampler
-from score_diffusion.samplers.exponential import dpm_solver_stages, exponential_adams_stages, unipc_stages
+from score_diffusion.samplers.chain import AncestralSampler, DDIMSampler
+from score_diffusion.samplers.exponential import (
+    deis,
+    dpmpp_2m,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_3m_sde,
+    dpmpp_sde,
+    eabm,
+    unipc,
+)
 from score_diffusion.samplers.fit_grid import fit_grid
 from score_diffusion.samplers.fixed_batches import FixedBatches
 from score_diffusion.samplers.grids import (
     GRIDS,
+    Grid,
     chain_grid,
     clock_grid,
     karras_grid,
@@ -19,8 +29,9 @@ from score_diffusion.samplers.grids import (
     uniform_grid,
 )
 from score_diffusion.samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
-from score_diffusion.samplers.linear import LinearSampler, Stage
+from score_diffusion.samplers.linear import LinearSampler, Stage, clip_bounds
 from score_diffusion.samplers.ode import ODE_METHODS, ODESampler, interpolate, reconstruction_error
+from score_diffusion.samplers.options import Names, Option
 from score_diffusion.samplers.predictor_corrector import (
     CORRECTORS,
     AnnealedLangevin,
@@ -34,69 +45,98 @@ from score_diffusion.samplers.predictors import (
     EulerMaruyama,
     Predictor,
     ReverseDiffusion,
+    ancestral,
+    euler_maruyama,
+    reverse_diffusion,
 )
 from score_diffusion.samplers.registry import (
     DEFAULT,
     SAMPLERS,
+    Cost,
     SamplerSpec,
     find_sampler,
     make_sampler,
+    sampler_grid,
+    sampler_options,
     sampler_table,
 )
 from score_diffusion.samplers.runge_kutta import (
-    dpm_solver_2s_stages,
-    edm_stages,
-    restart_stages,
-    runge_kutta_stages,
+    dpmpp_2s,
+    edm,
+    edm_churn,
+    euler,
+    heun,
+    midpoint,
+    restart,
+    rk4,
 )
 
 __all__ = [
-    "CORRECTORS",
-    "GRIDS",
-    "ODE_METHODS",
-    "PREDICTORS",
+    "AdaptiveSDESampler",
     "Ancestral",
     "AncestralSampler",
     "AnnealedLangevin",
     "AnnealedLangevinSampler",
+    "CORRECTORS",
     "ConsistentAnnealedSampler",
     "Corrector",
+    "Cost",
     "DDIMSampler",
+    "DEFAULT",
     "EulerMaruyama",
+    "FixedBatches",
+    "GRIDS",
+    "Grid",
     "Langevin",
     "LinearSampler",
+    "Names",
     "ODESampler",
+    "ODE_METHODS",
+    "Option",
     "PCSampler",
+    "PREDICTORS",
     "Predictor",
     "ReverseDiffusion",
+    "SAMPLERS",
     "SampleResult",
     "Sampler",
+    "SamplerSpec",
     "Stage",
     "StepSampler",
+    "ancestral",
     "chain_grid",
-    "log_snr_grid",
-    "AdaptiveSDESampler",
-    "DEFAULT",
-    "SAMPLERS",
-    "SamplerSpec",
+    "clip_bounds",
     "clock_grid",
-    "dpm_solver_2s_stages",
-    "dpm_solver_stages",
-    "edm_stages",
-    "exponential_adams_stages",
-    "interpolate",
-    "karras_grid",
-    "make_sampler",
-    "quadratic_grid",
-    "reconstruction_error",
-    "restart_stages",
-    "runge_kutta_stages",
-    "sampler_table",
-    "unipc_stages",
-    "FixedBatches",
+    "deis",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "dpmpp_2s",
+    "dpmpp_3m",
+    "dpmpp_3m_sde",
+    "dpmpp_sde",
+    "eabm",
+    "edm",
+    "edm_churn",
+    "euler",
+    "euler_maruyama",
     "find_sampler",
     "fit_grid",
+    "heun",
+    "interpolate",
+    "karras_grid",
+    "log_snr_grid",
+    "make_sampler",
+    "midpoint",
+    "quadratic_grid",
+    "reconstruction_error",
+    "restart",
+    "reverse_diffusion",
+    "rk4",
+    "sampler_grid",
+    "sampler_options",
+    "sampler_table",
     "uniform_grid",
+    "unipc",
 ]
 
 if __name__ == "samplers":  # in a checkout: the names above, no second copy of the files

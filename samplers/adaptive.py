@@ -27,9 +27,9 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
-from score_diffusion.samplers.grids import uniform_grid
-from score_diffusion.samplers.runge_kutta import Tableau
-from score_diffusion.sde_lib import SDE, SampleNoise, expand
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.samplers.runge_kutta import TABLEAUS, Tableau
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, expand
 
 SMALLEST_STEP = 1e-12  # of the whole interval: below it rounding is all that is left of a step
 
@@ -44,12 +44,14 @@ class EmbeddedPair:
 
 
 PAIRS = {
-    "adaptive_heun": EmbeddedPair(Tableau(((1.0,),), (0.5, 0.5), order=2), (1.0, 0.0, 0.0)),
+    "adaptive_heun": EmbeddedPair(TABLEAUS["heun"], (1.0, 0.0, 0.0)),
     "bosh3": EmbeddedPair(
-        Tableau(((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3), (7 / 24, 1 / 4, 1 / 3, 1 / 8)
+        Tableau((0.0, 1 / 2, 3 / 4), ((1 / 2,), (0.0, 3 / 4)), (2 / 9, 1 / 3, 4 / 9), order=3),
+        (7 / 24, 1 / 4, 1 / 3, 1 / 8),
     ),
     "dopri5": EmbeddedPair(
         Tableau(
+            (0.0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0),
             (
                 (1 / 5,),
                 (3 / 40, 9 / 40),
@@ -92,12 +94,12 @@ def solve_each(
         States at the times, shape (n, B, *shape); those in between by the cubic Hermite interpolant.
 
     Raises:
-        ValueError: If the method is unknown, a tolerance is not positive, or no step meets the tolerance.
+        InputError: If the method is unknown, a tolerance is not positive, or no step meets the tolerance.
     """
     if method not in PAIRS:
-        raise ValueError(f"method must be one of {', '.join(PAIRS)}, got {method!r}")
+        raise InputError(f"method must be one of {', '.join(PAIRS)}, got {method!r}")
     if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol and atol must be above 0, got {rtol} and {atol}")
+        raise InputError(f"rtol and atol must be above 0, got {rtol} and {atol}")
     pair, (first, last) = PAIRS[method], times[[0, -1]].tolist()
     span = last - first
     grid = ((times - first) / span).tolist()  # from here on in u = (t - first)/span, from 0 to 1
@@ -116,7 +118,7 @@ def solve_each(
     h = _first_step(slope, scaled, x, k, index, pair.tableau.order)
     while len(index):
         if not h.isfinite().all() or h.min() < SMALLEST_STEP:
-            raise ValueError(
+            raise InputError(
                 f"the ODE solver found no step that meets rtol={rtol} and atol={atol} at t = "
                 f"{first + span * u[h.argmin()].item():.6g}: check that the score is finite, or raise the "
                 "tolerances"
@@ -240,15 +242,13 @@ class AdaptiveSDESampler(Sampler):
     does little harm; in few dimensions it changes the law.
 
     Args:
-        sde: The SDE.
-        times: The first and the last time; what is between them is only where a trajectory is recorded, at
-            the end of the step that passes it. None for `uniform_grid(sde, 1)`.
-        rtol: ε_rel; the paper takes 0.01 to 0.05.
-        atol: ε_abs; a grey level of 256, 2/256 for data in [-1, 1], is the paper's choice.
-        denoise: Whether to end with Tweedie's formula, one more evaluation.
+        sde, times, denoise: As for every `Sampler`. The times between the first and the last are only those
+            at which a trajectory is recorded, each at the end of the step that passes it.
+        rtol: Relative tolerance ε_rel, 0.01 to 0.05 in the paper.
+        atol: Absolute tolerance ε_abs, in the paper one of 256 grey levels, 2/256 for data in [-1, 1].
 
     Raises:
-        ValueError: If a tolerance is not positive.
+        InputError: If a tolerance is not positive.
     """
 
     first_step, safety, exponent = 0.01, 0.9, 0.9
@@ -257,14 +257,15 @@ class AdaptiveSDESampler(Sampler):
     def __init__(
         self,
         sde: SDE,
-        times: Tensor | None = None,
+        times: Tensor | Grid = Grid("clock", 100),
+        *,
+        denoise: bool = True,
         rtol: float = 0.02,
         atol: float = 2 / 256,
-        denoise: bool = True,
     ) -> None:
-        super().__init__(sde, uniform_grid(sde, 1) if times is None else times, denoise)
+        super().__init__(sde, times, denoise)
         if not (rtol > 0 and atol > 0):
-            raise ValueError(f"rtol and atol must be above 0, got {rtol} and {atol}")
+            raise InputError(f"rtol and atol must be above 0, got {rtol} and {atol}")
         self.rtol, self.atol = rtol, atol
 
     def integrate(
@@ -292,7 +293,7 @@ class AdaptiveSDESampler(Sampler):
             allowed = torch.clamp_min(self.rtol * torch.maximum(euler.abs(), previous.abs()), self.atol)
             norm = mean_square_each((euler - other) / (2 * allowed)).sqrt()
             if not norm.isfinite().all() or h.min() < SMALLEST_STEP * span:
-                raise ValueError(
+                raise InputError(
                     f"{type(self).__name__} found no step that meets rtol={self.rtol} and atol={self.atol} "
                     f"at t = {t[h.argmin()].item():.6g}: check that the score is finite, or raise the "
                     "tolerances"

@@ -2,9 +2,9 @@
 
     result = sampler(score, shape, seed=0)
 
-`score` is any score function, exact or learned. Most samplers are tables of coefficients, see `program.py`;
-one whose coefficients depend on the states has a `StepSampler.step` of its own, a pure function of the states
-and its index in the grid; one that chooses its own steps is a `Sampler` with `integrate`.
+`score` is any score function, exact or learned. Most samplers are tables of coefficients, see `linear.py`. A
+sampler whose coefficients depend on the states is a `StepSampler` with its own `step`, a pure function of the
+states and the index of the step; one that chooses its own steps is a `Sampler` with its own `integrate`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from score_diffusion.samplers.grids import Grid, times_of
 from score_diffusion.sde_lib import (
     SDE,
     InputError,
@@ -147,23 +148,23 @@ class Sampler(ABC):
     Args:
         sde: The SDE whose reverse is followed.
         times: Strictly decreasing times in [0, T], shape (steps + 1,), made by a function of
-            `samplers.grids`.
+            `samplers.grids`, or a `Grid`, which names such a function.
         denoise: Whether to end with Tweedie's formula, which removes the noise that is left at the last time,
-            if any.
+            if any. It costs one evaluation.
 
     Raises:
-        ValueError: If the times are not strictly decreasing within [0, T].
+        InputError: If the times are not strictly decreasing within [0, T].
     """
 
-    def __init__(self, sde: SDE, times: Tensor, denoise: bool) -> None:
-        times = torch.as_tensor(times, dtype=torch.float64).cpu()
+    def __init__(self, sde: SDE, times: Tensor | Grid, denoise: bool) -> None:
+        times = times_of(sde, times)
         if (
             times.ndim != 1
             or len(times) < 2
             or not (times.diff() < 0).all()
             or not 0 <= times[-1] <= times[0] <= sde.T
         ):
-            raise ValueError(
+            raise InputError(
                 "times must be a strictly decreasing sequence of two or more numbers in [0, T] = "
                 f"[0, {sde.T}], got {times.tolist()[:5]}..."
             )
@@ -229,15 +230,15 @@ class Sampler(ABC):
             trajectory.
 
         Raises:
-            ValueError: If the shape is not (B, *shape), x_T disagrees with it, the score changes it, or the
+            InputError: If the shape is not (B, *shape), x_T disagrees with it, the score changes it, or the
                 result is not finite.
         """
         shape = tuple(shape)
         if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"shape must be (B, *shape) of positive integers, got {shape}")
+            raise InputError(f"shape must be (B, *shape) of positive integers, got {shape}")
         if x_T is not None:
             if tuple(x_T.shape) != shape or not x_T.is_floating_point():
-                raise ValueError(
+                raise InputError(
                     f"x_T must be a floating-point tensor of shape {shape}, "
                     f"got {tuple(x_T.shape)} of {x_T.dtype}"
                 )
@@ -256,7 +257,7 @@ class Sampler(ABC):
         if self.denoise:
             x = tweedie(self.sde, counted, x, self.times[-1:].to(x.device).expand(len(x)))
         if not x.isfinite().all():
-            raise ValueError(self._failure(counted))
+            raise InputError(self._failure(counted))
         nfe_each = counted.of_each()
         path = torch.stack(states) if trajectory else None
         return SampleResult(x, int(nfe_each.max()), nfe_each, self.times, path)

@@ -5,27 +5,27 @@ solution
 
     x_s = (σ_s/σ_t) e^{-η²h} x_t + α_s ∫ κ e^{-κ(λ_s - λ)} x̂_0 dλ + σ_s √(1 - e^{-2η²h}) z,    κ = 1 + η²,
 
-from λ_t to λ_s = λ_t + h (η = 0: the ODE). What is linear is solved exactly; x̂_0 is all that a method must
-guess between its evaluations. The methods here differ in how, and in what else they solve exactly:
+from λ_t to λ_s = λ_t + h (η = 0: the ODE). The linear part is solved exactly; only x̂_0 must be approximated
+between evaluations. The methods differ in how they approximate it, and in what else they solve exactly:
 
-    exponential_adams   the polynomial through the last values, in a variable of choice; a corrector puts the
-                        value at the time reached into the polynomial of the step that led there, and costs no
-                        evaluation (Zhao et al., 2023, Section 3.2)
-    DPM-Solver++        2M, 3M and their SDE variants: finite differences in λ; 2S: the midpoint
-    UniPC               finite differences with coefficients that match B(h), and the corrector
-    DEIS                the polynomial of ε̂ in t
+    eabm            the polynomial through the last values, in a variable of choice. A corrector adds the
+                    value at the time reached to the polynomial of the step that led there, at no further
+                    evaluation (Zhao et al., 2023, Section 3.2)
+    DPM-Solver++    2M, 3M and their SDE variants: finite differences in λ; 2S: the midpoint
+    UniPC           finite differences with coefficients that match B(h), and the corrector
+    DEIS            the polynomial of ε̂ in t
 
-The values of `exponential_adams` follow from what is taken for linear. With x̃ = x/α, σ̃ = σ/α the ODE is
+The values of `eabm` follow from what is treated as linear. With x̃ = x/α, σ̃ = σ/α the ODE is
 dx̃/dσ̃ = (x̃ - x̂_0)/σ̃; for Gaussian data of deviation s and mean 0, x̂_0 = s²/(s² + σ̃²) x̃, EDM's skip
-connection. With H = √(s² + σ̃²) what x̂_0 has beyond it enters as
+connection. With H = √(s² + σ̃²) the rest of x̂_0 enters as
 
-    x̃_s/H_s = x̃_t/H_t - ∫ v/H² dσ̃,    v = (x̂_0 - s²/H² x̃) H/σ̃,
+    x̃_s/H_s = x̃_t/H_t - ∫ v/H² dσ̃,    v = (x̂_0 - s²/H² x̃) H/σ̃.
 
-and v, EDM's network output but for a factor, is what is interpolated: in s = 0 that is x̂_0 itself, in s = ∞
-the noise estimate ε̂ (x̃_s = x̃_t + ∫ ε̂ dσ̃). The default, "eabm", has s = 0.45 and four values, which it
-interpolates in τ = √log(1 + σ̃²/(2s²)). Close to the data, where samples have settled in a mode, the denoiser
-follows the noise within the mode: s takes that part out of what is guessed. The numbers were chosen on exact
-mixtures (docs/samplers.md); between 0.4 and 0.65 they matter little.
+v, EDM's network output up to a factor, is what the polynomial interpolates: for s = 0 it is x̂_0 itself, for
+s = ∞ the noise estimate ε̂ (x̃_s = x̃_t + ∫ ε̂ dσ̃). By default s = 0.45, and four values are interpolated in
+τ = √log(1 + σ̃²/(2s²)). Close to the data, where samples have settled in a mode, the denoiser follows the
+noise within the mode: s removes that part from what must be approximated. The numbers were chosen on exact
+mixtures (docs/samplers.md); between 0.4 and 0.65 s matters little.
 
 References:
     DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022),
@@ -44,24 +44,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.grids import clock
-from score_diffusion.samplers.linear import Path, Stage, combined
-from score_diffusion.samplers.predictors import stochasticity_at
-from score_diffusion.sde_lib import SDE
+from score_diffusion.samplers.grids import Grid, clock
+from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, add_weights
+from score_diffusion.samplers.options import Names, check_name
+from score_diffusion.samplers.predictors import REVERSE_SDE, Stochasticity, stochasticity_at
+from score_diffusion.sde_lib import SDE, InputError
 
 QUADRATURE_POINTS = 32
+UNIPC_VARIANTS = ("bh1", "bh2")
 
 
 @dataclass(frozen=True)
 class Row:
-    """One step x_s = keep · x_t + Σ_j weights[j] v_{-j} + std · z, and the same step again with the value
-    at s.
+    """A step x_s = keep · x_t + Σ_j weights[j] v_{-j} + std · z, and its correction with the value at s.
 
-    `correction` holds the weights of the value at s and then of those in `weights`; None for no corrector.
+    `correction` holds the weight of the value at s and then those that replace `weights`; None for no
+    corrector.
     """
 
     keep: float
@@ -73,45 +77,45 @@ class Row:
 def multistep_stages(
     times: Tensor, values: Sequence[tuple[float, float]], rows: Sequence[Row]
 ) -> list[Stage]:
-    """The table of a multistep method; the corrections join the steps that follow them.
+    """The table of a multistep method, in which each correction is part of the step that follows it.
 
     The corrected x_t is the predicted one plus a combination of values that are known by then, so that the
-    next step from it is one from the predicted x_t with other weights.
+    next step from it is a step from the predicted x_t with other weights.
     """
     stages, adjustment = [], ()
     for t, value, row in zip(times[:-1].tolist(), values, rows, strict=True):
         moved = [row.keep * a for a in adjustment]
-        stages.append(Stage(t, value, row.keep, combined(row.weights, moved), row.std))
+        stages.append(Stage(t, value, row.keep, add_weights(row.weights, moved), row.std))
         adjustment = ()
         if row.correction is not None:
             now, *before = row.correction
-            adjustment = (now, *combined(before, [-w for w in row.weights]))
+            adjustment = (now, *add_weights(before, [-w for w in row.weights]))
     return stages
 
 
-def denoised_values(path: Path) -> list[tuple[float, float]]:
-    """(p, q) of x̂_0 = (x + σ² score)/α at each time of a path."""
-    return list(zip((1 / path.alpha).tolist(), (path.sigma.square() / path.alpha).tolist(), strict=True))
+def denoised_values(at: GridCoefficients) -> list[tuple[float, float]]:
+    """(p, q) of x̂_0 = (x + σ² score)/α at each time of a grid."""
+    return list(zip((1 / at.alpha).tolist(), (at.sigma.square() / at.alpha).tolist(), strict=True))
 
 
-def noise_values(path: Path) -> list[tuple[float, float]]:
-    """(p, q) of ε̂ = -σ score at each time of a path."""
-    return [(0.0, -sigma) for sigma in path.sigma.tolist()]
+def noise_values(at: GridCoefficients) -> list[tuple[float, float]]:
+    """(p, q) of ε̂ = -σ score at each time of a grid."""
+    return [(0.0, -sigma) for sigma in at.sigma.tolist()]
 
 
-def noisy_path(sde: SDE, times: Tensor) -> Path:
-    """The path at the times of a grid.
+def finite_log_coefficients(sde: SDE, times: Tensor) -> GridCoefficients:
+    """The coefficients at the times of a grid, with λ finite everywhere.
 
     Raises:
-        ValueError: If log(α/σ) is infinite at an end.
+        InputError: If λ = log(α/σ) is infinite at an end.
     """
-    path = Path(sde, times)
-    if not path.lam.isfinite().all():
-        raise ValueError(
-            f"log(α/σ) must be finite at all times of the grid, it is {path.lam[0]:.4g} at the first and "
-            f"{path.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, then denoise=True"
+    at = GridCoefficients(sde, times)
+    if not at.lam.isfinite().all():
+        raise InputError(
+            f"log(α/σ) must be finite at all times of the grid; it is {at.lam[0]:.4g} at the first and "
+            f"{at.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, and denoise=True"
         )
-    return path
+    return at
 
 
 VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
@@ -119,7 +123,7 @@ VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
     "log_snr": lambda sde, lam, s: lam,
     "t": lambda sde, lam, s: sde.time_at_log_snr(2 * lam),
 }
-"""In which a polynomial is one, as functions of the SDE, λ and s."""
+"""The variables in which eabm may interpolate by a polynomial, as functions of the SDE, λ and s."""
 
 
 def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Tensor:
@@ -145,50 +149,28 @@ def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Ten
 
 
 def exponential_adams_stages(
-    sde: SDE,
-    times: Tensor,
-    order: int = 4,
-    corrector: bool = True,
-    variable: str = "clock",
-    data_std: float = 0.45,
+    sde: SDE, times: Tensor, order: int, corrector: bool, variable: str, data_std: float
 ) -> list[Stage]:
-    """The exponential Adams-Bashforth method of the probability-flow ODE, with an Adams-Moulton corrector.
-
-    Args:
-        sde: The SDE.
-        times: Time grid, shape (steps + 1,), with noise at its end.
-        order: Number of values that the polynomial goes through, at most; the first steps have fewer. The
-            method's order, one more with the corrector.
-        corrector: Whether each step is repeated with the value at its end added to the polynomial.
-        variable: In which the polynomial is one: "clock" (τ), "log_snr" or "t".
-        data_std: s: 0 to interpolate x̂_0, infinity for ε̂, and in between what EDM's skip connection leaves.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the order is below 1, the variable is unknown, data_std is negative, or log(α/σ) is
-            infinite on the grid.
-    """
-    if order < 1 or not data_std >= 0 or variable not in VARIABLES:
-        raise ValueError(
-            f"exponential_adams needs order >= 1, data_std >= 0 and a variable in {', '.join(VARIABLES)}, "
-            f"got {order}, {data_std} and {variable!r}"
+    """The table of the exponential Adams-Bashforth-Moulton method; arguments as for `eabm`."""
+    check_name("variable", variable, VARIABLES)
+    if order < 1 or not data_std >= 0:
+        raise InputError(
+            f"an exponential Adams method needs order >= 1 and data_std >= 0, got {order} and {data_std}"
         )
-    path = noisy_path(sde, times)
-    lam, steps = path.lam, len(path.t) - 1
+    at = finite_log_coefficients(sde, times)
+    lam, steps = at.lam, len(at.t) - 1
     x, w = _gauss_legendre(QUADRATURE_POINTS)
     span = lam.diff()[:, None]  # (n, 1)
     points = lam[:-1, None] + span * x  # (n, m)
     level = (-points).exp()  # σ̃ there
     if math.isinf(data_std):
-        scale, keep, values = path.alpha, path.alpha[1:] / path.alpha[:-1], noise_values(path)
+        scale, keep, values = at.alpha, at.alpha[1:] / at.alpha[:-1], noise_values(at)
         kernel = -level * span * w
     else:
-        H = (data_std**2 + path.level.square()).sqrt()
-        scale = path.alpha * H
+        H = (data_std**2 + at.noise_to_signal.square()).sqrt()
+        scale = at.alpha * H
         keep = scale[1:] / scale[:-1]
-        values = list(zip((path.level / scale).tolist(), (path.sigma * H).tolist(), strict=True))
+        values = list(zip((at.noise_to_signal / scale).tolist(), (at.sigma * H).tolist(), strict=True))
         kernel = level / (data_std**2 + level.square()) * span * w
     kernel = scale[1:, None] * kernel
     u, u_points = VARIABLES[variable](sde, lam, data_std), VARIABLES[variable](sde, points, data_std)
@@ -202,7 +184,7 @@ def exponential_adams_stages(
         count = min(order, i + 1)
         correction = weights(i, i + 1, count + 1) if corrector and i < steps - 1 else None
         rows.append(Row(keep[i].item(), weights(i, i, count), correction=correction))
-    return multistep_stages(path.t, values[:-1], rows)
+    return multistep_stages(at.t, values[:-1], rows)
 
 
 def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
@@ -213,37 +195,20 @@ def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     return (nodes + 1) / 2, vectors[0].square()
 
 
-def dpm_solver_stages(
-    sde: SDE, times: Tensor, order: int = 2, stochasticity: float | Callable[[Tensor], Tensor] = 0.0
-) -> list[Stage]:
-    """DPM-Solver++ in its multistep form: 1 (DDIM), 2M (Lu et al., 2022, Algorithm 2) and 3M, for the ODE
-    (stochasticity 0) and the SDE (1: SDE-DPM-Solver++; any other, or a function of time, by the same
-    formula).
+def dpm_solver_stages(sde: SDE, times: Tensor, order: int, stochasticity: Stochasticity = 0.0) -> list[Stage]:
+    """The table of DPM-Solver++ in its multistep form: first order (DDIM), 2M (Lu et al., 2022, Algorithm 2)
+    and 3M, for the ODE (stochasticity 0) and the SDE (1: SDE-DPM-Solver++; other values, or a function of
+    time, constant over a step, by the same formula).
 
     3M integrates the parabola through the last three values exactly. The implementations in k-diffusion and
     diffusers take half of its quadratic term, which leaves them at order two.
-
-    Args:
-        sde: The SDE.
-        times: Time grid, shape (steps + 1,), with noise at its end.
-        order: 1, 2 or 3; the first steps have less.
-        stochasticity: η or η(t), at least 0, constant over a step.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the order is not 1, 2 or 3, the stochasticity is negative, or log(α/σ) is infinite on
-            the grid.
     """
-    if order not in (1, 2, 3):
-        raise ValueError(f"the order of DPM-Solver++ must be 1, 2 or 3, got {order}")
-    path = noisy_path(sde, times)
-    eta2 = stochasticity_at(stochasticity, path.t[:-1]).square()
-    h = path.lam.diff()
-    keep = (path.sigma[1:] / path.sigma[:-1] * (-eta2 * h).exp()).tolist()
-    std = (path.sigma[1:] * (-torch.expm1(-2 * eta2 * h)).sqrt()).tolist()
-    scaled, h, alpha = ((1 + eta2) * h).tolist(), h.tolist(), path.alpha[1:].tolist()
+    at = finite_log_coefficients(sde, times)
+    eta2 = stochasticity_at(stochasticity, at.t[:-1]).square()
+    steps = at.lam.diff()
+    keep = (at.sigma[1:] / at.sigma[:-1] * (-eta2 * steps).exp()).tolist()
+    std = (at.sigma[1:] * (-torch.expm1(-2 * eta2 * steps)).sqrt()).tolist()
+    scaled, h, alpha = ((1 + eta2) * steps).tolist(), steps.tolist(), at.alpha[1:].tolist()
     rows = []
     for i, z in enumerate(scaled):  # z = κh
         first = -alpha[i] * math.expm1(-z)
@@ -262,30 +227,17 @@ def dpm_solver_stages(
             on_b = -(linear * r0 + square) / (r0 + r1)
             weights = (first + on_a / r0, -on_a / r0 + on_b / r1, -on_b / r1)
         rows.append(Row(keep[i], weights, std[i]))
-    return multistep_stages(path.t, denoised_values(path)[:-1], rows)
+    return multistep_stages(at.t, denoised_values(at)[:-1], rows)
 
 
-def unipc_stages(sde: SDE, times: Tensor, order: int = 3, variant: str = "bh2") -> list[Stage]:
-    """UniPC-p with data prediction and the corrector UniC-p, of order p + 1 (Zhao et al., 2023, Algorithms
-    1-4).
-
-    Args:
-        sde: The SDE.
-        times: Time grid, shape (steps + 1,), with noise at its end.
-        order: p >= 1 of predictor and corrector; the first and last steps have less, as in the paper's code.
-        variant: "bh1", B(h) = h, or "bh2", B(h) = e^h - 1.
-
-    Returns:
-        The table.
-
-    Raises:
-        ValueError: If the order is below 1, the variant is unknown, or log(α/σ) is infinite on the grid.
-    """
-    if order < 1 or variant not in ("bh1", "bh2"):
-        raise ValueError(f"UniPC needs order >= 1 and variant bh1 or bh2, got {order} and {variant!r}")
-    path = noisy_path(sde, times)
-    lam, steps = path.lam.tolist(), len(path.t) - 1
-    keep, alpha = (path.sigma[1:] / path.sigma[:-1]).tolist(), path.alpha[1:].tolist()
+def unipc_stages(sde: SDE, times: Tensor, order: int, variant: str) -> list[Stage]:
+    """The table of UniPC with data prediction; arguments as for `unipc`."""
+    check_name("variant", variant, UNIPC_VARIANTS)
+    if order < 1:
+        raise InputError(f"the order of UniPC must be at least 1, got {order}")
+    at = finite_log_coefficients(sde, times)
+    lam, steps = at.lam.tolist(), len(at.t) - 1
+    keep, alpha = (at.sigma[1:] / at.sigma[:-1]).tolist(), at.alpha[1:].tolist()
     rows = []
     for i in range(steps):
         p = min(order, i + 1, steps - i)
@@ -300,7 +252,7 @@ def unipc_stages(sde: SDE, times: Tensor, order: int = 3, variant: str = "bh2") 
         weights = (first - sum(on), *on)
         correction = (on_c[-1], first - sum(on_c), *on_c[:-1]) if i < steps - 1 else None
         rows.append(Row(keep[i], weights, correction=correction))
-    return multistep_stages(path.t, denoised_values(path)[:-1], rows)
+    return multistep_stages(at.t, denoised_values(at)[:-1], rows)
 
 
 def _unipc_coefficients(ratios: Sequence[float], h: float, B: float) -> list[float]:
@@ -315,3 +267,135 @@ def _unipc_coefficients(ratios: Sequence[float], h: float, B: float) -> list[flo
         factorial *= n + 1
         phi = phi / -h - 1 / factorial
     return torch.linalg.solve(matrix, torch.tensor(right, dtype=torch.float64)).tolist()
+
+
+def eabm(
+    sde: SDE,
+    times: Tensor | Grid = Grid("clock", 49),
+    *,
+    denoise: bool = False,
+    order: int = 4,
+    corrector: bool = True,
+    variable: Annotated[str, Names(*VARIABLES)] = "clock",
+    data_std: float = 0.45,
+) -> LinearSampler:
+    """The exponential Adams-Bashforth method for the probability-flow ODE, with an Adams-Moulton corrector.
+
+    Args:
+        sde, times, denoise: As for every `Sampler`; the grid must end with noise.
+        order: Number of values that the polynomial interpolates, fewer in the first steps. It is the order of
+            the method, one more with the corrector.
+        corrector: Whether to repeat each step with the value at its end, at no further evaluation.
+        variable: Variable in which the polynomial interpolates.
+        data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for ε̂.
+
+    Raises:
+        InputError: If the order is below 1, the variable is unknown, data_std is negative, or log(α/σ) is
+            infinite on the grid.
+    """
+    table = partial(
+        exponential_adams_stages, order=order, corrector=corrector, variable=variable, data_std=data_std
+    )
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def deis(
+    sde: SDE, times: Tensor | Grid = Grid("quadratic", 49), *, denoise: bool = False, order: int = 4
+) -> LinearSampler:
+    """DEIS in its form tAB (Zhang & Chen, 2023): the polynomial of ε̂ in t.
+
+    Args:
+        sde, times, denoise: As for every `Sampler`; the grid must end with noise.
+        order: Number of values that the polynomial interpolates, 4 for the paper's tAB3.
+
+    Raises:
+        InputError: If the order is below 1, or log(α/σ) is infinite on the grid.
+    """
+    table = partial(exponential_adams_stages, order=order, corrector=False, variable="t", data_std=math.inf)
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def dpmpp_2m(sde: SDE, times: Tensor | Grid = Grid("clock", 49), *, denoise: bool = False) -> LinearSampler:
+    """DPM-Solver++(2M) (Lu et al., 2022, Algorithm 2); arguments as for every `Sampler`.
+
+    The grid must end with noise, here and in the other forms of DPM-Solver++.
+    """
+    return LinearSampler(sde, times, partial(dpm_solver_stages, order=2), denoise=denoise)
+
+
+def dpmpp_3m(sde: SDE, times: Tensor | Grid = Grid("clock", 49), *, denoise: bool = False) -> LinearSampler:
+    """DPM-Solver++(3M), of third order, see `dpm_solver_stages`; arguments as for every `Sampler`."""
+    return LinearSampler(sde, times, partial(dpm_solver_stages, order=3), denoise=denoise)
+
+
+def dpmpp_sde(
+    sde: SDE,
+    times: Tensor | Grid = Grid("clock", 49),
+    *,
+    denoise: bool = False,
+    stochasticity: Stochasticity = REVERSE_SDE,
+) -> LinearSampler:
+    """SDE-DPM-Solver++ of first order (Lu et al., 2022, Appendix A).
+
+    Args:
+        sde, times, denoise: As for every `Sampler`.
+        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+    """
+    table = partial(dpm_solver_stages, order=1, stochasticity=stochasticity)
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def dpmpp_2m_sde(
+    sde: SDE,
+    times: Tensor | Grid = Grid("clock", 49),
+    *,
+    denoise: bool = False,
+    stochasticity: Stochasticity = REVERSE_SDE,
+) -> LinearSampler:
+    """SDE-DPM-Solver++(2M) (Lu et al., 2022, Appendix A).
+
+    Args:
+        sde, times, denoise: As for every `Sampler`.
+        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+    """
+    table = partial(dpm_solver_stages, order=2, stochasticity=stochasticity)
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def dpmpp_3m_sde(
+    sde: SDE,
+    times: Tensor | Grid = Grid("clock", 49),
+    *,
+    denoise: bool = False,
+    stochasticity: Stochasticity = REVERSE_SDE,
+) -> LinearSampler:
+    """SDE-DPM-Solver++(3M), of weak order 2: the noise in the past values hides the third order.
+
+    Args:
+        sde, times, denoise: As for every `Sampler`.
+        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+    """
+    table = partial(dpm_solver_stages, order=3, stochasticity=stochasticity)
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def unipc(
+    sde: SDE,
+    times: Tensor | Grid = Grid("log_snr", 49),
+    *,
+    denoise: bool = False,
+    order: int = 3,
+    variant: Annotated[str, Names(*UNIPC_VARIANTS)] = "bh2",
+) -> LinearSampler:
+    """UniPC-p with data prediction and the corrector UniC-p, of order p + 1 (Zhao et al., 2023, Algorithms
+    1-4).
+
+    Args:
+        sde, times, denoise: As for every `Sampler`; the grid must end with noise.
+        order: p >= 1 of predictor and corrector, less in the first and last steps as in the paper's code.
+        variant: The function B(h), h for bh1 and e^h - 1 for bh2.
+
+    Raises:
+        InputError: If the order is below 1, the variant is unknown, or log(α/σ) is infinite on the grid.
+    """
+    return LinearSampler(sde, times, partial(unipc_stages, order=order, variant=variant), denoise=denoise)

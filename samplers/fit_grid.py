@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import Sampler
-from score_diffusion.samplers.exponential import exponential_adams_stages
+from score_diffusion.samplers.exponential import eabm
 from score_diffusion.samplers.grids import clock, clock_grid, clock_times
-from score_diffusion.samplers.linear import LinearSampler
 from score_diffusion.sde_lib import SDE, ScoreFunction, score_device
 
 FINE_STEPS = 128  # of the solution that the samples are compared with
@@ -57,7 +56,7 @@ def fit_grid(
         Times, shape (steps + 1,), float64, with the same ends; those given where nothing is better.
 
     Raises:
-        ValueError: If the sampler or the score fails on the grid to start from.
+        InputError: If the sampler or the score fails on the grid to start from.
     """
     steps = len(times) - 1
     x_T = sde.prior_std * torch.randn(
@@ -66,8 +65,7 @@ def fit_grid(
     x_T = x_T.to(score_device(score))
     # Fixed steps: the rounding of a float32 network would stop an adaptive solver at such tolerances.
     fine = clock_grid(sde, max(FINE_STEPS, 4 * steps), times[-1].item())
-    exact = LinearSampler(sde, fine, exponential_adams_stages(sde, fine))
-    target = exact(score, x_T.shape, x_T=x_T).samples
+    target = eabm(sde, fine)(score, x_T.shape, x_T=x_T).samples
     tau = clock(sde.noise_level(times.double()))
     places = torch.linspace(0, 1, steps, dtype=torch.float64)
     knots = torch.linspace(0, 1, min(steps, KNOTS), dtype=torch.float64)

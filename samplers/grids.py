@@ -1,7 +1,7 @@
 """Time grids: where a sampler places its steps.
 
-A grid is a float64 tensor of steps + 1 strictly decreasing times from T to eps; a step's length is read off
-the grid alone.
+A grid is a float64 tensor of steps + 1 strictly decreasing times from T to eps. The length of a step follows
+from the grid only. `Grid("karras", 20)` names a grid before there is an SDE; every sampler takes either.
 
 References:
     Denoising Diffusion Implicit Models (Song et al., 2021), https://arxiv.org/abs/2010.02502: quadratic.
@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib import SDE, chain_times
+from score_diffusion.sde_lib import SDE, InputError, chain_times
 
 
 def _checked(sde: SDE, steps: int, eps: float | None) -> float:
     eps = sde.sampling_eps if eps is None else eps
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a positive integer, got {steps!r}")
+        raise InputError(f"steps must be a positive integer, got {steps!r}")
     if not 0 <= eps < sde.T:
-        raise ValueError(f"eps must lie in [0, T) = [0, {sde.T}), got {eps}")
+        raise InputError(f"eps must lie in [0, T) = [0, {sde.T}), got {eps}")
     return eps
 
 
@@ -38,7 +39,7 @@ def _noisy_ends(sde: SDE, steps: int, eps: float | None) -> Tensor:
     ends = torch.tensor([sde.T, _checked(sde, steps, eps)], dtype=torch.float64)
     first, last = sde.log_snr(ends).tolist()
     if not (math.isfinite(first) and math.isfinite(last)):
-        raise ValueError(
+        raise InputError(
             f"log SNR must be finite at both ends of the grid, it is {first} at T and {last} at eps; "
             "choose another eps"
         )
@@ -63,7 +64,7 @@ def uniform_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
         Times, shape (steps + 1,), float64, from T down to eps.
 
     Raises:
-        ValueError: If steps is not a positive integer or eps does not lie in [0, T).
+        InputError: If steps is not a positive integer or eps does not lie in [0, T).
     """
     return _evenly(sde.T, _checked(sde, steps, eps), steps)
 
@@ -81,7 +82,7 @@ def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
         Times, shape (steps + 1,), float64, from T down to eps.
 
     Raises:
-        ValueError: If steps is not a positive integer, eps does not lie in [0, T), or the log SNR is infinite
+        InputError: If steps is not a positive integer, eps does not lie in [0, T), or the log SNR is infinite
             at an end.
     """
     ends = _noisy_ends(sde, steps, eps)
@@ -151,13 +152,13 @@ def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
         Times, shape (steps + 1,), float64, from T down to 0.
 
     Raises:
-        ValueError: If steps is not a positive integer or exceeds the chain's.
+        InputError: If steps is not a positive integer or exceeds the chain's.
     """
     times = chain_times(sde)
     longest = len(times) - 1
     steps = longest if steps is None else steps
     if not isinstance(steps, int) or not 1 <= steps <= longest:
-        raise ValueError(
+        raise InputError(
             f"steps must be an integer in 1..{longest}, the steps of the chain of {sde}, got {steps!r}"
         )
     kept = torch.linspace(0, longest - 1, steps, dtype=torch.float64).round().long()
@@ -173,3 +174,31 @@ GRIDS: dict[str, Callable[[SDE, int], Tensor]] = {
     "chain": chain_grid,
 }
 """The grids as functions of an SDE and a number of steps."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A grid by name, for any SDE: what a sampler takes for `times` instead of the times themselves.
+
+    Raises:
+        InputError: If the name is not in `GRIDS`.
+    """
+
+    name: str
+    steps: int | None = None
+    """Number of steps; None for as many as the SDE's discrete chain has."""
+
+    def __post_init__(self) -> None:
+        if self.name not in GRIDS:
+            raise InputError(
+                f"unknown grid {self.name!r}; choose one of {', '.join(GRIDS)}, or give a tensor of times"
+            )
+
+    def times(self, sde: SDE) -> Tensor:
+        """The times for an SDE, shape (steps + 1,), float64, decreasing."""
+        return GRIDS[self.name](sde, len(chain_times(sde)) - 1 if self.steps is None else self.steps)
+
+
+def times_of(sde: SDE, times: Tensor | Grid) -> Tensor:
+    """The times that a sampler's argument `times` stands for, shape (steps + 1,), float64, on the CPU."""
+    return times.times(sde) if isinstance(times, Grid) else torch.as_tensor(times, dtype=torch.float64).cpu()

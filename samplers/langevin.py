@@ -1,10 +1,10 @@
 """Annealed Langevin dynamics (Song & Ermon, 2019, Algorithm 1), Langevin steps at each of a decreasing
 sequence of noise levels, and consistent annealed sampling (Jolicoeur-Martineau et al., 2021), one step from
-each to the next.
+each level to the next.
 
-The algorithms live where the signal has scale 1, x̃ = x/α with noise of standard deviation σ̃ = σ/α, and so
-they serve every SDE: the score there is α ∇log p_t(α x̃). At level i annealed Langevin dynamics takes n
-times, with step size a_i = ε (σ̃_i/σ̃_L)²,
+The algorithms are defined where the signal has scale 1, x̃ = x/α with noise of standard deviation σ̃ = σ/α,
+and so they serve every SDE: the score there is α ∇log p_t(α x̃). At level i annealed Langevin dynamics takes
+n steps of size a_i = ε (σ̃_i/σ̃_L)²,
 
     x̃ ← x̃ + a_i/2 score(x̃, σ̃_i) + √a_i z.
 
@@ -13,20 +13,20 @@ of a step, √r/2 per dimension, does not change when data or levels are rescale
 0.01 is r = 0.2. NCSNv2 writes a step without the half, x̃ + a_i score + √(2 a_i) z: its ε is half of
 NCSN's, r = 2ε/σ̃_L², and `sde_lib.relative_step_size` chooses it.
 
-Langevin steps do not keep the noise at the level that the score is told. On a single data point, where
-σ̃_i² score = x_0 - x̃, a step with η = r/2 shrinks noise of deviation σ̃_i to (1 - η) σ̃_i; consistent
-annealed sampling then adds just so much as makes it σ̃_{i+1}:
+Langevin steps do not keep the noise at the level that the score is evaluated at. On a single data point,
+where σ̃_i² score = x_0 - x̃, a step with η = r/2 shrinks noise of deviation σ̃_i to (1 - η) σ̃_i; consistent
+annealed sampling then adds as much noise as makes it σ̃_{i+1}:
 
     x̃ ← x̃ + η σ̃_i² score(x̃, σ̃_i) + β_i σ̃_{i+1} z,    β_i² = 1 - ((1 - η) σ̃_i/σ̃_{i+1})².
 
-η lies between 1 - γ, without any noise, and 1 + γ, γ = σ̃_{i+1}/σ̃_i; at η = 1 each step denoises fully and
-starts anew.
+η lies between 1 - γ, which adds no noise, and 1 + γ, with γ = σ̃_{i+1}/σ̃_i; at η = 1 each step denoises
+fully and starts anew.
 
 References:
     Generative Modeling by Estimating Gradients of the Data Distribution (Song & Ermon, 2019),
         https://arxiv.org/abs/1907.05600.
     Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),
-        https://arxiv.org/abs/2006.09011: the final denoising step.
+        https://arxiv.org/abs/2006.09011: the step size by Technique 4, the final denoising step.
     Adversarial Score Matching and Improved Sampling for Image Generation (Jolicoeur-Martineau et al., 2021),
         https://arxiv.org/abs/2009.05475: Algorithm 2, consistent annealed sampling.
 """
@@ -34,28 +34,45 @@ References:
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, StepSampler
-from score_diffusion.samplers.grids import log_snr_grid
-from score_diffusion.samplers.linear import Path
-from score_diffusion.sde_lib import SDE, SampleNoise
+from score_diffusion.samplers.grids import Grid, times_of
+from score_diffusion.samplers.linear import GridCoefficients
+from score_diffusion.samplers.options import Names
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, relative_step_size
+
+AUTO = "auto"
 
 
 class _AnnealedSampler(StepSampler):
-    """The step along the score that both algorithms take at a noise level."""
+    """The step along the score that both algorithms take at a noise level.
 
-    def __init__(self, sde: SDE, times: Tensor | None, step_size: float, denoise: bool) -> None:
-        super().__init__(sde, log_snr_grid(sde, 200) if times is None else times, denoise)
+    The levels are those of a time grid. A last time without noise, that of `chain_grid` for most SDEs, is no
+    level and is left out.
+    """
+
+    def __init__(self, sde: SDE, times: Tensor | Grid, denoise: bool, step_size: float | str) -> None:
+        times = times_of(sde, times)
+        super().__init__(sde, times if sde.sigma(times[-1]) > 0 else times[:-1], denoise)
+        if isinstance(step_size, str):
+            if step_size != AUTO:
+                raise InputError(f"step_size must be a number or {AUTO!r}, got {step_size!r}")
+            step_size = self._step_size_by_rule()
         if not 0 < step_size < 4:
-            raise ValueError(f"step_size must lie in (0, 4), or the dynamics diverge, got {step_size}")
+            raise InputError(f"step_size must lie in (0, 4), or the dynamics diverge, got {step_size}")
         self.step_size = step_size
+        at = GridCoefficients(sde, self.times)
+        self._t, self._alpha, self._sigma = (v.tolist() for v in (at.t, at.alpha, at.sigma))
 
-        path = Path(sde, self.times)
-        self._t, self._alpha, self._sigma = (v.tolist() for v in (path.t, path.alpha, path.sigma))
+    @abstractmethod
+    def _step_size_by_rule(self) -> float:
+        """The step size that `step_size="auto"` stands for."""
 
     def _ascend(self, score: CountedScore, x: Tensor, k: int) -> Tensor:
         # In the coordinates of x = α x̃ a step size a_i = r σ̃² becomes α² a_i = r σ².
@@ -66,29 +83,34 @@ class AnnealedLangevinSampler(_AnnealedSampler):
     """Annealed Langevin dynamics over the noise levels of a time grid (Song & Ermon, 2019, Algorithm 1).
 
     Args:
-        sde: The SDE.
-        times: The levels, as times; None for `log_snr_grid(sde, 200)`, geometric noise levels.
-        n_steps_each: Langevin steps at each level.
-        step_size: r = ε/σ̃_L²; a step at level i has a_i = r σ̃_i². At or above 4 the dynamics diverge; the
-            bias grows with r.
-        denoise: Whether to end with Tweedie's formula, one more evaluation.
+        sde, times, denoise: As for every `Sampler`.
+        n_steps_each: Number of Langevin steps at each level.
+        step_size: r = ε/σ̃_L² in (0, 4), relative to the variance of the noise, or "auto" for NCSNv2's rule.
+            A step at level i has a_i = r σ̃_i²; the bias grows with r. The rule, Technique 4 for geometric
+            levels, is `relative_step_size`.
 
     Raises:
-        ValueError: If n_steps_each is below 1 or the step size does not lie in (0, 4).
+        InputError: If n_steps_each is below 1 or the step size does not lie in (0, 4).
     """
 
     def __init__(
         self,
         sde: SDE,
-        times: Tensor | None = None,
-        n_steps_each: int = 5,
-        step_size: float = 0.5,
+        times: Tensor | Grid = Grid("log_snr", 200),
+        *,
         denoise: bool = True,
+        n_steps_each: int = 5,
+        step_size: Annotated[float | str, Names(AUTO)] = 0.5,
     ) -> None:
-        super().__init__(sde, times, step_size, denoise)
         if n_steps_each < 1:
-            raise ValueError(f"n_steps_each must be at least 1, got {n_steps_each}")
+            raise InputError(f"n_steps_each must be at least 1, got {n_steps_each}")
         self.n_steps_each = n_steps_each
+        super().__init__(sde, times, denoise, step_size)
+
+    def _step_size_by_rule(self) -> float:
+        log_levels = self.sde.noise_level(self.times)
+        ratio = ((log_levels[0] - log_levels[-1]) / (len(self.times) - 1)).exp()
+        return relative_step_size(ratio.item(), self.n_steps_each)
 
     def _at_level(self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise) -> Tensor:
         std = math.sqrt(self.step_size) * self._sigma[k]
@@ -109,44 +131,53 @@ class AnnealedLangevinSampler(_AnnealedSampler):
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
-        """x̃ is carried over from the k-th level as it is; then come the Langevin steps at the next."""
+        """Keeps x̃ from the k-th level as it is, then takes the Langevin steps at the next."""
         return self._at_level(score, x * (self._alpha[k + 1] / self._alpha[k]), k + 1, noise), None
 
 
 class ConsistentAnnealedSampler(_AnnealedSampler):
     """Consistent annealed sampling over the levels of a time grid (Jolicoeur-Martineau et al., 2021).
 
-    One evaluation per level: more steps are more levels. At the last level comes Tweedie's formula alone.
+    One evaluation per level: more steps are more levels. The last level has only the final denoising.
 
     Args:
-        sde: The SDE.
-        times: The levels, as times; None for `log_snr_grid(sde, 200)`, geometric noise levels.
-        step_size: r = 2η, as in AnnealedLangevinSampler: 2ε/σ̃_L² for the ε of the paper. It lies in
-            [2 (1 - γ), 2 (1 + γ)] for the smallest ratio γ of a level to the one before.
-        denoise: Whether to end with Tweedie's formula, one more evaluation.
+        sde, times, denoise: As for every `Sampler`.
+        step_size: r = 2η, 2ε/σ̃_L² for the ε of the paper, or "auto" for a rule. It lies in
+            [2 (1 - γ), 2 (1 + γ)] for the smallest ratio γ of a level to the one before. The rule is 1.1
+            times the lower bound, but at least 0.2 and at most 2, a full denoising in each step.
 
     Raises:
-        ValueError: If the step size does not lie between these bounds, or a level's noise is zero.
+        InputError: If the step size does not lie between these bounds.
     """
 
     def __init__(
-        self, sde: SDE, times: Tensor | None = None, step_size: float = 0.5, denoise: bool = True
+        self,
+        sde: SDE,
+        times: Tensor | Grid = Grid("log_snr", 200),
+        *,
+        denoise: bool = True,
+        step_size: Annotated[float | str, Names(AUTO)] = AUTO,
     ) -> None:
-        super().__init__(sde, times, step_size, denoise)
-        gamma = sde.noise_level(self.times).diff().exp().min().item()
+        super().__init__(sde, times, denoise, step_size)
+        gamma = self._smallest_ratio()
         low, high = 2 * (1 - gamma), 2 * (1 + gamma)
-        if gamma == 0:
-            raise ValueError("times must end where there is noise: denoise=True takes the step to none")
-        if not low * (1 - 1e-9) <= step_size <= high * (1 + 1e-9):
-            raise ValueError(
-                f"step_size must lie in [{low:.6g}, {high:.6g}] where a noise level is down to {gamma:.6g} "
-                f"times the one before, got {step_size}; change it, or take more levels"
+        if not low * (1 - 1e-9) <= self.step_size <= high * (1 + 1e-9):
+            raise InputError(
+                f"step_size must lie in [{low:.6g}, {high:.6g}] since a noise level is only {gamma:.6g} "
+                f"times the one before, got {step_size}: choose such a step size, 'auto', or more levels"
             )
+
+    def _smallest_ratio(self) -> float:
+        """γ, the smallest ratio of a noise level to the one before."""
+        return self.sde.noise_level(self.times).diff().exp().min().item()
+
+    def _step_size_by_rule(self) -> float:
+        return min(2.0, max(0.2, 1.1 * (2 * (1 - self._smallest_ratio()))))
 
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
-        """A step along the score at the k-th level, then the noise that makes x̃ one of the next level."""
+        """Takes a step along the score at the k-th level, then adds the noise that the next level lacks."""
         alpha_ts = self._alpha[k] / self._alpha[k + 1]
         kept = (1 - self.step_size / 2) * self._sigma[k] / (alpha_ts * self._sigma[k + 1])
         std = math.sqrt(max(0.0, 1 - kept**2)) * self._sigma[k + 1]

@@ -6,13 +6,13 @@ states, the values so far and fresh noise,
 
     v_0 = p x + q score(x, t),      x ← keep · x + Σ_j weights_j v_{-j} + std · z,
 
-with v_{-j} the value of j evaluations ago. What distinguishes Euler-Maruyama, DDIM, DPM-Solver++, UniPC,
-Runge-Kutta methods or restarts is the table (p, q, keep, weights, std) alone, which follows in float64 from
-the SDE and the time grid before the first evaluation: the loop below serves them all, costs next to nothing
-and never waits for the device. For data from a Gaussian the score is linear too, and the law that a table
-samples can be computed exactly.
+where v_{-j} is the value of j evaluations ago. Euler-Maruyama, DDIM, DPM-Solver++, UniPC, Runge-Kutta methods
+and restarts differ only in the table (p, q, keep, weights, std), which is computed in float64 from the SDE
+and the time grid before the first evaluation. One loop serves them all, costs next to nothing and never waits
+for the device. For Gaussian data the score is linear too, and the law that a table samples can be computed
+exactly.
 
-A method that goes back to the states before an earlier stage (a Runge-Kutta method, a corrector) is rewritten
+A method that returns to the states before an earlier stage (a Runge-Kutta method, a corrector) is rewritten
 in terms of the newest states: x_old is a combination of them and of the values in between.
 """
 
@@ -27,7 +27,8 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, Sampler
-from score_diffusion.sde_lib import SDE, SampleNoise
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise
 
 
 @dataclass(frozen=True)
@@ -35,18 +36,25 @@ class Stage:
     """One row of a table: x ← keep · x + Σ_j weights[j] v_{-j} + std · z."""
 
     time: float | None
-    """Where the score is evaluated first, the time of x; None where it is not."""
+    """The time of x, at which the stage first evaluates the score; None for a stage without an evaluation."""
     value: tuple[float, float]
     """(p, q) of the value v_0 = p x + q score(x, time) that the evaluation gives."""
     keep: float
     weights: tuple[float, ...]
-    """Of the values, the newest first."""
+    """Weights of the values, the newest first."""
     std: float = 0.0
     ends_step: bool = True
-    """Whether x has then arrived at the next time of the grid."""
+    """Whether the stage brings x to the next time of the grid."""
 
 
-def move(
+Table = Callable[[SDE, Tensor], Sequence[Stage]]
+"""From the SDE and the time grid, shape (steps + 1,), to the stages."""
+
+Clip = float | tuple[float, float] | None
+"""Bounds of the denoised samples: c for [-c, c], two bounds, 0 or None for none."""
+
+
+def apply_stage(
     stage: Stage,
     score: CountedScore,
     x: Tensor,
@@ -54,13 +62,13 @@ def move(
     noise: SampleNoise,
     clip: tuple[float, float] | None = None,
 ) -> Tensor:
-    """The states after a stage.
+    """Computes the states after a stage.
 
     Args:
         stage: The stage.
         score: The score function.
-        x: States before it, shape (B, *shape).
-        values: The values so far, the newest first; gets the new one.
+        x: States before the stage, shape (B, *shape).
+        values: The values so far, the newest first; the stage's own value is added.
         noise: The samples' streams of randomness.
         clip: Bounds of the new value; None for none.
 
@@ -76,9 +84,8 @@ def move(
             value = value * q
         values.appendleft(value if clip is None else value.clamp(*clip))
     x = x * stage.keep
-    for weight, value in zip(
-        stage.weights, values, strict=False
-    ):  # older values than a table uses may remain
+    # not strict: more values may be kept than this stage uses
+    for weight, value in zip(stage.weights, values, strict=False):
         if weight:
             x.add_(value, alpha=weight)
     return x.add_(noise.normal(), alpha=stage.std) if stage.std else x
@@ -89,38 +96,36 @@ class LinearSampler(Sampler):
 
     Args:
         sde: The SDE.
-        times: Time grid, shape (steps + 1,).
-        stages: The table; as many of its stages end a step as the grid has steps.
+        times: Time grid, shape (steps + 1,), or a `Grid`.
+        table: Computes the stages from the SDE and the times; as many of them end a step as the grid has
+            steps.
         denoise: Whether to end with Tweedie's formula, one more evaluation.
-        clip: Bounds of every value, for tables whose values are denoised samples; None for none.
+        clip: Bounds of every value, for tables whose values are denoised samples, see `clip_bounds`.
 
     Raises:
-        ValueError: If the table does not fit the grid, a stage uses a value that does not exist yet, or
-            clip is not two increasing numbers.
+        ValueError: If the table does not fit the grid, or a stage uses a value that does not exist yet.
+        InputError: If clip does not stand for bounds.
     """
 
     def __init__(
-        self,
-        sde: SDE,
-        times: Tensor,
-        stages: Sequence[Stage],
-        denoise: bool = False,
-        clip: tuple[float, float] | None = None,
+        self, sde: SDE, times: Tensor | Grid, table: Table, *, denoise: bool = False, clip: Clip = 0.0
     ) -> None:
         super().__init__(sde, times, denoise)
-        self.stages = tuple(stages)
-        self.clip = checked_clip(clip)
+        self.stages = tuple(table(sde, self.times))
+        self.clip = clip_bounds(clip)
         evaluations = 0
         for stage in self.stages:
             evaluations += stage.time is not None
             if len(stage.weights) > evaluations:
                 raise ValueError(
-                    f"a stage weighs {len(stage.weights)} values after {evaluations} evaluations of the score"
+                    f"a stage has {len(stage.weights)} weights after only {evaluations} evaluations of the "
+                    "score: it must have at most one for each"
                 )
         steps = sum(stage.ends_step for stage in self.stages)
         if steps != len(self.times) - 1 or not self.stages[-1].ends_step:
             raise ValueError(
-                f"{steps} stages end a step, as the last must, and the grid has {len(self.times) - 1} steps"
+                f"the table must have a stage that ends each of the {len(self.times) - 1} steps of the grid, "
+                f"and the last stage must end one; {steps} of its stages do"
             )
 
     def integrate(
@@ -134,7 +139,7 @@ class LinearSampler(Sampler):
         values: deque[Tensor] = deque(maxlen=max(1, *(len(stage.weights) for stage in self.stages)))
         done, steps = 0, len(self.times) - 1
         for stage in self.stages:
-            x = move(stage, score, x, values, noise, self.clip)
+            x = apply_stage(stage, score, x, values, noise, self.clip)
             if stage.ends_step:
                 done += 1
                 if record is not None:
@@ -143,22 +148,32 @@ class LinearSampler(Sampler):
         return x
 
 
-def checked_clip(clip: tuple[float, float] | None) -> tuple[float, float] | None:
-    """The bounds, if they are two increasing numbers or None."""
-    if clip is not None and not (len(clip) == 2 and clip[0] < clip[1]):
-        raise ValueError(f"clip must be None or two increasing bounds of x_0, such as (-1, 1), got {clip}")
-    return clip
+def clip_bounds(clip: Clip) -> tuple[float, float] | None:
+    """The bounds that `clip` stands for: ±c for a number c, the two of a pair, None for 0 or None.
+
+    Raises:
+        InputError: If the number is negative, or the pair is not increasing.
+    """
+    bounds = (-clip, clip) if isinstance(clip, int | float) else clip
+    if not clip or bounds is None:
+        return None
+    if len(bounds) != 2 or not bounds[0] < bounds[1]:
+        raise InputError(
+            f"clip must be 0 (none), a bound above 0 on the absolute value of x_0, or two increasing bounds "
+            f"such as (-1, 1), got {clip}"
+        )
+    return bounds
 
 
-class Path:
-    """The path of an SDE at given times: α, σ, λ = log(α/σ) and f, g², each a float64 tensor like the times,
-    on the CPU.
+class GridCoefficients:
+    """The coefficients of an SDE at the times of a grid: α, σ, σ/α, λ = log(α/σ), f and g², each a float64
+    tensor of the shape of the times, on the CPU.
     """
 
     def __init__(self, sde: SDE, times: Tensor | Sequence[float]) -> None:
         self.t = torch.as_tensor(times, dtype=torch.float64).cpu()
         self.alpha, self.sigma = sde.alpha(self.t), sde.sigma(self.t)
-        self.level = self.sigma / self.alpha  # σ̃, the noise where the signal has scale 1
+        self.noise_to_signal = self.sigma / self.alpha  # σ̃, the noise where the signal has scale 1
         self.lam = -sde.noise_level(self.t)
         self.f, self.g2 = sde.dlog_alpha(self.t), sde.g2(self.t)
 
@@ -170,7 +185,7 @@ def one_stage_a_step(
     weight: Tensor,
     std: Tensor | float = 0.0,
 ) -> list[Stage]:
-    """The table of a method with one evaluation a step and no memory; tensors of shape (steps,)."""
+    """The table of a method with one evaluation per step and no history; tensors of shape (steps,)."""
     rows = torch.broadcast_tensors(
         times[:-1].double(), *(torch.as_tensor(v, dtype=torch.float64) for v in (*value, keep, weight, std))
     )
@@ -179,8 +194,8 @@ def one_stage_a_step(
     ]
 
 
-def combined(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
-    """The sum of two rows of weights, the shorter one filled up with zeros."""
+def add_weights(a: Sequence[float], b: Sequence[float]) -> tuple[float, ...]:
+    """The sum of two rows of weights, the shorter one padded with zeros."""
     return tuple(x + y for x, y in zip_longest(a, b, fillvalue=0.0))
 
 
@@ -194,10 +209,10 @@ def stages_of_step(
 
     Args:
         times: The times of its evaluations.
-        values: (p, q) of the value at each.
-        rows: (K, W) of each: the states after it are K x_t + Σ_i W_i v_i with x_t those at the step's start
-            and v_i its values, the first first.
-        ends_step: Whether the grid goes on after it.
+        values: (p, q) of the value of each evaluation.
+        rows: (K, W) of each evaluation: the states after it are K x_t + Σ_i W_i v_i, where x_t are the states
+            at the start of the step and v_i its values in order of evaluation.
+        ends_step: Whether the last stage brings x to the next time of the grid.
 
     Returns:
         The stages, each in terms of the states before it.
@@ -205,7 +220,7 @@ def stages_of_step(
     stages, K_old, W_old = [], 1.0, ()
     for i, (t, value, (K, W)) in enumerate(zip(times, values, rows, strict=True)):
         keep = K / K_old
-        weights = combined(W, [-keep * w for w in W_old])[::-1]
+        weights = add_weights(W, [-keep * w for w in W_old])[::-1]
         stages.append(Stage(t, value, keep, weights, ends_step=ends_step and i == len(times) - 1))
         K_old, W_old = K, W
     return stages

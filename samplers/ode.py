@@ -15,49 +15,51 @@ Reference:
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
 from score_diffusion.samplers.adaptive import PAIRS, solve_each
-from score_diffusion.samplers.ancestral import DDIMSampler
 from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
-from score_diffusion.samplers.grids import uniform_grid
-from score_diffusion.sde_lib import SDE, SampleNoise, ScoreFunction, expand
+from score_diffusion.samplers.chain import DDIMSampler
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.samplers.options import Names, check_name
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand
 from score_diffusion.sde_lib.ode_solver import FIXED_METHODS
 
 ODE_METHODS = (*reversed(PAIRS), *FIXED_METHODS)
+EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+"""Evaluations per step of each method with the steps of the grid."""
 
 
 class ODESampler(Sampler):
     """The probability-flow ODE, by an adaptive method or a fixed-step one of torchdiffeq.
 
     Args:
-        sde: The SDE.
-        method: A name in `ODE_METHODS`.
-        times: Time grid: the steps of the fixed-step methods, the output times of the adaptive ones; None for
-            `uniform_grid(sde, sde.N)`.
-        rtol: Relative tolerance of the adaptive methods, met by every sample.
-        atol: Absolute tolerance of the adaptive methods, met by every sample.
-        denoise: Whether to end with Tweedie's formula, one more evaluation.
+        sde, times, denoise: As for every `Sampler`. The grid holds the steps of a fixed-step method and the
+            times of the trajectory of an adaptive one.
+        method: Solver, adaptive (dopri5, bosh3, adaptive_heun) or with the steps of the grid.
+        rtol: Relative tolerance of an adaptive method, met by every sample.
+        atol: Absolute tolerance of an adaptive method, met by every sample.
 
     Raises:
-        ValueError: If the method is unknown.
+        InputError: If the method is unknown.
     """
 
     def __init__(
         self,
         sde: SDE,
-        method: str = "dopri5",
-        times: Tensor | None = None,
+        times: Tensor | Grid = Grid("clock", 100),
+        *,
+        denoise: bool = False,
+        method: Annotated[str, Names(*ODE_METHODS)] = "dopri5",
         rtol: float = 1e-5,
         atol: float = 1e-5,
-        denoise: bool = False,
     ) -> None:
-        super().__init__(sde, uniform_grid(sde, sde.N) if times is None else times, denoise)
-        if method not in ODE_METHODS:
-            raise ValueError(f"method must be one of {', '.join(ODE_METHODS)}, got {method!r}")
+        super().__init__(sde, times, denoise)
+        check_name("method", method, ODE_METHODS)
         self.method, self.rtol, self.atol = method, rtol, atol
 
     def integrate(
@@ -147,10 +149,10 @@ def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
         Codes, shape (n, B, *shape).
 
     Raises:
-        ValueError: If the shapes differ.
+        InputError: If the shapes differ.
     """
     if a.shape != b.shape:
-        raise ValueError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise InputError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     u, v = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(u, v, dim=1).clamp(-1, 1)
     angle = cosine.arccos()[None, :, None]  # (1, B, 1)

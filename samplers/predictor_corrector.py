@@ -17,19 +17,21 @@ References:
 from __future__ import annotations
 
 from collections import deque
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, StepSampler, mean_square_each
-from score_diffusion.samplers.grids import uniform_grid
-from score_diffusion.samplers.linear import Path, move
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.samplers.linear import GridCoefficients, apply_stage
+from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.samplers.predictors import PREDICTORS, NoPredictor, Predictor
-from score_diffusion.sde_lib import SDE, SampleNoise
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise
 
 
 class Corrector:
-    """Langevin steps at a fixed time with ε = 2 (r α_t σ_t)²/ratio; the ratio, one number a sample, is
+    """Langevin steps at a fixed time with ε = 2 (r α_t σ_t)²/ratio; the ratio, one number per sample, is
     carried from step to step.
 
     Args:
@@ -37,12 +39,12 @@ class Corrector:
         n_steps: Number of steps at each time.
 
     Raises:
-        ValueError: If the snr is not positive or n_steps is below 1.
+        InputError: If the snr is not positive or n_steps is below 1.
     """
 
-    def __init__(self, snr: float = 0.16, n_steps: int = 1) -> None:
+    def __init__(self, snr: float, n_steps: int) -> None:
         if not snr > 0 or n_steps < 1:
-            raise ValueError(
+            raise InputError(
                 f"a corrector needs snr > 0 and n_steps >= 1, got snr={snr} and n_steps={n_steps}"
             )
         self.snr, self.n_steps = snr, n_steps
@@ -103,48 +105,44 @@ class PCSampler(StepSampler):
     """Predictor-corrector sampling (Song et al., 2021, Algorithm 1).
 
     Args:
-        sde: The SDE.
-        predictor: A name in `PREDICTORS`, or a predictor with settings of its own, such as
-            `EulerMaruyama(stochasticity=0.5)`.
-        corrector: A name in `CORRECTORS`.
-        snr: Signal-to-noise ratio of a corrector step: 0.16 suits small images (Song et al., 2021, Appendix
-            G).
-        n_corrector_steps: Corrector steps after each predictor step.
-        times: Time grid; None for `uniform_grid(sde, sde.N)`.
-        denoise: Whether to end with Tweedie's formula, one more evaluation.
+        sde, times, denoise: As for every `Sampler`.
+        predictor: The step from each time to the next, a name in `PREDICTORS`, or a `Predictor` with its own
+            settings such as `EulerMaruyama(stochasticity=0.5)`.
+        corrector: The Langevin steps at each time, a name in `CORRECTORS`.
+        snr: Signal-to-noise ratio of a corrector step, 0.16 for small images (Song et al., 2021, Appendix G).
+        n_corrector_steps: Number of corrector steps after each predictor step.
 
     Raises:
-        ValueError: If a name is unknown, snr or n_corrector_steps is not positive, or both the predictor and
+        InputError: If a name is unknown, snr or n_corrector_steps is not positive, or both the predictor and
             the corrector are "none".
     """
 
     def __init__(
         self,
         sde: SDE,
-        predictor: str | Predictor = "reverse_diffusion",
-        corrector: str = "langevin",
+        times: Tensor | Grid = Grid("clock", 500),
+        *,
+        denoise: bool = True,
+        predictor: Annotated[str | Predictor, Names(*PREDICTORS)] = "reverse_diffusion",
+        corrector: Annotated[str, Names(*CORRECTORS)] = "langevin",
         snr: float = 0.16,
         n_corrector_steps: int = 1,
-        times: Tensor | None = None,
-        denoise: bool = True,
     ) -> None:
-        super().__init__(sde, uniform_grid(sde, sde.N) if times is None else times, denoise)
+        super().__init__(sde, times, denoise)
         if isinstance(predictor, str):
-            if predictor not in PREDICTORS:
-                raise ValueError(f"predictor must be one of {', '.join(PREDICTORS)}, got {predictor!r}")
+            check_name("predictor", predictor, PREDICTORS)
             predictor = PREDICTORS[predictor]()
-        if corrector not in CORRECTORS:
-            raise ValueError(f"corrector must be one of {', '.join(CORRECTORS)}, got {corrector!r}")
+        check_name("corrector", corrector, CORRECTORS)
         if isinstance(predictor, NoPredictor) and corrector == "none":
-            raise ValueError(
+            raise InputError(
                 "predictor and corrector are both 'none': nothing would move; choose one of them"
             )
         self.predictor = predictor
         self._stages = predictor.stages(sde, self.times)
         make_corrector = CORRECTORS[corrector]
         self.corrector = make_corrector(snr, n_corrector_steps) if make_corrector else None
-        path = Path(sde, self.times)
-        self._points = list(zip(path.t.tolist(), path.alpha.tolist(), path.sigma.tolist(), strict=True))
+        at = GridCoefficients(sde, self.times)
+        self._points = list(zip(at.t.tolist(), at.alpha.tolist(), at.sigma.tolist(), strict=True))
 
     def initial_state(self, x: Tensor) -> Tensor:
         """σ²‖score‖²/D of pure noise, which is 1, for every sample."""
@@ -154,7 +152,7 @@ class PCSampler(StepSampler):
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: Tensor
     ) -> tuple[Tensor, Tensor]:
         """The predictor from times[k] to times[k + 1], then the corrector there."""
-        x = move(self._stages[k], score, x, deque(maxlen=1), noise)
+        x = apply_stage(self._stages[k], score, x, deque(maxlen=1), noise)
         if self.corrector is None:
             return x, state
         return self.corrector.step(score, x, self._points[k + 1], noise, state)

@@ -7,18 +7,21 @@ the rounding is not.
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 
 from score_diffusion.samplers import (
     AncestralSampler,
     DDIMSampler,
-    LinearSampler,
-    dpm_solver_stages,
-    edm_stages,
+    dpmpp_2m_sde,
+    dpmpp_3m,
+    dpmpp_sde,
+    edm,
     karras_grid,
     log_snr_grid,
-    unipc_stages,
+    unipc,
 )
 from score_diffusion.sde_lib import DDPM, EDMSDE, VARIANCES, VPSDE, Gaussian, cosine_betas, linear_betas
 from tests.problems import carry
@@ -103,7 +106,7 @@ def test_ddpm_scheduler(table, variance, steps, clip):
         )
     )
     scheduler.set_timesteps(steps)
-    sampler = AncestralSampler(DDPM(scheduler.betas), grid(scheduler.timesteps), variance, clip)
+    sampler = AncestralSampler(DDPM(scheduler.betas), grid(scheduler.timesteps), variance=variance, clip=clip)
     assert largest_difference(sampler, scheduler) < 1e-5
 
 
@@ -130,7 +133,7 @@ def test_ddim_scheduler(table, eta, spacing, ends_at_data):
         times = grid(scheduler.timesteps, end=1 / N)
     else:
         times = grid(scheduler.timesteps, end=0.0 if ends_at_data else 1 / N)
-    sampler = DDIMSampler(DDPM(scheduler.betas), times, eta)
+    sampler = DDIMSampler(DDPM(scheduler.betas), times, eta=eta)
     assert largest_difference(sampler, scheduler, eta=eta) < 1e-5
 
 
@@ -139,20 +142,20 @@ def test_ddim_scheduler_clipped(eta):
     """Where x̂_0 is bounded, ε̂ is read off the bounded one."""
     scheduler = in_float64(diffusers.DDIMScheduler(num_train_timesteps=N, clip_sample=True))
     scheduler.set_timesteps(50)
-    sampler = DDIMSampler(DDPM(scheduler.betas), grid(scheduler.timesteps), eta, clip=(-1, 1))
+    sampler = DDIMSampler(DDPM(scheduler.betas), grid(scheduler.timesteps), eta=eta, clip=(-1, 1))
     assert largest_difference(sampler, scheduler, eta=eta, use_clipped_model_output=True) < 1e-5
 
 
 # Fast solvers, on noise levels given to both.
 
 
-def multistep_difference(stages, scheduler, steps=12, noisy=False):
-    """As `largest_difference`, over a table on the log-SNR grid of VP, in α² + σ² = 1; theirs computes in
+def multistep_difference(make, scheduler, steps=12, noisy=False):
+    """As `largest_difference`, for a sampler on the log-SNR grid of VP, in α² + σ² = 1; theirs computes in
     float32, from our noise levels.
     """
     sde = VPSDE()
     times = log_snr_grid(sde, steps, 0.01)
-    sampler, score = LinearSampler(sde, times, stages(sde, times)), ImageScore(sde)
+    sampler, score = make(sde, times), ImageScore(sde)
     x_T = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     seeds = [torch.Generator().manual_seed(i) for i in range(steps)]
     noise = [torch.randn(SHAPE, generator=seed).double() for seed in seeds]
@@ -181,10 +184,8 @@ def test_dpm_solver(order, stochasticity):
         lower_order_final=False,
     )
 
-    def table(sde, times):
-        return dpm_solver_stages(sde, times, order, stochasticity)
-
-    assert multistep_difference(table, scheduler, noisy=bool(stochasticity)) < 1e-5
+    make = partial({1: dpmpp_sde, 2: dpmpp_2m_sde}[order], stochasticity=stochasticity)
+    assert multistep_difference(make, scheduler, noisy=bool(stochasticity)) < 1e-5
 
 
 def test_dpm_solver_3m_but_for_half_of_its_square():
@@ -209,7 +210,7 @@ def test_dpm_solver_3m_but_for_half_of_its_square():
         return update(model_output_list, sample=sample, noise=noise) + missing
 
     scheduler.multistep_dpm_solver_third_order_update = corrected
-    assert multistep_difference(lambda sde, times: dpm_solver_stages(sde, times, 3), scheduler) < 1e-5
+    assert multistep_difference(dpmpp_3m, scheduler) < 1e-5
     assert max(outputs) > 1e-3
 
 
@@ -219,7 +220,7 @@ def test_unipc(order, variant):
     scheduler = diffusers.UniPCMultistepScheduler(
         solver_order=order, solver_type=variant, final_sigmas_type="sigma_min"
     )
-    assert multistep_difference(lambda s, t: unipc_stages(s, t, order, variant), scheduler) < 1e-5
+    assert multistep_difference(partial(unipc, order=order, variant=variant), scheduler) < 1e-5
 
 
 @pytest.mark.parametrize(("name", "method"), [("EulerDiscrete", "euler"), ("HeunDiscrete", "heun")])
@@ -227,7 +228,7 @@ def test_k_diffusion_on_karras_grids(name, method):
     """Euler's and Heun's methods in σ̃ on EDM's own path and grid, without churn."""
     sde, steps = EDMSDE(), 10
     times = karras_grid(sde, steps)
-    sampler = LinearSampler(sde, times, edm_stages(sde, times, method=method))
+    sampler = edm(sde, times, method=method)
     score = ImageScore(sde)
     x_T = 80 * torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours = carry(sampler, score, x_T)

@@ -28,13 +28,14 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build import choose, clip_bounds
+from score_diffusion.run.build import choose
 from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.samplers import clip_bounds
 from score_diffusion.sde_lib import (
     SDE,
     SampleNoise,

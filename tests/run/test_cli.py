@@ -45,7 +45,7 @@ def test_sampling_writes_picture_and_array(sampler: str, cli: Callable, trained:
     if per_step is None:
         assert arrays["nfe"] > 6
     else:
-        assert arrays["nfe"] == exact.get(sampler, 4 * per_step + SAMPLERS[sampler].extra + 1)
+        assert arrays["nfe"] == exact.get(sampler, 4 * per_step + SAMPLERS[sampler].cost_with({}).extra + 1)
     for name in (f"{sampler}.png", f"{sampler}.npz"):
         assert (trained / "samples" / name).exists() and name in output
 
@@ -276,7 +276,7 @@ def test_bad_input_ends_in_one_sentence(
         ("sample", ["--sampler=ddpm", "--config.sampling.variance=magic"], "small, large, learned"),
         ("sample", ["--sampler=ddpm", "--config.sampling.variance=learned"], "learned_variance=True"),
         ("sample", ["--sampler=ddim", "--config.sampling.eta=2"], "eta"),
-        ("sample", ["--sampler=ald", "--config.sampling.ald_grid=magic"], "log_snr, chain"),
+        ("sample", ["--sampler=ald", "--config.sampling.ald_grid=magic"], "unknown grid 'magic'"),
         ("sample", ["--sampler=ald", "--config.sampling.ald_step_size=x"], "must be a number, or auto"),
         ("sample", ["--sampler=cas", "--config.sampling.cas_step_size=0.5"], "step_size must lie in"),
         ("likelihood", ["--config.likelihood.method=magic"], "ode, bound, both"),

@@ -226,5 +226,3 @@ def test_errors() -> None:
     for step_size in (1.0, 3.0):
         with pytest.raises(ValueError, match=r"step_size must lie in \[1.07168, 2.92832\] .* 0.464159"):
             ConsistentAnnealedSampler(sde, times, step_size=step_size)
-    with pytest.raises(ValueError, match="times must end where there is noise"):
-        ConsistentAnnealedSampler(SDES["vp"], torch.tensor([1.0, 0.5, 0.0]), step_size=1.0)

@@ -20,12 +20,12 @@ from tests.problems import SDES, images, ring
 SDE = VPSDE()
 GRID = uniform_grid(SDE, 8)
 SAMPLERS = {
-    "pc": PCSampler(SDE, times=GRID),
-    "pc-ancestral-ald": PCSampler(SDE, "ancestral", "ald", times=GRID, n_corrector_steps=2),
-    "em": PCSampler(SDE, EulerMaruyama(0.5), "none", times=GRID),
-    "corrector-only": PCSampler(SDE, "none", "langevin", times=GRID),
-    "rk4": ODESampler(SDE, "rk4", times=GRID),
-    "ald": AnnealedLangevinSampler(SDE, times=log_snr_grid(SDE, 8), n_steps_each=2),
+    "pc": PCSampler(SDE, GRID),
+    "pc-ancestral-ald": PCSampler(SDE, GRID, predictor="ancestral", corrector="ald", n_corrector_steps=2),
+    "em": PCSampler(SDE, GRID, predictor=EulerMaruyama(0.5), corrector="none"),
+    "corrector-only": PCSampler(SDE, GRID, predictor="none", corrector="langevin"),
+    "rk4": ODESampler(SDE, GRID, method="rk4"),
+    "ald": AnnealedLangevinSampler(SDE, log_snr_grid(SDE, 8), n_steps_each=2),
 }
 every_sampler = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS.keys())
 
@@ -65,12 +65,12 @@ def test_nfe_is_counted_at_the_score(sampler):
 @pytest.mark.parametrize(
     ("sampler", "nfe"),
     [
-        (PCSampler(SDE, corrector="none", times=GRID, denoise=False), 8),
-        (PCSampler(SDE, times=GRID, denoise=True), 17),
-        (PCSampler(SDE, "none", "ald", times=GRID, denoise=False, n_corrector_steps=3), 24),
-        (ODESampler(SDE, "euler", times=GRID), 8),
-        (ODESampler(SDE, "rk4", times=GRID), 32),
-        (AnnealedLangevinSampler(SDE, times=log_snr_grid(SDE, 9), n_steps_each=5, denoise=False), 50),
+        (PCSampler(SDE, GRID, corrector="none", denoise=False), 8),
+        (PCSampler(SDE, GRID, denoise=True), 17),
+        (PCSampler(SDE, GRID, predictor="none", corrector="ald", denoise=False, n_corrector_steps=3), 24),
+        (ODESampler(SDE, GRID, method="euler"), 8),
+        (ODESampler(SDE, GRID, method="rk4"), 32),
+        (AnnealedLangevinSampler(SDE, log_snr_grid(SDE, 9), n_steps_each=5, denoise=False), 50),
     ],
 )
 def test_nfe_of_known_schemes(sampler, nfe):
@@ -95,7 +95,7 @@ def test_trajectory_and_times(sampler):
 
 
 def test_trajectory_of_the_adaptive_ode():
-    result = ODESampler(SDE, times=GRID)(ring().score(SDE), (3, 2), trajectory=True)
+    result = ODESampler(SDE, GRID)(ring().score(SDE), (3, 2), trajectory=True)
     assert result.trajectory.shape == (9, 3, 2)
     torch.testing.assert_close(result.trajectory[-1], result.samples)
 
@@ -103,7 +103,7 @@ def test_trajectory_of_the_adaptive_ode():
 def test_x_T_and_progress():
     x_T = torch.randn(4, 2, dtype=torch.float64)
     seen = []
-    sampler = ODESampler(SDE, "heun2", times=GRID)
+    sampler = ODESampler(SDE, GRID, method="heun2")
     result = sampler(
         ring().score(SDE), (4, 2), x_T=x_T, on_step=lambda i, n: seen.append((i, n)), trajectory=True
     )
@@ -113,7 +113,7 @@ def test_x_T_and_progress():
 
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 def test_prior_has_the_sdes_scale(sde):
-    start = ODESampler(sde, "euler", times=uniform_grid(sde, 1))(
+    start = ODESampler(sde, uniform_grid(sde, 1), method="euler")(
         lambda x, t: 0 * x, (4000, 1), trajectory=True
     ).trajectory[0]
     assert start.std().item() == pytest.approx(sde.prior_std, rel=0.05)
@@ -142,7 +142,7 @@ def test_device_comes_from_the_score():
 
     model = ScoreModel(Net(), SDE)
     assert model.device == torch.device("cpu")
-    assert not PCSampler(SDE, times=GRID)(model, (2, 2)).samples.requires_grad
+    assert not PCSampler(SDE, GRID)(model, (2, 2)).samples.requires_grad
 
 
 def test_grids():
@@ -165,13 +165,13 @@ def test_grids():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda s: PCSampler(SDE, "heun"), "predictor must be one of euler_maruyama"),
+        (lambda s: PCSampler(SDE, predictor="heun"), "predictor must be one of euler_maruyama"),
         (lambda s: PCSampler(SDE, corrector="mala"), "corrector must be one of langevin"),
-        (lambda s: PCSampler(SDE, "none", "none"), "nothing would move"),
+        (lambda s: PCSampler(SDE, predictor="none", corrector="none"), "nothing would move"),
         (lambda s: PCSampler(SDE, snr=0), "snr > 0"),
-        (lambda s: PCSampler(SDE, times=torch.tensor([0.1, 0.5])), "strictly decreasing"),
-        (lambda s: PCSampler(SDE, times=torch.tensor([1.5, 0.5])), r"in \[0, T\]"),
-        (lambda s: ODESampler(SDE, "rk45"), "method must be one of dopri5"),
+        (lambda s: PCSampler(SDE, torch.tensor([0.1, 0.5])), "strictly decreasing"),
+        (lambda s: PCSampler(SDE, torch.tensor([1.5, 0.5])), r"in \[0, T\]"),
+        (lambda s: ODESampler(SDE, method="rk45"), "method must be one of dopri5"),
         (lambda s: AnnealedLangevinSampler(SDE, step_size=5), "step_size"),
         (lambda s: uniform_grid(SDE, 0), "steps must be a positive integer"),
         (lambda s: log_snr_grid(SDE, 5, eps=0), "log SNR must be finite"),
@@ -184,4 +184,4 @@ def test_grids():
 )
 def test_errors(act, message):
     with pytest.raises(ValueError, match=message):
-        act(PCSampler(SubVPSDE(), times=GRID))
+        act(PCSampler(SubVPSDE(), GRID))

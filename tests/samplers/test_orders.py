@@ -13,14 +13,13 @@ import torch
 from score_diffusion.samplers import (
     GRIDS,
     SAMPLERS,
-    LinearSampler,
+    Grid,
     ODESampler,
-    edm_stages,
-    restart_stages,
+    make_sampler,
     uniform_grid,
 )
 from score_diffusion.samplers.base import CountedScore
-from score_diffusion.samplers.linear import move
+from score_diffusion.samplers.linear import apply_stage
 from score_diffusion.sde_lib import VPSDE, Gaussian, GaussianMixture
 from tests.problems import ALL_SDES, exact_moments, line, moments, observed_orders
 
@@ -30,8 +29,8 @@ STOCHASTIC = [n for n, spec in SAMPLERS.items() if spec.stochastic and spec.orde
 # Where the paper's settings do not converge to the law: noise above 1, a fixed number of steps in each
 # restart.
 CONVERGENT = {
-    "edm_churn": lambda sde, times: edm_stages(sde, times, 40.0, S_noise=1.0),
-    "restart": lambda sde, times: restart_stages(sde, times, ((0.06, 0.3, 3, len(times) // 4),)),
+    "edm_churn": lambda steps: {"S_noise": 1.0},
+    "restart": lambda steps: {"intervals": ((0.06, 0.3, 3, (steps + 1) // 4),)},
 }
 
 
@@ -53,7 +52,8 @@ def flow(sde, law, x, t, s):
 
 
 def sampler_on(name, sde, steps):
-    return SAMPLERS[name].make(sde, GRIDS[SAMPLERS[name].grid](sde, steps), False)
+    options = CONVERGENT[name](steps) if name in CONVERGENT else {}
+    return make_sampler(name, sde, grid=Grid(SAMPLERS[name].grid, steps), options=options)
 
 
 def starts(sde):
@@ -79,7 +79,7 @@ def warm_error(name, sde, law, steps):
         values.appendleft(p * exact(k) + q * score(exact(k), sampler.times[k].expand(41)))
     x, score = exact(first), CountedScore(score, 41)
     for stage in sampler.stages[first:last]:
-        x = move(stage, score, x, values, None)
+        x = apply_stage(stage, score, x, values, None)
     return (x - exact(last)).abs().mean().item()
 
 
@@ -115,10 +115,7 @@ def test_weak_order(name):
     """Mean and covariance of Gaussian data converge at the declared order; no Monte-Carlo noise."""
     sde, law, errors = VPSDE(), Gaussian(torch.tensor([2.0]), 2 * torch.eye(1)), []
     for n in (50, 100) if name == "restart" else (300, 600):
-        times = GRIDS[SAMPLERS[name].grid](sde, n)
-        table = CONVERGENT.get(name)
-        sampler = LinearSampler(sde, times, table(sde, times)) if table else sampler_on(name, sde, n)
-        errors.append(law_error(sampler, law))
+        errors.append(law_error(sampler_on(name, sde, n), law))
     assert errors[-1] < 0.1
     assert observed_orders(errors)[-1] == pytest.approx(SAMPLERS[name].order, abs=0.15), errors
 
@@ -130,7 +127,7 @@ def test_adaptive_methods_meet_their_tolerance(method, sde):
     law, x_T, costs = line(), starts(sde), []
     exact = flow(sde, law, x_T, sde.T, sde.sampling_eps)
     for tolerance in (1e-4, 1e-6):
-        sampler = ODESampler(sde, method, uniform_grid(sde, 1), tolerance, tolerance)
+        sampler = ODESampler(sde, uniform_grid(sde, 1), method=method, rtol=tolerance, atol=tolerance)
         result = sampler(law.score(sde), x_T.shape, x_T=x_T)
         assert (result.samples - exact).abs().median() < 20 * tolerance
         costs.append(result.nfe)

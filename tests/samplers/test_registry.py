@@ -15,7 +15,7 @@ from score_diffusion.samplers import (
     ODESampler,
     Stage,
     clock_grid,
-    exponential_adams_stages,
+    eabm,
     fit_grid,
     make_sampler,
     uniform_grid,
@@ -52,7 +52,7 @@ def test_every_sampler_serves_every_sde(name, sde):
 def test_one_step(name):
     """A budget that allows one step, and a batch of one; one evaluation less is refused."""
     spec, sde, law = SAMPLERS[name], VPSDE(), gaussian_of((2,))
-    least = spec.nfe_per_step + spec.extra
+    least = spec.nfe_per_step + spec.cost_with({}).extra
     result = make_sampler(name, sde, least)(law.score(sde), (1, 2))
     assert result.nfe <= least and result.samples.isfinite().all() and len(result.times) == 2
     with pytest.raises(ValueError, match=f"costs {least} evaluations"):
@@ -124,20 +124,23 @@ def test_grids():
     ("act", "message"),
     [
         (lambda: make_sampler("magic", VPSDE(), 10), "choose one of eabm"),
-        (lambda: make_sampler("eabm", VPSDE()), "needs nfe"),
         (lambda: make_sampler("eabm", VPSDE(), 10, "magic"), "unknown grid 'magic'; choose one of clock"),
         (lambda: make_sampler("ode", VPSDE(), 10), "set rtol and atol instead"),
         (lambda: make_sampler("eabm", VPSDE(), 10, "chain"), r"log\(α/σ\) must be finite"),
         (lambda: make_sampler("restart", VPSDE(), 60, torch.tensor([1.0, 0.5])), "a restart needs"),
         (
-            lambda: LinearSampler(VPSDE(), uniform_grid(VPSDE(), 1), [Stage(1.0, (0, 1), 1, (1, 1))]),
-            "weighs 2",
+            lambda: LinearSampler(
+                VPSDE(), uniform_grid(VPSDE(), 1), lambda s, t: [Stage(1.0, (0, 1), 1, (1, 1))]
+            ),
+            "2 weights after only 1",
         ),
         (
-            lambda: LinearSampler(VPSDE(), uniform_grid(VPSDE(), 2), [Stage(1.0, (0, 1), 1, (1,))]),
-            "1 stages end",
+            lambda: LinearSampler(
+                VPSDE(), uniform_grid(VPSDE(), 2), lambda s, t: [Stage(1.0, (0, 1), 1, (1,))]
+            ),
+            "2 steps of the grid",
         ),
-        (lambda: exponential_adams_stages(VPSDE(), clock_grid(VPSDE(), 3), order=0), "order >= 1"),
+        (lambda: eabm(VPSDE(), clock_grid(VPSDE(), 3), order=0), "order >= 1"),
         (lambda: AdaptiveSDESampler(VPSDE(), rtol=0), "above 0"),
         (lambda: FixedBatches(lambda x, t: x, 0), "at least 1"),
     ],
@@ -167,7 +170,7 @@ def test_fitted_grid_halves_the_error(nfe):
     fitted = fit_grid(make, score, sde, start, (2,), seed=0)
     assert len(fitted) == nfe + 1 and fitted[0] == sde.T and fitted[-1] == start[-1]
     x_T = torch.randn(100, 2, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
-    exact = ODESampler(sde, times=start[[0, -1]], rtol=1e-9, atol=1e-10)(score, (100, 2), x_T=x_T).samples
+    exact = ODESampler(sde, start[[0, -1]], rtol=1e-9, atol=1e-10)(score, (100, 2), x_T=x_T).samples
     error = {
         key: (make(times)(score, (100, 2), x_T=x_T).samples - exact).norm(dim=1).median().item()
         for key, times in (("start", start), ("fitted", fitted))

@@ -18,15 +18,21 @@ References:
 
 from __future__ import annotations
 
+from functools import partial
+from typing import Annotated
+
 import torch
 from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, StepSampler
-from score_diffusion.samplers.grids import chain_grid
-from score_diffusion.samplers.linear import LinearSampler, checked_clip
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.samplers.linear import Clip, LinearSampler, clip_bounds
+from score_diffusion.samplers.options import Names
 from score_diffusion.samplers.predictors import ddim_stages
 from score_diffusion.sde_lib import (
     SDE,
+    VARIANCES,
+    InputError,
     SampleNoise,
     ScoreFunction,
     check_variance,
@@ -39,28 +45,26 @@ class AncestralSampler(StepSampler):
     """DDPM's ancestral sampling (Ho et al., 2020, Algorithm 2). A step to a time without noise is its mean.
 
     Args:
-        sde: The SDE.
-        times: Time grid; None for `chain_grid(sde)`, all steps of the chain.
-        variance: "small", "large" or "learned", see `sde_lib.ddpm`; learned takes a score with
-            `score_and_fraction`.
-        clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
-        denoise: Whether to end with Tweedie's formula where the grid ends above σ = 0, one more evaluation.
+        sde, times, denoise: As for every `Sampler`.
+        variance: Variance of a step, see `sde_lib.ddpm`; "learned" needs a score with `score_and_fraction`.
+        clip: Bound on the absolute value of x̂_0, 1 for pixel values, or two bounds; 0 for none.
 
     Raises:
-        ValueError: If the variance is unknown, or clip is not two increasing numbers.
+        InputError: If the variance is unknown, or clip does not stand for bounds.
     """
 
     def __init__(
         self,
         sde: SDE,
-        times: Tensor | None = None,
-        variance: str = "small",
-        clip: tuple[float, float] | None = None,
+        times: Tensor | Grid = Grid("chain"),
+        *,
         denoise: bool = False,
+        variance: Annotated[str, Names(*VARIANCES)] = "small",
+        clip: Clip = 0.0,
     ) -> None:
-        super().__init__(sde, chain_grid(sde) if times is None else times, denoise)
+        super().__init__(sde, times, denoise)
         check_variance(variance)
-        self.variance, self.clip = variance, checked_clip(clip)
+        self.variance, self.clip = variance, clip_bounds(clip)
 
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
@@ -74,38 +78,36 @@ class AncestralSampler(StepSampler):
 
 
 class DDIMSampler(LinearSampler):
-    """DDIM (Song et al., 2021, eqs. 12 and 16), with x̂_0 bounded before ε̂ is read off.
+    """DDIM (Song et al., 2021, eqs. 12 and 16), where x̂_0 is clamped before ε̂ is computed from it.
 
     Args:
-        sde: The SDE.
-        times: Time grid; None for `chain_grid(sde)`, all steps of the chain.
+        sde, times, denoise: As for every `Sampler`.
         eta: η in [0, 1]: 0 is deterministic, 1 is ancestral sampling with the small variance.
-        clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
-        denoise: Whether to end with Tweedie's formula where the grid ends above σ = 0, one more evaluation.
+        clip: Bound on the absolute value of x̂_0, 1 for pixel values, or two bounds; 0 for none.
 
     Raises:
-        ValueError: If eta does not lie in [0, 1], or clip is not two increasing numbers.
+        InputError: If eta does not lie in [0, 1], or clip does not stand for bounds.
     """
 
     def __init__(
         self,
         sde: SDE,
-        times: Tensor | None = None,
-        eta: float = 0.0,
-        clip: tuple[float, float] | None = None,
+        times: Tensor | Grid = Grid("clock", 49),
+        *,
         denoise: bool = False,
+        eta: float = 0.0,
+        clip: Clip = 0.0,
     ) -> None:
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1] (0: deterministic, 1: ancestral sampling), got {eta}")
-        times = chain_grid(sde) if times is None else torch.as_tensor(times, dtype=torch.float64)
-        super().__init__(sde, times, ddim_stages(sde, times, eta), denoise, clip)
+            raise InputError(f"eta must lie in [0, 1] (0: deterministic, 1: ancestral sampling), got {eta}")
+        super().__init__(sde, times, partial(ddim_stages, eta=eta), denoise=denoise, clip=clip)
         self.eta = float(eta)
 
     @torch.no_grad()
     def encode(self, score: ScoreFunction, x: Tensor) -> Tensor:
-        """The codes x_T of data x: from the grid's last time up to its first, at η = 0, x̂_0 without bounds.
+        """Computes the codes x_T of data x: from the grid's last time up to its first, with x̂_0 not clamped.
 
-        `sampler(score, shape, x_T=sampler.encode(score, x))` gives the data back up to an error that falls as
+        `sampler(score, shape, x_T=sampler.encode(score, x))` reproduces the data up to an error that falls as
         1/steps.
 
         Args:
@@ -117,11 +119,11 @@ class DDIMSampler(LinearSampler):
             `sde.prior_std`.
 
         Raises:
-            ValueError: If the sampler is not deterministic: encoding inverts η = 0.
+            InputError: If the sampler is not deterministic: encoding inverts η = 0.
         """
         if self.eta:
-            raise ValueError(
-                f"encode inverts eta=0: use DDIMSampler(sde, times, eta=0.0), this one has eta={self.eta}"
+            raise InputError(
+                f"encode inverts eta=0: use DDIMSampler(sde, times, eta=0.0); this one has eta={self.eta}"
             )
         sde = self.sde
         upwards = self.times.flip(0).to(x.device)[:, None].expand(-1, len(x))  # (steps + 1, B)
@@ -129,7 +131,7 @@ class DDIMSampler(LinearSampler):
         for i, (s, t) in enumerate(zip(upwards[:-1], upwards[1:], strict=True)):
             alpha_ts = sde.alpha(t) / sde.alpha(s)
             x_mean = expand(alpha_ts, x) * x
-            # Where there is no noise yet there is no ε̂ to read: that of the time to reach stands for it.
+            # Without noise there is no ε̂ to compute: that of the next time is used instead.
             at, x_at = (t, x_mean) if i == 0 and starts_clean else (s, x)
             epsilon = -expand(sde.sigma(at), x) * score(x_at, at)
             x = x_mean + expand(sde.sigma(t) - alpha_ts * sde.sigma(s), x) * epsilon

@@ -1,0 +1,121 @@
+"""The options of a sampler, read off its constructor.
+
+Every sampler is made by `(sde, times, *, denoise, <options>)`. What an option is stands in the constructor
+and nowhere else: its default and type in the signature, `Names` in the annotation where only certain names
+are allowed, and the explanation in the Args section of the docstring, whose first sentence is shown.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.sde_lib import InputError
+
+COMMON = ("sde", "times", "denoise")
+NUMBERS_AND_FLAGS = (bool, int, float, type(None))
+
+
+class Names:
+    """Metadata of an annotation: the names that an option may have.
+
+    `Annotated[str, Names("bh1", "bh2")]` is one of the two, `Annotated[float | str, Names("auto")]` a number
+    or "auto".
+    """
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+
+@dataclass(frozen=True)
+class Option:
+    """An option of a sampler."""
+
+    name: str
+    default: Any
+    type: Any
+    """The type of the values that can be written as text: bool, int, float, None, `Literal` of the allowed
+    names, tuples of such types, or a union of them. A constructor may take other objects too.
+    """
+    explanation: str
+    """One sentence."""
+
+
+def check_name(kind: str, name: str, names: Iterable[str]) -> None:
+    """Refuses a name that is none of these.
+
+    Raises:
+        InputError: If it is not.
+    """
+    names = tuple(names)
+    if name not in names:
+        raise InputError(f"{kind} must be one of {', '.join(names)}, got {name!r}")
+
+
+def constructor_options(make: Callable[..., object]) -> dict[str, Option]:
+    """The options of a sampler's constructor by name.
+
+    Raises:
+        TypeError: If the constructor is not of the form (sde, times, *, denoise, <options>), each with a
+            default but the SDE, or if the Args section of its docstring does not explain an option.
+    """
+    parameters = _checked_parameters(make)
+    hints = get_type_hints(make.__init__ if inspect.isclass(make) else make, include_extras=True)
+    explanations = _explanations(inspect.getdoc(make) or "")
+    options = {}
+    for name, parameter in parameters.items():
+        if name in COMMON:
+            continue
+        if name not in explanations:
+            raise TypeError(f"{_title(make)} must explain {name} in the Args section of its docstring")
+        options[name] = Option(name, parameter.default, _writable_type(hints[name]), explanations[name])
+    return options
+
+
+def default_grid(make: Callable[..., object]) -> Grid:
+    """The default of a constructor's `times`."""
+    return _checked_parameters(make)["times"].default
+
+
+def _title(make: Callable[..., object]) -> str:
+    return getattr(make, "__name__", repr(make))
+
+
+def _checked_parameters(make: Callable[..., object]) -> Mapping[str, inspect.Parameter]:
+    parameters = inspect.signature(make).parameters
+    leading, keywords = list(parameters.values())[:2], list(parameters.values())[2:]
+    if (
+        tuple(parameters)[:3] != COMMON
+        or not isinstance(leading[1].default, Grid)
+        or any(p.kind is not p.KEYWORD_ONLY or p.default is p.empty for p in keywords)
+    ):
+        raise TypeError(
+            f"{_title(make)} must have the signature (sde, times=Grid(...), *, denoise=..., <options with "
+            f"defaults>), it has {inspect.signature(make)}"
+        )
+    return parameters
+
+
+def _writable_type(annotation: Any) -> Any:  # noqa: ANN401
+    """The part of an annotation that can be written as text, its names as a `Literal`."""
+    kept: list[Any] = []
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+        kept = [Literal[item.names] for item in metadata if isinstance(item, Names)]
+    members = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
+    numbers = [m for m in members if m in NUMBERS_AND_FLAGS or get_origin(m) in (tuple, Sequence)]
+    if not numbers + kept:
+        raise TypeError(f"an option must be a flag, a number, a sequence or one of `Names`, got {annotation}")
+    return Union[tuple(numbers + kept)]  # noqa: UP007
+
+
+def _explanations(docstring: str) -> dict[str, str]:
+    """The first sentence of each entry of the Args section."""
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", docstring, re.MULTILINE)
+    entries = re.findall(r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", section.group(1) if section else "", re.M)
+    return {name: re.split(r"(?<=\.)\s", " ".join(text.split()))[0] for name, text in entries}
