@@ -14,7 +14,7 @@ from score_diffusion.samplers import (
     log_snr_grid,
     uniform_grid,
 )
-from score_diffusion.sde_lib import VPSDE, SampleNoise, ScoreModel, SubVPSDE, tweedie
+from score_diffusion.sde_lib import VPSDE, ScoreModel, SubVPSDE, tweedie
 from tests.problems import SDES, images, ring
 
 SDE = VPSDE()
@@ -117,18 +117,6 @@ def test_prior_has_the_sdes_scale(sde):
         lambda x, t: 0 * x, (4000, 1), trajectory=True
     ).trajectory[0]
     assert start.std().item() == pytest.approx(sde.prior_std, rel=0.05)
-
-
-def test_noise_streams_are_normal_and_independent():
-    from scipy import stats
-
-    streams = SampleNoise(0, 0, (400, 3))
-    draws = torch.stack([streams.normal() for _ in range(20)])  # (20, 400, 3)
-    assert stats.kstest(draws.flatten().numpy(), "norm").pvalue > 1e-3
-    correlation = torch.corrcoef(draws.permute(1, 0, 2).reshape(400, -1)[:40])
-    assert (correlation - torch.eye(40)).abs().max() < 0.6
-    signs = SampleNoise(0, 0, (400, 3)).rademacher()
-    assert set(signs.unique().tolist()) == {-1.0, 1.0} and abs(signs.mean().item()) < 0.1
 
 
 def test_device_comes_from_the_score():
