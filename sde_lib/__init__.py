@@ -57,16 +57,7 @@ from score_diffusion.sde_lib.score_wrapper import (
     score_and_fraction,
     score_device,
 )
-from score_diffusion.sde_lib.sde import (
-    SDE,
-    VESDE,
-    VPSDE,
-    ReverseSDE,
-    ScoreFunction,
-    SubVPSDE,
-    expand,
-    subVPSDE,
-)
+from score_diffusion.sde_lib.sde import SDE, ReverseSDE, ScoreFunction, expand
 from score_diffusion.sde_lib.times import (
     ChainTimes,
     DrawnTimes,
@@ -85,6 +76,7 @@ from score_diffusion.sde_lib.vlb import (
     variational_bound,
     vlb_terms,
 )
+from score_diffusion.sde_lib.vp_ve import VESDE, VPSDE, SubVPSDE, subVPSDE
 
 __all__ = [
     "BETA_TABLES",

@@ -34,7 +34,8 @@ from torch import Tensor
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.score import tweedie
 from score_diffusion.sde_lib.score_wrapper import score_and_fraction
-from score_diffusion.sde_lib.sde import SDE, ScoreFunction, VariancePreserving, expand
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
+from score_diffusion.sde_lib.vp_ve import VariancePreserving
 
 VARIANCES = ("small", "large", "learned")
 

@@ -18,13 +18,14 @@ Reference:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.random_streams import generator_for
-from score_diffusion.sde_lib.sde import SDE, ScoreFunction
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, each_time
 
 
 class GaussianMixture:
@@ -54,9 +55,8 @@ class GaussianMixture:
             raise InputError(f"weights must be {K} positive numbers, one per mean, got {weights.tolist()}")
         self._log_weights = (weights.double() / weights.double().sum()).log()  # (K,)
         self._means = means.flatten(1)  # (K, D)
-        self._variances, self._bases = self._decompose(
-            covariances
-        )  # Λ: (K, D); U: (K, D, D), or None for the identity
+        # Λ, shape (K, D), and U, shape (K, D, D), or None for the identity
+        self._variances, self._bases = self._decompose(covariances)
         if not (self._variances >= 0).all():
             raise InputError(
                 f"covariances must be positive semi-definite, got a variance of {self._variances.min():.3g}"
@@ -76,26 +76,21 @@ class GaussianMixture:
         if not torch.allclose(covariances, covariances.mT):
             raise InputError("covariances must be symmetric, got a matrix that differs from its transpose")
         variances, bases = torch.linalg.eigh(covariances)
-        rounding = 1e-12 * variances.amax(
-            -1, keepdim=True
-        )  # eigh returns tiny negative values for singular matrices
+        # eigh returns tiny negative values for singular matrices
+        rounding = 1e-12 * variances.amax(-1, keepdim=True)
         return torch.where(variances.abs() <= rounding, 0.0, variances), bases
 
     # Coordinates in which every component is diagonal: (B, D) -> (B, K, D) and back.
 
     def _to_bases(self, deviations: Tensor) -> Tensor:
-        return (
-            deviations
-            if self._bases is None
-            else torch.einsum("kij,bki->bkj", self._bases.to(deviations.device), deviations)
-        )
+        if self._bases is None:
+            return deviations
+        return torch.einsum("kij,bki->bkj", self._bases.to(deviations.device), deviations)
 
     def _from_bases(self, coordinates: Tensor) -> Tensor:
-        return (
-            coordinates
-            if self._bases is None
-            else torch.einsum("kij,bkj->bki", self._bases.to(coordinates.device), coordinates)
-        )
+        if self._bases is None:
+            return coordinates
+        return torch.einsum("kij,bkj->bki", self._bases.to(coordinates.device), coordinates)
 
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log joint density (B, K), and deviations y (B, K, D) and variances (B, K, D) in the components'
@@ -112,21 +107,14 @@ class GaussianMixture:
         log_density = -0.5 * (y.square() / variances + variances.log() + math.log(2 * math.pi)).sum(-1)
         return self._log_weights.to(x.device) + log_density, y, variances
 
-    def _at(self, sde: SDE, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        if t.shape != x.shape[:1]:
-            raise InputError(f"t must have shape (B,) = ({len(x)},), got {tuple(t.shape)}")
-        return sde.alpha(t.double()), sde.sigma(t.double())
-
     # The law itself.
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """n independent samples, shape (n, *shape), float64."""
         generator = generator_for(seed, "GaussianMixture")
         k = torch.multinomial(self._log_weights.exp(), n, replacement=True, generator=generator)  # (n,)
-        z = (
-            torch.randn(n, self._means.shape[1], dtype=torch.float64, generator=generator)
-            * self._variances[k].sqrt()
-        )
+        z = torch.randn(n, self._means.shape[1], dtype=torch.float64, generator=generator)
+        z = z * self._variances[k].sqrt()
         if self._bases is not None:
             z = torch.einsum("nij,nj->ni", self._bases[k], z)
         return (self._means[k] + z).reshape(n, *self.shape)
@@ -202,34 +190,45 @@ class GaussianMixture:
 
     def log_prob_t(self, sde: SDE) -> ScoreFunction:
         """log p_t(x) in nats as a function of x (B, *shape) and t (B,), shape (B,)."""
-
-        def log_prob(x: Tensor, t: Tensor) -> Tensor:
-            return self._components(x, *self._at(sde, x, t))[0].logsumexp(1).to(x.dtype)
-
-        return log_prob
+        return FunctionOfTime(sde, lambda *at: self._components(*at)[0].logsumexp(1))
 
     def score(self, sde: SDE) -> ScoreFunction:
         """The score ∇ log p_t(x) as a function of x (B, *shape) and t (B,)."""
-
-        def score(x: Tensor, t: Tensor) -> Tensor:
-            log_joint, y, variances = self._components(x, *self._at(sde, x, t))
-            r = log_joint.softmax(1)[..., None]  # (B, K, 1)
-            return -(r * self._from_bases(y / variances)).sum(1).reshape(x.shape).to(x.dtype)
-
-        return score
+        return FunctionOfTime(sde, self._score)
 
     def denoiser(self, sde: SDE) -> ScoreFunction:
         """The posterior mean E[x_0 | x_t = x] as a function of x (B, *shape) and t (B,)."""
+        return FunctionOfTime(sde, self._denoised)
 
-        def denoiser(x: Tensor, t: Tensor) -> Tensor:
-            alpha, sigma = self._at(sde, x, t)
-            log_joint, y, variances = self._components(x, alpha, sigma)
-            r = log_joint.softmax(1)[..., None]  # (B, K, 1)
-            gain = alpha.to(x.device)[:, None, None] * self._variances.to(x.device) / variances  # (B, K, D)
-            means = self._means.to(x.device) + self._from_bases(gain * y)
-            return (r * means).sum(1).reshape(x.shape).to(x.dtype)
+    def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        log_joint, y, variances = self._components(x, alpha, sigma)
+        r = log_joint.softmax(1)[..., None]  # (B, K, 1)
+        return -(r * self._from_bases(y / variances)).sum(1).reshape(x.shape)
 
-        return denoiser
+    def _denoised(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        log_joint, y, variances = self._components(x, alpha, sigma)
+        r = log_joint.softmax(1)[..., None]  # (B, K, 1)
+        gain = alpha.to(x.device)[:, None, None] * self._variances.to(x.device) / variances  # (B, K, D)
+        means = self._means.to(x.device) + self._from_bases(gain * y)
+        return (r * means).sum(1).reshape(x.shape)
+
+
+class FunctionOfTime:
+    """A function of (x, α(t), σ(t)) as a function of (x, t): computed in float64, returned in the dtype of x.
+
+    Args:
+        sde: The SDE.
+        value: The function, of x (B, *shape), α and σ (B,), float64.
+    """
+
+    any_dtype = True
+
+    def __init__(self, sde: SDE, value: Callable[[Tensor, Tensor, Tensor], Tensor]) -> None:
+        self._sde, self._value = sde, value
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        t = each_time(t, x).double()
+        return self._value(x, self._sde.alpha(t), self._sde.sigma(t)).to(x.dtype)
 
 
 class Gaussian(GaussianMixture):

@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.errors import InputError
-from score_diffusion.sde_lib.sde import SDE, VariancePreserving
+from score_diffusion.sde_lib.sde import SDE
+from score_diffusion.sde_lib.vp_ve import VariancePreserving
 
 
 class CosineVPSDE(VariancePreserving):

@@ -26,7 +26,7 @@ References:
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -37,44 +37,77 @@ from score_diffusion.sde_lib.errors import InputError
 ScoreFunction = Callable[[Tensor, Tensor], Tensor]
 """`score(x, t) -> ∇ log p_t(x)`: x of shape (B, *shape), t of shape (B,), the result like x."""
 
+PATH = ("log_alpha", "sigma", "dlog_alpha", "dsigma2")
 
-def expand(t: Tensor, x: Tensor) -> Tensor:
-    """Gives one number per sample the rank of the samples, in their dtype and on their device.
 
-    Args:
-        t: One number per sample, shape (B,).
-        x: The samples, shape (B, *shape), floating point.
+def as_times(t: Tensor | float, x: Tensor | None = None) -> Tensor:
+    """Times as a tensor: a number becomes one of shape (), float64, on the device of x."""
+    if isinstance(t, Tensor):
+        return t
+    return torch.as_tensor(t, dtype=torch.float64, device=None if x is None else x.device)
 
-    Returns:
-        t with shape (B, 1, ..., 1), ready to multiply x.
+
+def each_time(t: Tensor | float, x: Tensor) -> Tensor:
+    """Times of shape (B,), one per sample of x, from such times, from one for all, or from a number.
 
     Raises:
-        InputError: If x is not a floating-point tensor with a batch dimension, or t is not of shape (B,).
+        InputError: If t has another shape.
     """
-    if x.ndim < 1 or not x.is_floating_point():
+    t = as_times(t, x)
+    _check_per_sample(t, x)
+    return t.expand(len(x)) if t.numel() == 1 else t
+
+
+def real_like(value: Tensor, x: Tensor) -> Tensor:
+    """A real tensor on the device of x and in its dtype, or in that of its real part if x is complex."""
+    return value.to(x.device, x.dtype.to_real())
+
+
+def expand(t: Tensor, x: Tensor) -> Tensor:
+    """Gives one number per sample the rank of the samples, in their (real) dtype and on their device.
+
+    Args:
+        t: One number per sample, shape (B,), or one for all, shape () or (1,).
+        x: The samples, shape (B, *shape), floating point or complex.
+
+    Returns:
+        t with shape (B, 1, ..., 1) or (1, 1, ..., 1), ready to multiply x.
+
+    Raises:
+        InputError: If x is not such a tensor with a batch dimension, or t has another shape.
+    """
+    if x.ndim < 1 or not (x.is_floating_point() or x.is_complex()):
         raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}; "
             "convert it with x.float()"
         )
-    if t.shape != x.shape[:1]:
+    _check_per_sample(t, x)
+    return real_like(t, x).reshape(-1, *(1,) * (x.ndim - 1))
+
+
+def _check_per_sample(t: Tensor, x: Tensor) -> None:
+    if t.ndim > 1 or t.numel() not in (1, len(x)):
         raise InputError(
-            f"t must have shape (B,) = ({len(x)},), one number per sample of x, got {tuple(t.shape)}; "
-            "use t.expand(B) for a time that all samples share"
+            f"t must have shape (B,) = ({len(x)},), one number per sample of x, or shape () or (1,) for one "
+            f"number that all share, got {tuple(t.shape)}"
         )
-    return t.to(x).reshape(-1, *(1,) * (x.ndim - 1))
 
 
-class SDE(ABC):
+class SDE:
     """A diffusion with Gaussian perturbation kernel N(α(t) x_0, σ(t)² I).
 
     A new SDE defines `log_alpha`, `sigma`, `dlog_alpha` and `dsigma2`; see docs/extending.md. These four, and
     all that is derived from them, take times of any shape and return tensors of that shape and dtype.
+
+    A subclass written for score_sde_pytorch, which defines `sde`, `marginal_prob` and the prior's two
+    functions, is complete as well: the path is then read off these, at x = 1 (its drift must be linear).
 
     Args:
         N: Number of discretization steps, at least 1.
 
     Raises:
         InputError: If N is not a positive integer.
+        TypeError: If a subclass defines neither its path nor `sde` and `marginal_prob`.
     """
 
     T: float = 1.0
@@ -86,32 +119,73 @@ class SDE(ABC):
     """
 
     def __init__(self, N: int = 1000) -> None:
-        if not isinstance(N, int) or N < 1:
+        self._check_complete()
+        try:
+            self.N = operator.index(N)  # a Python integer of a NumPy one, too
+        except TypeError:
+            self.N = 0
+        if self.N < 1 or isinstance(N, bool):
             raise InputError(f"N must be a positive integer (a number of steps), got {N!r}")
-        self.N = N
 
-    # The path: what a subclass defines.
+    def _check_complete(self) -> None:
+        def defines(*names: str) -> bool:
+            return all(getattr(type(self), name) is not getattr(SDE, name) for name in names)
 
-    @abstractmethod
+        if not (defines(*PATH) or defines("sde", "marginal_prob")):
+            raise TypeError(
+                f"{type(self).__name__} must define {', '.join(PATH)}, or sde and marginal_prob as in "
+                "score_sde_pytorch"
+            )
+
+    def __init_subclass__(cls) -> None:
+        """A class that overrides `sde` and `marginal_prob` only must not inherit another path than theirs."""
+        if {"sde", "marginal_prob"} <= vars(cls).keys() and not set(PATH) & vars(cls).keys():
+            for name in PATH:
+                setattr(cls, name, getattr(SDE, name))
+
+    # The path: what a subclass defines, else what its `sde` and `marginal_prob` say.
+
     def log_alpha(self, t: Tensor) -> Tensor:
         """log α(t), the logarithm of the signal's scale."""
+        return self._at_one(self.marginal_prob, t)[0].log()
 
-    @abstractmethod
     def sigma(self, t: Tensor) -> Tensor:
         """σ(t), the standard deviation of the noise."""
+        return self._at_one(self.marginal_prob, t)[1]
 
-    @abstractmethod
     def dlog_alpha(self, t: Tensor) -> Tensor:
         """d log α/dt."""
+        return self._at_one(self.sde, t)[0]
 
-    @abstractmethod
     def dsigma2(self, t: Tensor) -> Tensor:
         """dσ²/dt. The square is differentiated because dσ/dt is infinite at t = 0 for VP."""
+        f, g = self._at_one(self.sde, t)
+        return g.square() + 2 * f * self.sigma(t).square()
+
+    @staticmethod
+    def _at_one(
+        method: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]], t: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """What `sde` or `marginal_prob` returns at x = 1, each in the shape of t."""
+        times = t.flatten()
+        for rank in (
+            3,
+            1,
+        ):  # code for images expands times by [:, None, None, None], code for points by [:, None]
+            x = torch.ones(len(times), *(1,) * rank, dtype=times.dtype, device=times.device)
+            value, scale = method(x, times)
+            if value.shape == x.shape:
+                scale = torch.as_tensor(scale).to(times).expand(times.shape)
+                return value.reshape(t.shape), scale.reshape(t.shape)
+        raise InputError(f"{method.__qualname__} must return a tensor like x and one number per sample")
 
     @property
     def prior_std(self) -> float:
         """Standard deviation of the prior p_T ≈ N(0, prior_std² I)."""
-        return 1.0
+        if type(self).prior_logp is SDE.prior_logp:
+            return 1.0
+        log_density = self.prior_logp(torch.zeros(1, 1, 1, 1, dtype=torch.float64)).item()
+        return math.exp(-log_density) / math.sqrt(2 * math.pi)
 
     # What follows from the path.
 
@@ -185,37 +259,49 @@ class SDE(ABC):
         mean = expand(alpha_ts * var_s / var_t, x_t) * x_t + expand(self.alpha(s) * var_ts / var_t, x_t) * x_0
         return mean, var_ts * var_s / var_t
 
-    # score_sde_pytorch's vocabulary.
+    # score_sde_pytorch's vocabulary. Times are of shape (B,), (), (1,), or a number.
 
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift f(t) x of shape (B, *shape) and diffusion g(t) of shape (B,), for x (B, *shape) and t (B,).
+        """Drift f(t) x of shape (B, *shape) and diffusion g(t) in the shape of t, for x (B, *shape).
 
         Raises:
-            InputError: If t does not have shape (B,).
+            InputError: If t has another shape.
         """
+        t = as_times(t, x)
         drift = expand(self.dlog_alpha(t), x) * x
-        return drift, self.g2(t).clamp_min(0.0).sqrt().to(x)
+        return drift, real_like(self.g2(t).clamp_min(0.0).sqrt(), x)
 
     def marginal_prob(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean α(t) x of shape (B, *shape) and standard deviation σ(t) of shape (B,) of p(x_t | x_0 = x).
+        """Mean α(t) x of shape (B, *shape) and standard deviation σ(t) in the shape of t of p(x_t | x_0 = x).
+
+        Where x is None, so is the mean.
 
         Raises:
-            InputError: If t does not have shape (B,).
+            InputError: If t has another shape.
         """
-        return expand(self.alpha(t), x) * x, self.sigma(t).to(x)
+        t = as_times(t, x)
+        if x is None:
+            return x, self.sigma(t)
+        return expand(self.alpha(t), x) * x, real_like(self.sigma(t), x)
 
     def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         """Draws from the prior N(0, prior_std² I) with the global generator: float32, on the CPU."""
         return self.prior_std * torch.randn(*shape)
 
     def prior_logp(self, z: Tensor) -> Tensor:
-        """log N(z; 0, prior_std² I) in nats, summed over the data dimensions: shape (B,)."""
+        """log N(z; 0, prior_std² I) in nats, summed over the data dimensions: shape (B,).
+
+        Raises:
+            InputError: If z is complex.
+        """
+        if z.is_complex():
+            raise InputError("the prior is a density of real numbers: give prior_logp torch.view_as_real(z)")
         dimensions = z[0].numel()
         log_normalizer = dimensions * (math.log(self.prior_std) + 0.5 * math.log(2 * math.pi))
         return -0.5 * (z / self.prior_std).square().flatten(1).sum(1) - log_normalizer
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """One step of x_{i+1} = x_i + f_i(x_i) + G_i z_i: f of shape (B, *shape) and G of shape (B,).
+        """One step of x_{i+1} = x_i + f_i(x_i) + G_i z_i: f of shape (B, *shape) and G in the shape of t.
 
         The base class takes the Euler-Maruyama step of length T/N.
         """
@@ -250,7 +336,7 @@ class SDE(ABC):
             stochasticity: η ≥ 0 in dx = [f x - (1 + η²)/2 g² score] dt + η g dw̄.
 
         Returns:
-            An object with `N`, `T`, `sde(x, t)` and `discretize(x, t)`.
+            An SDE of the same class, whose `sde(x, t)` and `discretize(x, t)` are those of the reverse.
 
         Raises:
             InputError: If the stochasticity is negative.
@@ -258,15 +344,16 @@ class SDE(ABC):
         return ReverseSDE(self, score_fn, 0.0 if probability_flow else stochasticity)
 
     def __repr__(self) -> str:
-        numbers = ", ".join(f"{k}={v}" for k, v in vars(self).items())
-        return f"{type(self).__name__}({numbers})"
+        numbers = ((k, v) for k, v in vars(self).items() if isinstance(v, (int, float)))
+        return f"{type(self).__name__}({', '.join(f'{k}={v}' for k, v in numbers)})"
 
 
-class ReverseSDE:
+class ReverseSDE(SDE):
     """dx = [f x - (1 + η²)/2 g² score(x, t)] dt + η g dw̄, run from t = T to t = 0.
 
     Marginals are those of the forward SDE for every η (Song et al., 2021, Appendix D.1, extended to a free
-    noise level).
+    noise level). The object is an instance of the forward SDE's class too, with its attributes: all but `sde`
+    and `discretize` is the forward SDE's.
 
     Args:
         forward: The SDE to reverse.
@@ -274,18 +361,23 @@ class ReverseSDE:
         stochasticity: η ≥ 0.
 
     Raises:
-        InputError: If the stochasticity is negative.
+        InputError: If the stochasticity is negative, or the SDE is a reverse SDE itself.
     """
+
+    def __new__(cls, forward: SDE, score_fn: ScoreFunction, stochasticity: float = 1.0) -> ReverseSDE:
+        if isinstance(forward, ReverseSDE):
+            raise InputError("this SDE runs backwards already: reverse its attribute `forward`")
+        return object.__new__(_reverse_class(type(forward)))
 
     def __init__(self, forward: SDE, score_fn: ScoreFunction, stochasticity: float = 1.0) -> None:
         if not stochasticity >= 0:
             raise InputError(
                 f"stochasticity must be >= 0 (0: probability flow, 1: reverse SDE), got {stochasticity}"
             )
+        vars(self).update(vars(forward))
         self.forward = forward
         self.score_fn = score_fn
         self.stochasticity = float(stochasticity)
-        self.N, self.T = forward.N, forward.T
 
     @property
     def probability_flow(self) -> bool:
@@ -297,211 +389,28 @@ class ReverseSDE:
         return f - weight * expand(g.square(), x) * self.score_fn(x, t), self.stochasticity * g
 
     def sde(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """Drift (B, *shape) and diffusion (B,) of the reverse SDE; the diffusion is zeros under probability
-        flow.
-        """
+        """Drift (B, *shape) and diffusion of the reverse SDE, which is zeros under probability flow."""
         return self._reverse(x, t, *self.forward.sde(x, t))
 
     def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """f (B, *shape) and G (B,) of the reversed discrete step x_i = x_{i+1} - f + G z (Song et al., 2021,
+        """f (B, *shape) and G of the reversed discrete step x_i = x_{i+1} - f + G z (Song et al., 2021,
         eq. 46).
         """
         return self._reverse(x, t, *self.forward.discretize(x, t))
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return ReverseSDE, (self.forward, self.score_fn, self.stochasticity)
 
-class VariancePreserving(SDE):
-    """A path with α² + σ² = 1, dx = -½ β(t) x dt + √β(t) dw, and its chain x_k = √(1 - β_k) x_{k-1} + √β_k z.
-
-    A subclass defines `beta`, `log_alpha` (= -½ ∫β) and `_discrete_beta`. The tables of the chain are
-    float32, on the CPU.
-    """
-
-    @abstractmethod
-    def beta(self, t: Tensor) -> Tensor:
-        """β(t), the rate at which variance is replaced."""
-
-    @abstractmethod
-    def _discrete_beta(self, k: Tensor) -> Tensor:
-        """β_k in float64 for indices k of the chain, any shape."""
-
-    def sigma(self, t: Tensor) -> Tensor:
-        # 1 - exp(.) would lose every digit at small t in float32
-        return (-torch.expm1(2 * self.log_alpha(t))).sqrt()
-
-    def dlog_alpha(self, t: Tensor) -> Tensor:
-        return -0.5 * self.beta(t)
-
-    def dsigma2(self, t: Tensor) -> Tensor:
-        return self.beta(t) * (2 * self.log_alpha(t)).exp()
-
-    def _beta_table(self) -> Tensor:
-        return self._discrete_beta(torch.arange(self.N))
-
-    @property
-    def discrete_betas(self) -> Tensor:
-        """β_k, shape (N,)."""
-        return self._beta_table().float()
-
-    @property
-    def alphas(self) -> Tensor:
-        """1 - β_k, shape (N,)."""
-        return (1 - self._beta_table()).float()
-
-    @property
-    def alphas_cumprod(self) -> Tensor:
-        """ᾱ_k = Π_{j<=k} (1 - β_j), shape (N,)."""
-        return (1 - self._beta_table()).cumprod(0).float()
-
-    @property
-    def sqrt_alphas_cumprod(self) -> Tensor:
-        """√ᾱ_k, the mean's scale in DDPM, shape (N,)."""
-        return (1 - self._beta_table()).cumprod(0).sqrt().float()
-
-    @property
-    def sqrt_1m_alphas_cumprod(self) -> Tensor:
-        """√(1 - ᾱ_k), the standard deviation in DDPM, shape (N,)."""
-        return (-torch.expm1(torch.log1p(-self._beta_table()).cumsum(0))).sqrt().float()
-
-    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """DDPM's step: f = √(1 - β_k) x - x and G = √β_k (Song et al., 2021, eq. 10).
-
-        Raises:
-            InputError: If t does not have shape (B,), or the SDE has no chain of N steps.
-        """
-        beta_k = self._discrete_beta(self.step_index(t))
-        return expand(torch.sqrt(1 - beta_k) - 1, x) * x, beta_k.sqrt().to(x)
+    def __repr__(self) -> str:
+        return f"ReverseSDE({self.forward!r}, stochasticity={self.stochasticity})"
 
 
-class VPSDE(VariancePreserving):
-    """Variance-preserving SDE, dx = -½ β(t) x dt + √β(t) dw with β(t) = β_0 + t (β_1 - β_0) (Song et al.,
-    2021, eq. 11).
-
-    The continuous limit of DDPM: its chain has β_k = β(k/(N - 1))/N for k = 0..N-1 (Appendix C).
-
-    Args:
-        beta_min: β(0), at least 0.
-        beta_max: β(1), above 0 and not below beta_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
-    """
-
-    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, N: int = 1000) -> None:
-        super().__init__(N)
-        if not (0 <= beta_min <= beta_max and beta_max > 0):
-            raise InputError(
-                "VPSDE and SubVPSDE need 0 <= beta_min <= beta_max and beta_max > 0, "
-                f"got beta_min={beta_min} and beta_max={beta_max}"
-            )
-        self.beta_0, self.beta_1 = float(beta_min), float(beta_max)
-
-    def beta(self, t: Tensor) -> Tensor:
-        """β(t), the rate at which variance is replaced."""
-        return self.beta_0 + t * (self.beta_1 - self.beta_0)
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return -0.25 * t.square() * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
-
-    def _discrete_beta(self, k: Tensor) -> Tensor:
-        if self.beta_1 >= self.N:
-            raise InputError(
-                f"the discrete chain of VPSDE has betas of up to beta_max/N = {self.beta_1 / self.N:.3g}, "
-                f"which must stay below 1: use N > {self.beta_1:g}, or a sampler, which discretizes with the "
-                "exact transition at any number of steps"
-            )
-        return self.beta(k.double() / max(self.N - 1, 1)) / self.N
+_REVERSE_CLASSES: dict[type, type[ReverseSDE]] = {}
 
 
-class SubVPSDE(VPSDE):
-    """Sub-VP SDE, dx = -½ β(t) x dt + √(β(t) (1 - exp(-2∫β))) dw (Song et al., 2021, eq. 12).
-
-    The mean of VP with σ = 1 - α², which never exceeds VP's. As in the paper it has no discrete chain of its
-    own: `discretize` is the Euler-Maruyama step. The tables of DDPM's chain (`alphas`, ...) are those of its
-    mean coefficient.
-
-    Args:
-        beta_min: β(0), at least 0.
-        beta_max: β(1), above 0 and not below beta_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
-    """
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return -torch.expm1(2 * self.log_alpha(t))
-
-    def dsigma2(self, t: Tensor) -> Tensor:
-        return 2 * self.sigma(t) * self.beta(t) * (2 * self.log_alpha(t)).exp()
-
-    discretize = SDE.discretize
-
-
-class VESDE(SDE):
-    """Variance-exploding SDE, dx = σ(t) √(2 log(σ_max/σ_min)) dw, σ(t) = σ_min (σ_max/σ_min)^t (Song et al.,
-    2021, eq. 9).
-
-    The continuous limit of NCSN's geometric noise levels. As in the reference implementation σ(0) = σ_min,
-    not 0.
-
-    Args:
-        sigma_min: σ(0), above 0.
-        sigma_max: σ(1), above sigma_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 < sigma_min < sigma_max does not hold.
-    """
-
-    sampling_eps = 1e-5
-
-    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0, N: int = 1000) -> None:
-        super().__init__(N)
-        if not 0 < sigma_min < sigma_max:
-            raise InputError(
-                f"VESDE needs 0 < sigma_min < sigma_max, got sigma_min={sigma_min} and sigma_max={sigma_max}"
-            )
-        self.sigma_min, self.sigma_max = float(sigma_min), float(sigma_max)
-
-    @property
-    def _log_ratio(self) -> float:
-        return math.log(self.sigma_max / self.sigma_min)
-
-    @property
-    def prior_std(self) -> float:
-        return self.sigma_max
-
-    def log_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_min * (t * self._log_ratio).exp()
-
-    def dlog_alpha(self, t: Tensor) -> Tensor:
-        return torch.zeros_like(t)
-
-    def dsigma2(self, t: Tensor) -> Tensor:
-        return 2 * self._log_ratio * self.sigma(t).square()
-
-    def _discrete_sigma(self, k: Tensor) -> Tensor:
-        return self.sigma(self.T * k.double() / max(self.N - 1, 1))
-
-    @property
-    def discrete_sigmas(self) -> Tensor:
-        """The N geometric noise levels, ascending, shape (N,), float32, on the CPU."""
-        return self._discrete_sigma(torch.arange(self.N)).float()
-
-    def discretize(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """NCSN's step: f = 0 and G = √(σ_k² - σ_{k-1}²) with σ_{-1} = 0 (Song et al., 2021, eq. 8).
-
-        Raises:
-            InputError: If t does not have shape (B,).
-        """
-        k = self.step_index(t)
-        previous = torch.where(k > 0, self._discrete_sigma(k - 1), 0.0)
-        G = (self._discrete_sigma(k).square() - previous.square()).sqrt()
-        return expand(torch.zeros_like(G), x) * x, G.to(x)
-
-
-subVPSDE = SubVPSDE  # the spelling of score_sde_pytorch
+def _reverse_class(forward: type[SDE]) -> type[ReverseSDE]:
+    """The class of the reverse of an SDE, made once for each class of SDEs."""
+    if forward not in _REVERSE_CLASSES:
+        made = type(f"Reverse{forward.__name__}", (ReverseSDE, forward), {"__module__": __name__})
+        _REVERSE_CLASSES[forward] = made
+    return _REVERSE_CLASSES[forward]

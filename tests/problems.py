@@ -12,7 +12,7 @@ from torch import Tensor
 from score_diffusion import sde_lib
 from score_diffusion.samplers import Sampler
 from score_diffusion.samplers.base import CountedScore
-from score_diffusion.sde_lib import DDPM, SDE, VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE
+from score_diffusion.sde_lib import DDPM, SDE, VESDE, VPSDE, Gaussian, GaussianMixture, ReverseSDE, SubVPSDE
 
 SDES: dict[str, SDE] = {
     "vp": VPSDE(),
@@ -22,7 +22,9 @@ SDES: dict[str, SDE] = {
 ALL_SDES: dict[str, SDE] = SDES | {  # and every other one that sde_lib exports
     cls.__name__: cls()
     for cls in (getattr(sde_lib, name) for name in sde_lib.__all__)
-    if isinstance(cls, type) and issubclass(cls, SDE) and cls not in (SDE, DDPM, *map(type, SDES.values()))
+    if isinstance(cls, type)
+    and issubclass(cls, SDE)
+    and cls not in (SDE, DDPM, ReverseSDE, *map(type, SDES.values()))
 }
 
 

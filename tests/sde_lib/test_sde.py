@@ -1,76 +1,22 @@
-"""SDEs against closed forms, automatic differentiation, simulation, and score_sde_pytorch's documented
-values.
+"""What follows from a path, for every SDE, against automatic differentiation and simulation; code written for
+score_sde_pytorch.
 """
 
 from __future__ import annotations
 
 import math
+import pickle
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from score_diffusion.sde_lib import SDE, VESDE, VPSDE, SubVPSDE, expand, subVPSDE
-from tests.problems import ALL_SDES, SDES, gaussian
+from score_diffusion.samplers import DDIMSampler, log_snr_grid
+from score_diffusion.sde_lib import SDE, VESDE, VPSDE, InputError, ReverseSDE, expand, subVPSDE
+from tests.problems import ALL_SDES, gaussian
 
 every_sde = pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
-T = torch.tensor([1e-3, 0.5, 1.0])
-
-
-@pytest.mark.parametrize(
-    ("sde", "mean", "std", "diffusion"),
-    [
-        (
-            VPSDE(),
-            [0.999945, 0.281183, 0.00657159],
-            [0.0104867, 0.959654, 0.999978],
-            [0.346266, 3.17017, 4.47214],
-        ),
-        (
-            SubVPSDE(),
-            [0.999945, 0.281183, 0.00657159],
-            [1.09971e-4, 0.920936, 0.999957],
-            [0.00513457, 3.16025, 4.47214],
-        ),
-        (VESDE(), [1.0, 1.0, 1.0], [0.0100855, 0.707107, 50.0], [0.0416258, 2.91842, 206.364]),
-    ],
-    ids=SDES.keys(),
-)
-def test_score_sde_pytorch_values(sde, mean, std, diffusion):
-    """Values that the reference implementation prints at t = 1e-3, 0.5, 1 for its default arguments."""
-    x = torch.ones(3, 1)
-    m, s = sde.marginal_prob(x, T)
-    torch.testing.assert_close(m[:, 0], torch.tensor(mean), rtol=2e-6, atol=2e-6)
-    # its float32 std is 1e-4 off at t = 1e-3; test_small_times holds ours to the exact value
-    torch.testing.assert_close(s, torch.tensor(std), rtol=3e-4, atol=0)
-    torch.testing.assert_close(sde.sde(x, T)[1], torch.tensor(diffusion), rtol=3e-5, atol=0)
-
-
-def test_score_sde_pytorch_discrete_values():
-    x = torch.ones(4, 3)
-    f, G = VESDE().discretize(x, torch.tensor([1e-5, 1e-3, 0.5, 1.0]))
-    torch.testing.assert_close(G, torch.tensor([0.01, 0.01, 0.0915516, 6.5013]), rtol=1e-5, atol=0)
-    assert torch.equal(f, torch.zeros_like(x))
-    zero = torch.zeros(2, 12)
-    torch.testing.assert_close(VPSDE().prior_logp(zero), torch.full((2,), -11.0272627))
-    torch.testing.assert_close(VESDE().prior_logp(zero), torch.full((2,), -57.9715385))
-
-
-@pytest.mark.parametrize(
-    ("sde", "exact"),
-    [
-        (VPSDE(), lambda log_a2: math.sqrt(-math.expm1(log_a2))),
-        (SubVPSDE(), lambda log_a2: -math.expm1(log_a2)),
-    ],
-    ids=["vp", "sub-vp"],
-)
-@pytest.mark.parametrize("t", [1e-5, 1e-4, 1e-2])
-def test_small_times_in_float32(sde, exact, t):
-    """std at small times is right to 1e-5 in float32, where 1 - exp(.) would have lost 0.6 % at t = 1e-5."""
-    time = torch.tensor(t).item()  # as float32 holds it
-    expected = exact(-(time**2) * 19.9 / 2 - time * 0.1)
-    _, std = sde.marginal_prob(torch.zeros(1, 1), torch.tensor([t]))
-    assert std.item() == pytest.approx(expected, rel=1e-5)
 
 
 @every_sde
@@ -81,17 +27,6 @@ def test_derivatives(sde):
     (dsigma2,) = torch.autograd.grad(sde.sigma(t).square().sum(), t)
     torch.testing.assert_close(sde.dlog_alpha(t), dlog_alpha)
     torch.testing.assert_close(sde.dsigma2(t), dsigma2)
-
-
-def test_diffusion_closed_forms():
-    """g² derived from the path equals the papers' formulas: β, β (1 - exp(-2∫β)), σ² 2 log(σ_max/σ_min)."""
-    t = torch.linspace(1e-5, 1, 101, dtype=torch.float64)
-    beta = 0.1 + 19.9 * t
-    torch.testing.assert_close(VPSDE().g2(t), beta)
-    discount = -torch.expm1(-2 * 0.1 * t - 19.9 * t**2)
-    torch.testing.assert_close(SubVPSDE().g2(t), beta * discount)
-    sigma = 0.01 * 5000**t
-    torch.testing.assert_close(VESDE().g2(t), sigma**2 * 2 * math.log(5000))
 
 
 @every_sde
@@ -190,45 +125,7 @@ def test_prior_logp_is_the_density_of_prior_sampling(sde):
     assert stats.kstest(samples.numpy(), "norm", args=(0, sde.prior_std)).pvalue > 1e-3
 
 
-def test_vp_tables_are_ddpms():
-    """β_k from 1e-4 to 0.02 at N = 1000, and the tables that follow from it."""
-    sde = VPSDE()
-    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
-    torch.testing.assert_close(sde.discrete_betas, betas.float())
-    torch.testing.assert_close(sde.alphas, (1 - betas).float())
-    torch.testing.assert_close(sde.alphas_cumprod, (1 - betas).cumprod(0).float())
-    torch.testing.assert_close(sde.sqrt_alphas_cumprod**2 + sde.sqrt_1m_alphas_cumprod**2, torch.ones(1000))
-    f, G = sde.discretize(torch.ones(1000, 1), torch.arange(1000) / 999)
-    torch.testing.assert_close(1 + f[:, 0], (1 - betas).sqrt().float())
-    torch.testing.assert_close(G, betas.sqrt().float())
-
-
-def test_grid_times_find_their_index():
-    """Every float32 time k/(N - 1) belongs to index k, which flooring alone misses for some."""
-    for N in (10, 1000, 2000, 4000):
-        k = torch.arange(N)
-        assert torch.equal(VESDE(N=N).step_index(k / (N - 1)), k)
-
-
-def test_few_steps():
-    """A chain with β_k >= 1 is refused where it would give NaN; the SDE itself stays usable at any N."""
-    sde = VPSDE(N=10)
-    assert sde.sde(torch.ones(1, 2), torch.ones(1))[0].isfinite().all()
-    with pytest.raises(ValueError, match="must stay below 1"):
-        sde.discretize(torch.ones(1, 2), torch.ones(1))
-
-
-def test_base_discretization_has_the_grids_step():
-    sde = SubVPSDE(N=50)
-    x, t = torch.randn(2, 3), torch.tensor([0.3, 0.9])
-    drift, diffusion = sde.sde(x, t)
-    f, G = sde.discretize(x, t)
-    torch.testing.assert_close(f, drift * sde.T / 50)
-    torch.testing.assert_close(G, diffusion * math.sqrt(sde.T / 50))
-    assert subVPSDE is SubVPSDE
-
-
-@pytest.mark.parametrize("t", [torch.zeros(3, 1), torch.zeros(()), torch.zeros(2), torch.zeros(3, 1, 1, 1)])
+@pytest.mark.parametrize("t", [torch.zeros(3, 1), torch.zeros(2), torch.zeros(1, 1), torch.zeros(3, 1, 1, 1)])
 def test_wrong_shape_of_t(t):
     with pytest.raises(ValueError, match=r"t must have shape \(B,\) = \(3,\)"):
         VPSDE().marginal_prob(torch.zeros(3, 1, 8, 8), t)
@@ -247,9 +144,179 @@ def test_expand_refuses_integers():
         (lambda: VESDE(sigma_min=0), "sigma_min"),
         (lambda: VESDE(sigma_min=2, sigma_max=1), "sigma_min < sigma_max"),
         (lambda: VPSDE(N=0), "positive integer"),
+        (lambda: VPSDE(N=1e3), "positive integer .*, got 1000.0"),
+        (lambda: VPSDE(N=True), "positive integer"),
+        (lambda: VPSDE().reverse(gaussian()).reverse(gaussian()), "runs backwards already"),
+        (lambda: VPSDE().prior_logp(torch.zeros(2, 2, dtype=torch.complex64)), "view_as_real"),
         (lambda: VPSDE().reverse(lambda x, t: x, stochasticity=-1), "stochasticity"),
     ],
 )
 def test_bad_arguments(make, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(InputError, match=message):
         make()
+
+
+# Code written for score_sde_pytorch.
+
+
+class OldStyleVP(SDE):
+    """An SDE as one writes it for score_sde_pytorch."""
+
+    def __init__(self, beta_min=0.1, beta_max=20, N=1000):
+        super().__init__(N)
+        self.beta_0, self.beta_1 = beta_min, beta_max
+
+    @property
+    def T(self):
+        return 1
+
+    def sde(self, x, t):
+        beta_t = self.beta_0 + t * (self.beta_1 - self.beta_0)
+        return -0.5 * beta_t[:, None, None, None] * x, torch.sqrt(beta_t)
+
+    def marginal_prob(self, x, t):
+        log_mean_coeff = -0.25 * t**2 * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
+        mean = torch.exp(log_mean_coeff[:, None, None, None]) * x
+        return mean, torch.sqrt(1.0 - torch.exp(2.0 * log_mean_coeff))
+
+    def prior_sampling(self, shape):
+        return torch.randn(*shape)
+
+    def prior_logp(self, z):
+        N = math.prod(z.shape[1:])
+        return -N / 2.0 * math.log(2 * math.pi) - torch.sum(z**2, dim=(1, 2, 3)) / 2.0
+
+
+class OldStyleVE(OldStyleVP):
+    """One for points, with another prior; its path is not that of the class it extends."""
+
+    def sde(self, x, t):
+        return torch.zeros_like(x), 50 * (2 * t).sqrt()
+
+    def marginal_prob(self, x, t):
+        return x + 0 * t[:, None], 50 * t
+
+    def prior_logp(self, z):
+        N = math.prod(z.shape[1:])
+        return -N / 2.0 * math.log(2 * math.pi * 50**2) - (z**2).flatten(1).sum(1) / (2 * 50**2)
+
+
+class OldStyleVPByInheritance(VPSDE):
+    sde, marginal_prob = OldStyleVE.sde, OldStyleVE.marginal_prob
+
+
+def test_a_subclass_in_the_ancestors_vocabulary_reverses_and_discretizes():
+    """The formulas of its ReverseSDE, by hand."""
+    sde, x, t = OldStyleVP(N=50), torch.randn(4, 3, 2, 2), torch.tensor([0.1, 0.4, 0.7, 1.0])
+    drift, g = sde.sde(x, t)
+    f, G = sde.discretize(x, t)
+    torch.testing.assert_close(f, drift / 50)
+    torch.testing.assert_close(G, g * math.sqrt(1 / 50))
+    for probability_flow in (False, True):
+        rsde = sde.reverse(lambda x, t: -x, probability_flow)
+        factor = 0.5 if probability_flow else 1.0
+        backward, diffusion = rsde.sde(x, t)
+        torch.testing.assert_close(backward, drift + factor * g[:, None, None, None] ** 2 * x)
+        torch.testing.assert_close(diffusion, 0 * g if probability_flow else g)
+        f_rev, G_rev = rsde.discretize(x, t)
+        torch.testing.assert_close(f_rev, f + factor * G[:, None, None, None] ** 2 * x)
+        torch.testing.assert_close(G_rev, 0 * G if probability_flow else G)
+
+
+@pytest.mark.parametrize("shape", [(), (5,), (2, 3)])
+def test_the_path_of_such_a_subclass_is_read_off_its_methods(shape):
+    t = torch.rand(shape, dtype=torch.float64) + 0.01
+    for name in ("log_alpha", "sigma", "dlog_alpha", "dsigma2", "g2", "log_snr"):
+        ours, theirs = (getattr(sde, name)(t) for sde in (VPSDE(), OldStyleVP()))
+        assert theirs.shape == shape
+        torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-12)
+    for sde in (OldStyleVE(), OldStyleVPByInheritance()):
+        torch.testing.assert_close(sde.sigma(t), 50 * t)
+        torch.testing.assert_close(sde.dsigma2(t), 5000 * t)
+        assert (sde.log_alpha(t) == 0).all() and sde.alpha(t).shape == shape
+    assert OldStyleVP().prior_std == pytest.approx(1) and OldStyleVE().prior_std == pytest.approx(50)
+
+
+def test_samplers_take_such_a_subclass():
+    law, times = gaussian(), log_snr_grid(VPSDE(), 8)
+    samples = [DDIMSampler(sde, times)(law.score(sde), (4, 2)).samples for sde in (VPSDE(), OldStyleVP())]
+    torch.testing.assert_close(*samples, rtol=1e-4, atol=1e-4)
+
+
+def test_a_subclass_must_define_its_sde():
+    class Nothing(SDE):
+        def marginal_prob(self, x, t):
+            return x, t
+
+    for make in (lambda: SDE(10), Nothing):
+        with pytest.raises(TypeError, match="must define log_alpha, .*, or sde and marginal_prob"):
+            make()
+
+
+@pytest.mark.parametrize("sde", [*ALL_SDES.values(), OldStyleVP()], ids=[*ALL_SDES, "old-style"])
+def test_the_reverse_is_an_sde_of_the_same_class_with_its_prior(sde):
+    reverse = sde.reverse(lambda x, t: -x)
+    assert isinstance(reverse, (SDE, ReverseSDE)) and isinstance(reverse, type(sde))
+    assert type(reverse) is type(sde.reverse(gaussian().score(sde)))  # no class for each call
+    z, t = torch.randn(3, 1, 2, 2), torch.full((3,), 0.5)
+    torch.testing.assert_close(reverse.prior_logp(z), sde.prior_logp(z))
+    torch.manual_seed(0)
+    drawn = reverse.prior_sampling((3, 1, 2, 2))
+    torch.manual_seed(0)
+    assert torch.equal(drawn, sde.prior_sampling((3, 1, 2, 2)))
+    for ours, theirs in zip(reverse.marginal_prob(z, t), sde.marginal_prob(z, t), strict=True):
+        assert torch.equal(ours, theirs)
+    assert (reverse.N, reverse.T) == (sde.N, sde.T)
+
+
+def test_a_reverse_sde_can_be_copied():
+    reverse = VPSDE(N=7).reverse(torch.neg, stochasticity=0.5)
+    copy = pickle.loads(pickle.dumps(reverse))
+    assert (copy.N, copy.stochasticity, copy.beta_1) == (7, 0.5, 20) and isinstance(copy, VPSDE)
+    assert repr(copy) == "ReverseSDE(VPSDE(N=7, beta_0=0.1, beta_1=20.0), stochasticity=0.5)"
+
+
+@every_sde
+def test_one_time_for_all_samples(sde):
+    """As a number, of shape () or (1,): the values of (B,), in the shape of t."""
+    x, one = torch.randn(3, 2), 0.4 * sde.T
+    every = torch.full((3,), one, dtype=torch.float64)
+    reverse = sde.reverse(gaussian().score(sde))
+    for t, shape in ((one, ()), (every[0], ()), (every[:1], (1,)), (np.float64(one), ())):
+        for method in (sde.sde, sde.marginal_prob, sde.discretize, reverse.sde, reverse.discretize):
+            value, scale = method(x, t)
+            expected, scales = method(x, every)
+            assert scale.shape == shape and scale.dtype == torch.float32
+            torch.testing.assert_close(value, expected)
+            torch.testing.assert_close(scale.expand(3), scales)
+
+
+@every_sde
+def test_the_standard_deviation_without_data(sde):
+    mean, std = sde.marginal_prob(None, torch.tensor([0.1, 0.5]))
+    assert mean is None
+    torch.testing.assert_close(std, sde.marginal_prob(torch.zeros(2, 3), torch.tensor([0.1, 0.5]))[1])
+
+
+@every_sde
+def test_complex_data_is_its_real_and_its_imaginary_part(sde):
+    x, t = torch.randn(3, 1, 4, 4, dtype=torch.complex64), sde.T * torch.tensor([0.2, 0.5, 0.9])
+    reverse = sde.reverse(lambda x, t: -x)
+    for method in (sde.sde, sde.marginal_prob, sde.discretize, reverse.sde, reverse.discretize):
+        value, scale = method(x, t)
+        assert value.dtype == torch.complex64 and scale.dtype == torch.float32
+        torch.testing.assert_close(value.real, method(x.real, t)[0])
+        torch.testing.assert_close(value.imag, method(x.imag, t)[0])
+
+
+@pytest.mark.parametrize("number", [np.int64(50), np.uint8(50), torch.tensor(50)])
+def test_number_of_steps_of_any_integer_type(number):
+    sde = VPSDE(N=number)
+    assert sde.N == 50 and type(sde.N) is int and len(sde.alphas) == 50
+
+
+def test_guards_by_class():
+    """What code for score_sde_pytorch asks before ancestral sampling and discrete training."""
+    assert not isinstance(subVPSDE(), VPSDE) and not isinstance(VPSDE(), subVPSDE)
+    assert isinstance(subVPSDE(), SDE) and subVPSDE().__class__.__name__ == "subVPSDE"
+    assert not isinstance(VESDE(), VPSDE)
