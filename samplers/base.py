@@ -25,6 +25,7 @@ from score_diffusion.sde_lib import (
     ScoreFunction,
     ScoreWrapper,
     evaluations,
+    in_dtype,
     score_device,
     tweedie,
 )
@@ -248,7 +249,7 @@ class Sampler(ABC):
         noise = SampleNoise(seed, first, shape, device, dtype)
         x = self.sde.prior_std * noise.normal() if x_T is None else x_T
         states = [x]
-        counted = CountedScore(score, shape[0])
+        counted = CountedScore(in_dtype(score, dtype), shape[0])
 
         def record(state: Tensor) -> None:
             states.append(state.to(dtype))

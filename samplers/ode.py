@@ -26,7 +26,7 @@ from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_eac
 from score_diffusion.samplers.chain import DDIMSampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.options import Names, check_name
-from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand, in_dtype
 from score_diffusion.sde_lib.ode_solver import FIXED_METHODS
 
 ODE_METHODS = (*reversed(PAIRS), *FIXED_METHODS)
@@ -84,7 +84,7 @@ class ODESampler(Sampler):
             States at the first time, shape (B, *shape), whose decoding, `sampler(score, shape, x_T=code)`,
             gives x back up to the solver's error.
         """
-        counted = CountedScore(score, len(x))
+        counted = CountedScore(in_dtype(score, x.dtype), len(x))
         return self._solve(counted, x.double(), self.times.flip(0), None, lambda i, n: None).to(x)
 
     def _solve(

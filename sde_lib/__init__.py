@@ -16,6 +16,7 @@ from score_diffusion.sde_lib.ddpm import (
     check_variance,
     reverse_transition,
 )
+from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
 from score_diffusion.sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
@@ -44,7 +45,6 @@ from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
 from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
 from score_diffusion.sde_lib.score import ScoreModel, tweedie
 from score_diffusion.sde_lib.score_matching import (
-    draw_probes,
     implicit_score_matching,
     perturbed_score_matching,
     sliced_score_matching,
@@ -53,6 +53,7 @@ from score_diffusion.sde_lib.score_wrapper import (
     ConditionalScore,
     ScoreWrapper,
     evaluations,
+    in_dtype,
     map_condition,
     score_and_fraction,
     score_device,
@@ -125,6 +126,7 @@ __all__ = [
     "generator_for",
     "geometric_levels",
     "hybrid_loss",
+    "in_dtype",
     "implicit_score_matching",
     "langevin_epsilon",
     "largest_distance",
@@ -143,6 +145,7 @@ __all__ = [
     "reverse_transition",
     "sample_times",
     "score_and_fraction",
+    "score_and_divergence",
     "score_device",
     "sigmoid_betas",
     "sliced_score_matching",

@@ -7,7 +7,7 @@ Along dx/dt = f x - ½ g² s(x, t) the density obeys the instantaneous change of
 The linear part's divergence is D f; that of the score is its trace, computed exactly with D vector-Jacobian
 products or estimated with the Hutchinson-Skilling estimator E[vᵀ (∂s/∂x) v], one v per probe held fixed along
 the path, so that every probe gives an unbiased log-likelihood and their spread gives a standard error. State
-and accumulation are in float64; the score sees float64 and runs in a dtype of its own.
+and accumulation are in float64, while the score computes in the dtype of the data.
 
 Quantized data (an image's grey levels) have a likelihood once uniform noise of a bin's width is added (Theis
 et al., 2016); then
@@ -31,13 +31,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.divergence import check_probe, probes_of, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.ode_solver import solve_adaptively, worst_sample_norm
 from score_diffusion.sde_lib.random_streams import SampleNoise
+from score_diffusion.sde_lib.score_wrapper import in_dtype
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction
 
 DIVERGENCES = ("hutchinson", "exact")
-PROBES = ("rademacher", "gaussian")
 
 
 @dataclass(frozen=True)
@@ -80,46 +81,19 @@ def quantize(x: Tensor, n_levels: int) -> Tensor:
     return ((x + 1) / 2 * (n_levels - 1) + 0.5).floor().long().clamp(0, n_levels - 1)
 
 
-def _score_and_traces(
-    score: ScoreFunction, x: Tensor, t: Tensor, probes: list[Tensor] | None
-) -> tuple[Tensor, Tensor]:
-    """The score (B, *shape) and estimates of its trace: (B, P) for P probes, (B, 1) and exact for None."""
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        s = score(x, t)
-        if not s.requires_grad:
-            raise InputError(
-                "the score must be differentiable in x; it came back detached "
-                "(is it wrapped in torch.no_grad?)"
-            )
-
-        def vjp(v: Tensor) -> Tensor:
-            return torch.autograd.grad(s, x, v, retain_graph=True)[0].detach()
-
-        if probes is not None:
-            traces = [(vjp(v) * v).flatten(1).sum(1) for v in probes]
-            return s.detach(), torch.stack(traces, 1)
-        basis = torch.zeros_like(x).flatten(1)  # (B, D)
-        trace = basis.new_zeros(len(x))
-        for i in range(basis.shape[1]):
-            basis.zero_()[:, i] = 1
-            trace += vjp(basis.reshape(x.shape)).flatten(1)[:, i]
-        return s.detach(), trace[:, None]
-
-
 def _draw_probes(
     x: Tensor, divergence: str, probe: str, n_probes: int, seed: int, first: int
-) -> list[Tensor] | None:
+) -> Tensor | None:
+    """Probes, shape (P, B, *shape), float64, those of a sample from a stream of its own; None for exact."""
     if divergence not in DIVERGENCES:
         raise InputError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
-    if probe not in PROBES:
-        raise InputError(f"probe must be one of {', '.join(PROBES)}, got {probe!r}")
+    check_probe(probe)
     if divergence == "exact":
         return None
     if n_probes < 1:
         raise InputError(f"n_probes must be at least 1, got {n_probes}")
     streams = SampleNoise(seed, first, x.shape, x.device, torch.float64, purpose="probes")
-    return [streams.normal() if probe == "gaussian" else streams.rademacher() for _ in range(n_probes)]
+    return probes_of(torch.stack([streams.normal() for _ in range(n_probes)]), probe)
 
 
 def log_likelihood(
@@ -144,10 +118,10 @@ def log_likelihood(
 
     Args:
         sde: The SDE; its prior is the density at T.
-        score: The score function, differentiable in x.
+        score: The score function, differentiable in x; called in the dtype of the data.
         x: Data, shape (B, *shape), floating point, finite.
         divergence: "hutchinson" or "exact" (D vector-Jacobian products per evaluation).
-        probe: "rademacher" or "gaussian", the law of the probes v.
+        probe: "rademacher", "gaussian" or "sphere", the law of the probes v.
         n_probes: Number of probes; the score is evaluated once for all of them.
         method: An adaptive method of torchdiffeq.
         rtol: Relative tolerance of the solver, met by every sample.
@@ -176,6 +150,7 @@ def log_likelihood(
         raise InputError("x must be finite, it holds NaN or infinite values: check the data")
     dimensions = x[0].numel()
     probes = _draw_probes(x, divergence, probe, n_probes, seed, first)
+    score = in_dtype(score, x.dtype)
     nfe = 0
 
     def dynamics(t: Tensor, state: Tensor) -> Tensor:
@@ -183,10 +158,10 @@ def log_likelihood(
         nfe += 1
         batch_t = t.expand(len(x))
         x_t = state[:, :dimensions].reshape(x.shape)
-        s, traces = _score_and_traces(score, x_t, batch_t, probes)
+        s, traces = score_and_divergence(score, x_t, batch_t, probes)
         f, half_g2 = sde.dlog_alpha(t), sde.g2(t) / 2
         dx = f * x_t - half_g2 * s
-        return torch.cat([dx.flatten(1), dimensions * f - half_g2 * traces], dim=1)
+        return torch.cat([dx.flatten(1), dimensions * f - half_g2 * traces.T], dim=1)
 
     def norm(error: Tensor) -> Tensor:  # x_t as one vector, each log-density on its own
         return torch.maximum(worst_sample_norm(error[:, :dimensions]), error[:, dimensions:].abs().max())

@@ -32,44 +32,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.losses import Weighting, find_weighting
 from score_diffusion.sde_lib.sde import SDE, expand
 
 OBJECTIVES = ("implicit", "sliced", "sliced_vr")
-PROBE_LAWS = ("rademacher", "gaussian", "sphere")
 
 Score = Callable[..., Tensor]  # score(x), or score(x, t) at a time
-
-
-def draw_probes(
-    x: Tensor, n_probes: int = 1, law: str = "rademacher", generator: torch.Generator | None = None
-) -> Tensor:
-    """Random projections v with E v vᵀ = I for sliced score matching.
-
-    Args:
-        x: Points, shape (B, *shape), for shape, dtype and device.
-        n_probes: Number of projections M of each point.
-        law: "rademacher" (signs), "gaussian", or "sphere" (uniform of length √D).
-        generator: Source of the randomness.
-
-    Returns:
-        Projections, shape (M, B, *shape).
-
-    Raises:
-        InputError: If the law is unknown or n_probes is below 1.
-    """
-    if law not in PROBE_LAWS:
-        raise InputError(f"law must be one of {', '.join(PROBE_LAWS)}, got {law!r}")
-    if n_probes < 1:
-        raise InputError(f"n_probes must be at least 1, got {n_probes}")
-    v = torch.randn(n_probes, *x.shape, generator=generator, dtype=x.dtype, device=x.device)
-    if law == "rademacher":
-        return torch.where(v < 0, -1.0, 1.0).to(v)
-    if law == "sphere":
-        rows = v.flatten(2)
-        return (rows * (rows.shape[2] ** 0.5 / rows.norm(dim=2, keepdim=True))).reshape(v.shape)
-    return v
 
 
 def implicit_score_matching(score: Score, x: Tensor, t: Tensor | None = None) -> Tensor:
@@ -87,14 +57,9 @@ def implicit_score_matching(score: Score, x: Tensor, t: Tensor | None = None) ->
     Raises:
         InputError: If the score is not differentiable in x or does not have its shape.
     """
-    s, derivative = _score_and_derivative(score, x, t)
-    flat = s.flatten(1)
-    trace = torch.zeros_like(flat[:, 0])
-    for i in range(flat.shape[1]):
-        basis = torch.zeros_like(flat)
-        basis[:, i] = 1
-        trace = trace + derivative(basis.reshape(x.shape)).flatten(1)[:, i]
-    return trace + flat.square().sum(1) / 2
+    _check_points(x)
+    s, trace = score_and_divergence(score, x, t, None, create_graph=torch.is_grad_enabled())
+    return trace[0] + s.flatten(1).square().sum(1) / 2
 
 
 def sliced_score_matching(
@@ -119,8 +84,9 @@ def sliced_score_matching(
     if probes.ndim != x.ndim + 1 or probes.shape[1:] != x.shape or len(probes) == 0:
         wanted = f"(M, {', '.join(map(str, x.shape))})"
         raise InputError(f"probes must have shape {wanted} with M >= 1, got {tuple(probes.shape)}")
-    s, derivative = _score_and_derivative(score, x, t)
-    trace = torch.stack([(derivative(v) * v).flatten(1).sum(1) for v in probes]).mean(0)
+    _check_points(x)
+    s, traces = score_and_divergence(score, x, t, probes, create_graph=torch.is_grad_enabled())
+    trace = traces.mean(0)
     if variance_reduction:
         return trace + s.flatten(1).square().sum(1) / 2
     return trace + (probes * s).flatten(2).sum(2).square().mean(0) / 2
@@ -170,28 +136,8 @@ def perturbed_score_matching(
     return weight.to(J) * 2 / x_0[0].numel() * J
 
 
-def _score_and_derivative(
-    score: Score, x: Tensor, t: Tensor | None
-) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-    """s(x), and the map v -> (∇s)ᵀ v, both with a graph to the parameters where gradients are enabled."""
+def _check_points(x: Tensor) -> None:
     if x.ndim < 2 or not x.is_floating_point():
         raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
         )
-    training = torch.is_grad_enabled()
-    with torch.enable_grad():  # a validation loss under no_grad needs derivatives in x too
-        x = x.detach().requires_grad_()
-        s = score(x) if t is None else score(x, t)
-    if s.shape != x.shape:
-        raise InputError(f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(s.shape)}")
-    if not s.requires_grad:
-        raise InputError(
-            "the score must be differentiable in x; it came back detached (is it wrapped in torch.no_grad?)"
-        )
-
-    def derivative(v: Tensor) -> Tensor:
-        with torch.enable_grad():
-            options = dict(retain_graph=True, create_graph=training, materialize_grads=True)
-            return torch.autograd.grad(s, x, v, **options)[0]
-
-    return (s if training else s.detach()), derivative

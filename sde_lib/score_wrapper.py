@@ -2,6 +2,7 @@
 
     score                 a function (x, t) -> ∇ log p_t(x), or (x, t, cond) -> ∇ log p_t(x | cond)
     score.device          where it computes; optional
+    score.any_dtype       whether x and t may have any floating-point dtypes, else both have one; optional
     score_and_fraction    the score and the fraction of a learned variance, from one evaluation; optional
 
 A `ScoreWrapper` changes one or more of these and passes on the others.
@@ -73,6 +74,11 @@ class ScoreWrapper:
         """The device of the wrapped score."""
         return score_device(self.score)
 
+    @property
+    def any_dtype(self) -> bool:
+        """Whether the wrapped score takes x and t in any floating-point dtypes."""
+        return getattr(self.score, "any_dtype", False)
+
     def evaluations(self, t: Tensor) -> int | Tensor:
         """Evaluations of the network that a call at times t (B,) takes: a number, or one per sample (B,)."""
         return evaluations(self.score, t)
@@ -117,6 +123,32 @@ def map_condition(function: Callable[[Tensor], Tensor], cond: Condition) -> Cond
     if isinstance(cond, Mapping):
         return {kind: function(value) for kind, value in cond.items()}
     return None if cond is None else function(cond)
+
+
+class CastScore(ScoreWrapper):
+    """A score that sees x and t in one dtype only, called with any.
+
+    Args:
+        score: The score.
+        dtype: The floating-point type that it is called with.
+    """
+
+    any_dtype = True
+
+    def __init__(self, score: ScoreFunction, dtype: torch.dtype) -> None:
+        super().__init__(score)
+        self.dtype = dtype
+
+    def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
+        return tuple(value.to(x.dtype) for value in inner(x.to(self.dtype), t.to(self.dtype), cond))
+
+
+def in_dtype(score: ScoreFunction, dtype: torch.dtype) -> ScoreFunction:
+    """A score to be called in float64 while it computes in the caller's dtype, as a user's network must.
+
+    A `ScoreModel` or an exact law takes any dtype and is returned as it is.
+    """
+    return score if getattr(score, "any_dtype", False) else CastScore(score, dtype)
 
 
 class ConditionalScore(ScoreWrapper):

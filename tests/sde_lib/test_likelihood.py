@@ -157,3 +157,21 @@ def test_errors(options, message):
     arguments = {"x": torch.zeros(2, 2), "score": gaussian(2).score(VPSDE()), **options}
     with pytest.raises(ValueError, match=message):
         log_likelihood(VPSDE(), **arguments)
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+def test_a_score_computes_in_the_dtype_of_the_data(divergence):
+    """A user's float32 network as it is: x and t are float32, while the ODE is solved in float64."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Linear(3, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+
+    def score(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        assert x.dtype == t.dtype == next(net.parameters()).dtype
+        return net(torch.cat([x, t[:, None]], 1))
+
+    x, sde = gaussian(2).sample(3), VPSDE()
+    single = log_likelihood(sde, score, x.float(), divergence=divergence)
+    net.double()
+    double = log_likelihood(sde, score, x, divergence=divergence)
+    assert single.log_prob.dtype == torch.float64 and single.latent.dtype == torch.float32
+    torch.testing.assert_close(single.log_prob, double.log_prob, rtol=1e-4, atol=1e-4)

@@ -6,15 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from score_diffusion.samplers import DDIMSampler, FixedBatches, log_snr_grid
+from score_diffusion.samplers import DDIMSampler, FixedBatches, ODESampler, log_snr_grid, make_sampler
 from score_diffusion.samplers.base import CountedScore
 from score_diffusion.sde_lib import (
     VPSDE,
     ConditionalScore,
+    Gaussian,
     InputError,
     ScoreModel,
     ScoreWrapper,
     evaluations,
+    in_dtype,
     score_and_fraction,
     score_device,
 )
@@ -133,3 +135,27 @@ def test_a_condition_that_all_samples_share(as_dict, model):
     torch.testing.assert_close(score.score_and_fraction(x, t)[1], (3 * x + 2) / 2)
     with pytest.raises(InputError, match="has its condition already"):
         score(x, t, every)
+
+
+@pytest.mark.parametrize("sampler", ["ode", "eabm", "pc", "adaptive_sde", "ddim"])
+def test_a_bare_function_computes_in_the_dtype_of_the_samples(sampler):
+    """A float32 network of x and t, a function without `device`, under samplers that compute in float64."""
+    net = nn.Linear(3, 2)
+
+    def score(x, t):
+        return -x + 1e-3 * net(torch.cat([x, t[:, None]], 1))
+
+    sde, nfe = VPSDE(), None if sampler in ("ode", "adaptive_sde") else 8
+    samples = make_sampler(sampler, sde, nfe)(score, (3, 2)).samples
+    assert samples.dtype == torch.float32 and samples.isfinite().all()
+    if sampler == "ode":
+        assert ODESampler(sde).encode(score, samples).dtype == torch.float32
+
+
+def test_a_score_that_takes_any_dtype_is_left_alone(model):
+    law = Gaussian(torch.zeros(2), torch.tensor(1.0))
+    for score in (model, law.score(VPSDE()), FixedBatches(model, 2), ScoreWrapper(law.score(VPSDE()))):
+        assert in_dtype(score, torch.float32) is score
+    cast = in_dtype(lambda x, t: x * t[:, None], torch.float32)
+    x, t = torch.randn(3, 2).double(), torch.rand(3)
+    assert cast(x, t).dtype == torch.float64 and in_dtype(cast, torch.float16) is cast
