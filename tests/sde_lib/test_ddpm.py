@@ -236,7 +236,7 @@ def test_a_score_without_learned_variance_is_refused():
     with pytest.raises(ValueError, match="needs a score with the method score_and_fraction"):
         reverse_transition(sde, gaussian(2).score(sde), x, t / 2, t, "learned")
     with pytest.raises(ValueError, match="build it with learned_variance=True"):
-        reverse_transition(sde, ScoreModel(nn.Identity(), sde), x, t / 2, t, "learned")
+        reverse_transition(sde, ScoreModel(lambda x, noise: x, sde), x, t / 2, t, "learned")
 
 
 # The two options of ScoreModel.

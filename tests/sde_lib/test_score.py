@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import types
 
 import pytest
 import torch
 from torch import nn
 
-from score_diffusion.sde_lib import DDPM, VESDE, VPSDE, ScoreModel, expand, linear_betas
+from score_diffusion.samplers import DDIMSampler, log_snr_grid
+from score_diffusion.sde_lib import DDPM, EDMSDE, VESDE, VPSDE, InputError, ScoreModel, expand, linear_betas
 from score_diffusion.sde_lib.score import NOISE_INPUTS, PREDICTIONS
 from tests.problems import SDES, ring
 
@@ -126,6 +128,110 @@ def test_edm_with_unit_sigma_data_is_minus_v(sde):
     torch.testing.assert_close(edm(x, t), ScoreModel(MinusNet(), sde, "v")(x, t))
 
 
+@every_sde
+@every_prediction
+def test_the_target_is_the_papers(sde, prediction):
+    """What training asks of the network at x_t = α x_0 + σ ε, as the papers write it."""
+    generator = torch.Generator().manual_seed(0)
+    x_0, noise = torch.randn(2, 4, 3, generator=generator, dtype=torch.float64)
+    t = sde.T * torch.tensor([0.01, 0.3, 0.8, 1.0], dtype=torch.float64)
+    alpha, sigma = expand(sde.alpha(t), x_0), expand(sde.sigma(t), x_0)
+    x_t = alpha * x_0 + sigma * noise
+    angle = torch.atan2(sigma, alpha)  # φ of Salimans & Ho (2022), Appendix D
+    s, y = sigma / alpha, x_t / alpha  # σ and x of Karras et al. (2022), Table 1
+    c_skip, c_out = SIGMA_DATA**2 / (s**2 + SIGMA_DATA**2), s * SIGMA_DATA / (s**2 + SIGMA_DATA**2).sqrt()
+    expected = {
+        "noise": noise,  # Ho et al. (2020), eq. 14
+        "x0": x_0,
+        "v": angle.cos() * noise - angle.sin() * x_0,
+        "score": -(x_t - alpha * x_0) / sigma**2,  # ∇ log N(x_t; α x_0, σ² I), Vincent (2011)
+        "edm": (x_0 - c_skip * y) / c_out,  # eq. 8
+        "vp": (x_0 - y) / -s,  # Table 1: c_skip = 1, c_out = -σ
+        "iddpm": (x_0 - y) / -s,
+        "ve": (x_0 - y) / s,  # c_skip = 1, c_out = σ
+    }[prediction]
+    model = ScoreModel(Given(lambda x, noise: output), sde, prediction)
+    output = model.target(x_t, noise, t)
+    torch.testing.assert_close(output, expected, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(model(x_t, t), -noise / sigma, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(model.denoise(x_t, t), x_0, rtol=1e-6, atol=1e-6)
+
+
+def test_predictions_of_the_data_are_exact_at_small_noise():
+    """In float32 at σ = 2e-6 the score keeps the digits of x_t - x_0; the denoiser is the output itself."""
+    sde, t = EDMSDE(), torch.tensor([2e-6])
+    x_0 = torch.tensor([[0.7, -0.3]])
+    x_t = x_0 + 2e-6 * torch.tensor([[1.0, -1.5]])
+    model = ScoreModel(Given(lambda x, noise: x_0), sde, "x0")
+    assert torch.equal(model.denoise(x_t, t), x_0)
+    assert torch.equal(model(x_t, t), -(x_t - x_0) / t / t)
+
+
+class Given(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x, noise):
+        return self.function(x, noise)
+
+
+def test_any_network_is_a_score_model():
+    """Functions of (x, noise), with and without a condition, and networks whose output is an object."""
+    sde, (x, t) = VPSDE(), (torch.randn(4, 2), torch.rand(4) + 0.01)
+    expected = -torch.sin(x) / expand(sde.sigma(t), x)
+
+    class Needs(nn.Module):
+        def forward(self, x, noise, cond):
+            return torch.sin(x) if cond is None else cond * x
+
+    class Output(nn.Module):
+        def forward(self, sample, timestep, class_labels=None, return_dict=True):
+            return types.SimpleNamespace(sample=torch.sin(sample))
+
+    class Frozen(nn.Module):  # as DistributedDataParallel and compiled modules declare theirs
+        def forward(self, *args, **kwargs):
+            return torch.sin(args[0])
+
+    for net in (Given(lambda x, noise: x.sin()), lambda x, noise: x.sin(), Needs(), Output(), Frozen()):
+        model = ScoreModel(net, sde)
+        torch.testing.assert_close(model(x, t), expected)
+        assert model.device == torch.device("cpu")
+        samples = DDIMSampler(sde, log_snr_grid(sde, 3))(model, (4, 2)).samples
+        assert samples.shape == (4, 2)
+    label = torch.full((4, 1), 3.0)
+    torch.testing.assert_close(ScoreModel(Needs(), sde)(x, t, label), -3 * x / expand(sde.sigma(t), x))
+
+
+def test_a_diffusers_network_is_a_score_model():
+    diffusers = pytest.importorskip("diffusers")
+    torch.manual_seed(0)
+    net = diffusers.UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8,),
+        norm_num_groups=4,
+        layers_per_block=1,
+        down_block_types=("DownBlock2D",),
+        up_block_types=("UpBlock2D",),
+        add_attention=False,
+    )
+    sde, x, t = VPSDE(), torch.randn(3, 1, 8, 8), torch.tensor([0.2, 0.5, 1.0])
+    with torch.no_grad():
+        theirs = net(x, sde.chain_position(t)).sample
+        torch.testing.assert_close(ScoreModel(net, sde, "vp")(x, t), -theirs / expand(sde.sigma(t), x))
+
+
+@every_sde
+def test_one_time_for_all_samples(sde):
+    model = ScoreModel(lambda x, noise: x * noise[:, None], sde)
+    x, t = torch.randn(3, 2), torch.full((3,), 0.4, dtype=torch.float64)
+    for one in (0.4, t[0], t[:1]):
+        assert torch.equal(model(x, one), model(x, t))
+        assert torch.equal(ring().score(sde)(x, one), ring().score(sde)(x, t))
+
+
 def test_network_runs_in_its_own_dtype():
     class Linear(nn.Module):
         def __init__(self):
@@ -159,3 +265,16 @@ def test_errors():
         ScoreModel(Shrinks(), VPSDE())(torch.zeros(3, 2), torch.ones(3))
     with pytest.raises(ValueError, match="t must have shape"):
         ScoreModel(Shrinks(), VPSDE())(torch.zeros(3, 2), torch.ones(3, 1))
+    x, t = torch.zeros(3, 2), torch.ones(3)
+    for net, message in (
+        (lambda x: x, r"called as net\(x, noise\) or net\(x, noise, cond\); <lambda> takes \(x\)"),
+        (nn.Linear(2, 2), r"Linear takes \(input: .*\)"),
+        (lambda x, noise: (x, x), "return a tensor like its input, .* <lambda> returned a tuple"),
+        (lambda x, noise: None, "returned a NoneType"),
+    ):
+        with pytest.raises(InputError, match=message):
+            ScoreModel(net, VPSDE())(x, t)
+    with pytest.raises(InputError, match="Given takes no condition, it is called as"):
+        ScoreModel(Given(lambda x, noise: x), VPSDE())(x, t, torch.zeros(3))
+    with pytest.raises(InputError, match="must be real"):
+        ScoreModel(Given(lambda x, noise: x), VPSDE())(x.to(torch.complex64), t)
