@@ -43,14 +43,22 @@ from score_diffusion.sde_lib import (
 T = TypeVar("T")
 
 
-def ddpm(betas: str = "linear", N: int = 1000) -> DDPM:
+def ddpm(
+    betas: str = "linear", N: int = 1000, first_beta: float | None = None, last_beta: float | None = None
+) -> DDPM:
     """The SDE of DDPM's discrete chain.
 
     Args:
-        betas: The table of betas: linear, quadratic or cosine.
+        betas: The table of betas: linear, quadratic, cosine or sigmoid.
         N: Number of steps of the chain.
+        first_beta: The first beta, of all tables but cosine; None for 0.1/N.
+        last_beta: The last beta, of all tables but cosine; None for 20/N.
     """
-    return DDPM(choose(BETA_TABLES, betas, "table of betas")(N))
+    table = choose(BETA_TABLES, betas, "table of betas")
+    ends = {} if first_beta is None and last_beta is None else dict(first=first_beta, last=last_beta)
+    if ends and "first" not in inspect.signature(table).parameters:
+        raise UserError(f"sde.first_beta and sde.last_beta have no meaning for sde.betas={betas}")
+    return DDPM(table(N, **ends))
 
 
 SDES: dict[str, Callable[..., SDE]] = {
@@ -106,10 +114,7 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
     with _refusing_arguments():
         net = network(shape[0], **options)
-        model = ScoreModel(net, sde, prediction, **of_score)
-        with torch.no_grad():  # a size that the network refuses is refused here, before anything is written
-            model(torch.zeros(1, *shape), torch.full((1,), sde.T))
-    return model
+        return ScoreModel(net, sde, prediction, **of_score)
 
 
 @contextlib.contextmanager

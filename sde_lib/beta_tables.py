@@ -29,29 +29,40 @@ from score_diffusion.sde_lib.errors import InputError
 FIRST_BETA, LAST_BETA = 1e-4, 0.02  # at N = 1000
 
 
-def _ends(N: int) -> tuple[float, float]:
-    first, last = FIRST_BETA * 1000 / max(N, 1), LAST_BETA * 1000 / max(N, 1)
-    if N < 1 or last >= 1:
+def _ends(N: int, first: float | None, last: float | None) -> tuple[float, float]:
+    """The first and the last β; those of N = 1000 times 1000/N where they are None."""
+    scale = 1000 / max(N, 1)
+    if N < 1 or last is None and LAST_BETA * scale >= 1:
         raise InputError(
             f"this table has betas up to 20/N, which must be below 1: use N > 20 or cosine_betas, got N={N}"
         )
+    first = FIRST_BETA * scale if first is None else first
+    last = LAST_BETA * scale if last is None else last
+    if not 0 < first <= last < 1:
+        raise InputError(f"the first and the last beta must ascend within (0, 1), got {first:g} and {last:g}")
     return first, last
 
 
-def linear_betas(N: int) -> Tensor:
-    """Uniformly spaced β_k, shape (N,), float64; N > 20 (Ho et al., 2020, Section 4)."""
-    return torch.linspace(*_ends(N), N, dtype=torch.float64)
+def linear_betas(N: int, first: float | None = None, last: float | None = None) -> Tensor:
+    """Uniformly spaced β_k, shape (N,), float64 (Ho et al., 2020, Section 4).
+
+    Args:
+        N: Number of steps.
+        first: β_0; None for 0.1/N.
+        last: The last β; None for 20/N.
+    """
+    return torch.linspace(*_ends(N, first, last), N, dtype=torch.float64)
 
 
-def quadratic_betas(N: int) -> Tensor:
-    """Uniformly spaced √β_k, shape (N,), float64; N > 20 (Song et al., 2021, DDIM)."""
-    first, last = _ends(N)
+def quadratic_betas(N: int, first: float | None = None, last: float | None = None) -> Tensor:
+    """Uniformly spaced √β_k, shape (N,), float64 (Song et al., 2021, DDIM); arguments of `linear_betas`."""
+    first, last = _ends(N, first, last)
     return torch.linspace(math.sqrt(first), math.sqrt(last), N, dtype=torch.float64).square()
 
 
-def sigmoid_betas(N: int) -> Tensor:
-    """β_k along a sigmoid from -6 to 6, shape (N,), float64; N > 20."""
-    first, last = _ends(N)
+def sigmoid_betas(N: int, first: float | None = None, last: float | None = None) -> Tensor:
+    """β_k along a sigmoid from -6 to 6, shape (N,), float64; arguments as for `linear_betas`."""
+    first, last = _ends(N, first, last)
     return first + (last - first) * torch.linspace(-6, 6, N, dtype=torch.float64).sigmoid()
 
 
@@ -70,7 +81,7 @@ def cosine_betas(N: int, s: float = 0.008, largest: float = 0.999) -> Tensor:
     return (1 - f[1:] / f[:-1]).clamp_max(largest)
 
 
-BETA_TABLES: dict[str, Callable[[int], Tensor]] = {
+BETA_TABLES: dict[str, Callable[..., Tensor]] = {
     "linear": linear_betas,
     "quadratic": quadratic_betas,
     "cosine": cosine_betas,

@@ -69,6 +69,18 @@ def test_shorter_tables_end_at_the_same_noise(table):
         BETA_TABLES[table](0)
 
 
+@pytest.mark.parametrize("table", ["linear", "quadratic", "sigmoid"])
+def test_other_ends(table):
+    """Other libraries keep the ends of 1,000 steps for any number of steps."""
+    betas = BETA_TABLES[table](10, first=1e-4, last=0.02)
+    inside = 1 / (1 + math.exp(6)) * (0.02 - 1e-4) if table == "sigmoid" else 0.0
+    assert betas[[0, -1]].tolist() == pytest.approx([1e-4 + inside, 0.02 - inside])
+    assert (betas.diff() > 0).all()
+    for ends in (dict(first=0.1, last=0.01), dict(first=0.0), dict(last=1.0)):
+        with pytest.raises(ValueError, match="must ascend within"):
+            BETA_TABLES[table](1000, **ends)
+
+
 def test_the_vp_sde_has_ddpms_tables():
     """VPSDE(N=1000) yields the tables of DDPM's linear betas."""
     vp, ddpm = VPSDE(N=1000), DDPM(linear_betas(1000))
