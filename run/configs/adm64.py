@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
 
     config = improved_ddpm.get_config()
     config.data.update(flip=True, image_size=64)
-    config.model.update(prediction="iddpm", **PRESETS["adm64"])
+    config.model.update(prediction="iddpm", norm_groups=32, **PRESETS["adm64"])
     config.training.update(
         steps=540_000,
         batch_size=2048,

@@ -11,7 +11,7 @@ def get_config() -> ConfigDict:
     config = base.get_config()
     config.data.dequantize = False
     config.sde = ConfigDict(dict(name="ddpm", betas="linear", N=1000))
-    config.model.prediction = "noise"
+    config.model.update(prediction="noise", norm_groups=8)  # one number for all norms, as diffusers has it
     config.training.times = "discrete"
     config.sampling.update(sampler="ddpm", steps=1000, clip=1.0)
     config.likelihood.update(method="bound", clip=1.0, dequantization="gaussian")
