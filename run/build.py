@@ -100,6 +100,27 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     Raises:
         UserError: If the name is unknown, an argument is not the network's, or it does not take such data.
     """
+    model = assemble_model(section, sde, shape)
+    run_once(model, shape)
+    return model
+
+
+def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
+    """Refuses a size that the network does not take, by trying it before anything is written.
+
+    Raises:
+        UserError: If the network refuses it.
+    """
+    with _refusing_arguments(), torch.no_grad():
+        model(torch.zeros(1, *shape), torch.full((1,), model.sde.T))
+
+
+def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreModel:
+    """The model of `build_model` before it is tried: also on the device "meta", where nothing can run.
+
+    Raises:
+        UserError: If the name is unknown, an argument is not the network's, or it does not take such data.
+    """
     options = section.to_dict()
     name, prediction = options.pop("name"), options.pop("prediction")
     of_score = {key: options.pop(key) for key in SCORE_OPTIONS if key in options}

@@ -146,7 +146,7 @@ def _convert(line: CommandLine) -> int:
     """Runs `--mode convert`, the only mode that takes a path after its options."""
     from score_diffusion.run.commands.convert import READERS, WRITERS, export_checkpoint, import_checkpoint
     from score_diffusion.run.config import apply_overrides, load_config, read_config
-    from score_diffusion.run.keys import CONVERT_FROM, CONVERT_TO
+    from score_diffusion.run.keys import CONVERT_TO
 
     source, target = line.flags["from"].value, line.flags["to"].value
     if line.flags.dry_run:
@@ -164,8 +164,7 @@ def _convert(line: CommandLine) -> int:
     if target is not None:
         config = apply_overrides(read_config(line.workdir), line.overrides, CONVERT_TO)
         return export_checkpoint(config, line.workdir, name, line.path)
-    config = apply_overrides(load_config(line.flags.config), line.overrides, CONVERT_FROM)
-    return import_checkpoint(config, line.workdir, name, line.path)
+    return import_checkpoint(load_config(line.flags.config), line.overrides, line.workdir, name, line.path)
 
 
 def _list_samplers() -> int:

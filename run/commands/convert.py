@@ -2,38 +2,47 @@
 
     --mode convert --from score_sde_pytorch FILE.pth --config score_sde:vp_ddpmpp_continuous
     --mode convert --from guided_diffusion FILE.pt --config adm64           (or guided_diffusion_legacy)
-    --mode convert --from diffusers FOLDER
+    --mode convert --from improved_diffusion FILE.pt --config adm64 --config.model.channels=128 ...
+    --mode convert --from diffusers FOLDER                                  (or edm FILE.pkl, ncsnv2 FILE.pth)
     --mode convert --to diffusers FOLDER --workdir RUN
 
-The run directory that comes of it samples, scores and goes on training. A .pth or .pt file does not say what
-network it is for: the configuration must, and `--config.data.image_size=` the size of the images where it is
-not 32x32, `--config.data.channels=` their channels where these are not 3. What it was trained on is not
-known: `--config.data.path=` names the data to score and to train on, now or with each command.
+The resulting run directory samples, scores and resumes training. A .pth or .pt file of a U-Net does not say
+what network it is for: the configuration must, and `--config.data.image_size=` the size of the images if it
+is not 32x32, `--config.data.channels=` their channels if they are not 3. The others describe themselves; keys
+of `sde` and `model` given on the command line take precedence. What a network was trained on is not known:
+`--config.data.path=` names the data to score and to train on, now or with each command.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor, nn
+from torch import nn
 
-from score_diffusion.models import UNet
-from score_diffusion.run.build import build_model, build_sde, data_options
+from score_diffusion.models import NCSNv2, UNet
+from score_diffusion.run.build import assemble_model, build_sde, data_options, run_once
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.formats import (
     diffusers,
     diffusers_writer,
+    edm,
     guided_diffusion,
+    ncsnv2,
     score_sde_pytorch,
 )
-from score_diffusion.run.config import save_config
+from score_diffusion.run.checkpoints.formats.description import Description, Weights
+from score_diffusion.run.config import apply_overrides, save_config
 from score_diffusion.run.configs.base import unet_defaults
 from score_diffusion.run.console import print_result
+from score_diffusion.run.constructor_keys import complete
 from score_diffusion.run.data.info import (
     DataInfo,
     is_data_picture,
@@ -44,55 +53,88 @@ from score_diffusion.run.data.info import (
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import load_trained
+from score_diffusion.run.keys import CONVERT_FROM
 from score_diffusion.sde_lib import ScoreModel
 
 GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
+Overrides = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
-class Weights:
-    """What a file held, as the tensors of a UNet."""
+class Reader:
+    """How the files of one format are read.
 
-    model: dict[str, Tensor]
-    ema: dict[str, Tensor]
-    step: int
-    """Training steps behind them; 0 where the file does not say."""
+    A format whose files do not describe their network may still decide some of its arguments.
+    """
 
-
-def _score_sde(net: UNet, path: Path) -> Weights:
-    return Weights(*score_sde_pytorch.read(net, path))
-
-
-def _guided(net: UNet, path: Path) -> Weights:
-    state = guided_diffusion.read(net, path, legacy=False)
-    return Weights(state, state, 0)
+    read: Callable[[nn.Module, Path], Weights]
+    """The weights of a file as those of a network on the device "meta"."""
+    describe: Callable[[Path, tuple[int, int]], Description] | None = None
+    """The network of a file, for images of a size where the file does not say it; None if it says nothing."""
+    arguments: Callable[[ConfigDict], dict[str, object]] = lambda config: {}
+    """Arguments of the configured network that follow from the format, unless they are given."""
+    notes: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
+    """What was assumed where neither the format nor its files say it."""
 
 
-def _guided_legacy(net: UNet, path: Path) -> Weights:
-    state = guided_diffusion.read(net, path, legacy=True)
-    return Weights(state, state, 0)
+def _score_sde(groups_are_known: bool) -> Callable[[nn.Module, Path], Weights]:
+    return lambda net, path: score_sde_pytorch.read(_unet(net), path, groups_are_known)
 
 
-def _diffusers(net: UNet, path: Path) -> Weights:
-    state = diffusers.read(net, path)
-    return Weights(state, state, 0)
+def _guided(legacy: bool) -> Callable[[nn.Module, Path], Weights]:
+    return lambda net, path: guided_diffusion.read(_unet(net), path, legacy)
 
 
-READERS: dict[str, Callable[[UNet, Path], Weights]] = {
-    "score_sde_pytorch": _score_sde,
-    "diffusers": _diffusers,
-    "guided_diffusion": _guided,
-    "guided_diffusion_legacy": _guided_legacy,
+def _unet(net: nn.Module) -> UNet:
+    if not isinstance(net, UNet):
+        raise UserError(f"this format has U-Nets: give the --config of one, not of a {type(net).__name__}")
+    return net
+
+
+def _ddpm_groups(config: ConfigDict) -> dict[str, object]:
+    return {"norm_groups": score_sde_pytorch.DDPM_GROUPS}
+
+
+def _rescaled_timesteps(config: ConfigDict) -> dict[str, object]:
+    """improved-diffusion gives its networks k · 1000/N at step k (rescale_timesteps)."""
+    return {"embedding_scale": 1000 / config.sde.N}
+
+
+def _timesteps_note(config: ConfigDict) -> tuple[str, ...]:
+    if config.sde.get("N") in (None, 1000):
+        return ()
+    scale = config.model.embedding_scale
+    return (
+        f"noise input: step k times {scale:g} (model.embedding_scale); it is 1 for rescale_timesteps=False, "
+        f"{1000 / config.sde.N:g} for True, improved-diffusion's default (--from improved_diffusion)",
+    )
+
+
+READERS: dict[str, Reader] = {
+    "score_sde_pytorch": Reader(_score_sde(groups_are_known=False)),
+    "score_sde_pytorch:ddpm": Reader(_score_sde(groups_are_known=True), arguments=_ddpm_groups),
+    "score_sde_pytorch:ncsnpp": Reader(_score_sde(groups_are_known=True)),
+    "ncsnv2": Reader(lambda net, path: ncsnv2.read(cast(NCSNv2, net), path), ncsnv2.describe),
+    "diffusers": Reader(
+        lambda net, path: diffusers.read(_unet(net), path), lambda path, size: diffusers.describe(path)
+    ),
+    "guided_diffusion": Reader(_guided(legacy=False), notes=_timesteps_note),
+    "guided_diffusion_legacy": Reader(_guided(legacy=True), notes=_timesteps_note),
+    "improved_diffusion": Reader(_guided(legacy=True), arguments=_rescaled_timesteps, notes=_timesteps_note),
+    "edm": Reader(lambda net, path: edm.read(_unet(net), path), lambda path, size: edm.describe(path)),
 }
 WRITERS = ("diffusers",)
 
 
-def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path) -> int:
+def import_checkpoint(
+    config: ConfigDict, overrides: Overrides, workdir: Path, source: str, path: Path
+) -> int:
     """Makes a run directory of another library's checkpoint; returns the exit code.
 
     Args:
-        config: The configuration: the network's, except for diffusers, whose folder describes it.
+        config: The configuration: the network's, unless the file describes it.
+        overrides: Keys given on the command line, and their values.
         workdir: The run directory, which must not hold a run.
         source: A name in `READERS`.
         path: The file or folder.
@@ -100,27 +142,31 @@ def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path
     Raises:
         UserError: If the file cannot be used, does not fit the configuration, or the directory holds a run.
     """
-    if workdir.exists() and any(not is_data_picture(path) for path in workdir.iterdir()):
+    if workdir.exists() and not (workdir.is_dir() and all(map(is_data_picture, workdir.iterdir()))):
         raise UserError(f"{workdir} is not empty: give another --workdir for the converted run")
     if not path.exists():
         raise UserError(f"checkpoint {path} does not exist")
-    shape = (config.data.channels or COLOURS, *_image_size(config))
-    if source == "diffusers":
-        config, shape = _described(config, path)
+    reader = READERS[source]
+    config, shape, notes = _configured(config, overrides, reader, path)
     info = DataInfo(path.stem, shape, Scaling(levels=GREY_LEVELS), 0, 0)
     if config.data.path:
         load_data(data_options(config.data), info)  # for its checks
-    model = build_model(config.model, build_sde(config.sde), shape)
-    if not isinstance(model.net, UNet):
-        raise UserError(f"{source} has U-Nets: give the --config of one, not of model {config.model.name!r}")
-    weights = READERS[source](model.net, path)
-    saved = checkpoint.save(workdir, _checkpoint(model, weights, config), config.training.keep)
-    save_config(config, workdir)
-    write_data_info(workdir, info)
+    sde = build_sde(config.sde)
+    with torch.device("meta"):  # shapes only: the file's tensors are the weights
+        model = assemble_model(config.model, sde, shape)
+    net = cast(nn.Module, model.net)
+    weights = reader.read(net, path)
+    net.load_state_dict(dict(weights.ema), assign=True)
+    run_once(model, shape)
+    with _nothing_left_on_failure(workdir):
+        saved = checkpoint.save(workdir, _checkpoint(model, weights, config), config.training.keep)
+        write_data_info(workdir, info)
+        save_config(config, workdir)
     rows = [
         ("checkpoint", path),
         ("network", f"{sum(p.numel() for p in model.parameters()):,} parameters for images of {shape}"),
-        ("sde", model.sde),
+        ("sde", sde),
+        *(("assumed", note) for note in (*notes, *weights.notes, *reader.notes(config))),
         ("written", saved),
         ("to draw", f"--mode sample --workdir {workdir}"),
     ]
@@ -128,29 +174,48 @@ def import_checkpoint(config: ConfigDict, workdir: Path, source: str, path: Path
     return 0
 
 
-def _image_size(config: ConfigDict) -> tuple[int, int]:
-    size = config.data.image_size or IMAGE_SIZE
-    return tuple(size) if isinstance(size, tuple) else (size, size)
+def _configured(
+    config: ConfigDict, overrides: Overrides, reader: Reader, path: Path
+) -> tuple[ConfigDict, tuple[int, int, int], tuple[str, ...]]:
+    """The complete configuration, the shape of the images, and what was assumed."""
+    of_data = [(key, text) for key, text in overrides if key.startswith("data.")]
+    given = apply_overrides(config, of_data, CONVERT_FROM)
+    size = given.data.image_size or IMAGE_SIZE
+    size = tuple(size) if isinstance(size, tuple) else (size, size)
+    if reader.describe is not None:
+        description = reader.describe(path, size)
+        config = apply_overrides(_described(given, description), overrides, CONVERT_FROM)
+        return config, description.image_shape, description.notes
+    config = apply_overrides(config, overrides, CONVERT_FROM)
+    implied = reader.arguments(config) if config.model.name == "unet" else {}
+    with config.unlocked(), config.ignore_type():
+        for argument, value in implied.items():
+            if f"model.{argument}" not in dict(overrides):
+                config.model[argument] = value
+    return config.lock(), (config.data.channels or COLOURS, *size), ()
 
 
-def _described(config: ConfigDict, folder: Path) -> tuple[ConfigDict, tuple[int, int, int]]:
-    """The configuration that a diffusers folder describes, and the shape of its images."""
-    description = diffusers.describe(folder)
+def _described(config: ConfigDict, description: Description) -> ConfigDict:
+    """The configuration with the network, the SDE and the sampling that a file describes."""
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         config.data.dequantize = False
         if description.score["learned_variance"]:
             config.training.update(objective="hybrid", times="discrete")
-        config.sde = ConfigDict(description.sde)
-        config.model = ConfigDict(
-            dict(name="unet", **description.score, **(unet_defaults() | description.network))
-        )
-    return config.lock(), description.image_shape
+        config.sde = ConfigDict(dict(description.sde))
+        config.model = ConfigDict({"name": description.name, **description.score, **description.network})
+        complete(config)
+        for section in (config.sampling, config.likelihood):
+            section.update(variance=description.variance, clip=description.clip)
+        if description.sampler is not None:
+            config.sampling.sampler = description.sampler
+    return config.lock()
 
 
 def _checkpoint(model: ScoreModel, weights: Weights, config: ConfigDict) -> Checkpoint:
-    """A checkpoint with a fresh optimizer, from which training goes on."""
-    optimizer = torch.optim.Adam(model.parameters(), lr=config.training.learning_rate, fused=True)
+    """A checkpoint with a new optimizer, from which training resumes."""
+    parameters = [torch.zeros(0) for _ in model.parameters()]  # only their number enters its state
+    optimizer = torch.optim.Adam(parameters, lr=config.training.learning_rate, fused=True)
     return Checkpoint(
         step=weights.step,
         model={f"net.{name}": tensor for name, tensor in weights.model.items()},
@@ -159,6 +224,19 @@ def _checkpoint(model: ScoreModel, weights: Weights, config: ConfigDict) -> Chec
         seconds=0.0,
         ema_updates=weights.step,
     )
+
+
+@contextmanager
+def _nothing_left_on_failure(folder: Path) -> Iterator[None]:
+    """Removes what was written to a folder if writing fails, so that the same command can be given again."""
+    before = {folder, *folder.iterdir()} if folder.is_dir() else set()
+    try:
+        yield
+    except BaseException:
+        new = [path for path in (*folder.glob("*"), *folder.glob(".*"), folder) if path not in before]
+        for path in new:
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        raise
 
 
 def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Path) -> int:
@@ -175,17 +253,16 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give the path of a new folder")
-    trained = load_trained(workdir, config, torch.device("cpu"))
-    net: nn.Module = trained.score.net
-    if not isinstance(net, UNet):
+    config = config.copy_and_resolve_references()
+    config.sampling.label = -1  # a class to draw: the network has all of them
+    trained = load_trained(workdir, config.lock(), torch.device("cpu"))
+    model = trained.score
+    if not isinstance(model, ScoreModel) or not isinstance(model.net, UNet):
         raise UserError(f"only U-Nets can be written for {target}, not model {config.model.name!r}")
-    options = unet_defaults() | {k: v for k, v in config.model.items() if k in unet_defaults()}
-    score = dict(
-        prediction=config.model.prediction,
-        noise_input=trained.score.noise_input,
-        learned_variance=trained.score.learned_variance,
-    )
-    diffusers_writer.write(net, options, score, config.sde.to_dict(), read_data_info(workdir).shape, folder)
-    rows = [("model", f"averaged weights after {trained.step:,} training steps"), ("written", folder)]
+    options = {key: config.model[key] for key in unet_defaults()}
+    options["out_channels"] = model.net.out_channels
+    with _nothing_left_on_failure(folder):
+        diffusers_writer.write(model, options, config.sde.to_dict(), read_data_info(workdir).shape, folder)
+    rows = [("model", f"{trained.weights} after {trained.step:,} training steps"), ("written", folder)]
     print_result(f"Converted to {target}", rows)
     return 0

@@ -1,1 +1,1 @@
-"""Checkpoints of other libraries: score_sde_pytorch, diffusers, guided-diffusion."""
+"""Checkpoints of other libraries: score_sde_pytorch, NCSNv2, diffusers, guided-diffusion, EDM."""

@@ -1,4 +1,9 @@
-"""Writing a network as diffusers' UNet2DModel, with its scheduler: what diffusers.py reads."""
+"""Writing a network as diffusers' UNet2DModel, with its scheduler.
+
+A UNet2DModel is given the index k of a step. A network that is given another function of the noise is written
+with a table of its embedding at every step instead (time_embedding_type = "learned"), and an SDE that is not
+DDPM's own with the betas of its chain (trained_betas): the pipeline computes what the network does here.
+"""
 
 from __future__ import annotations
 
@@ -7,36 +12,37 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import safetensors.torch
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from score_diffusion.models import UNet
 from score_diffusion.models.layers import SelfAttention
 from score_diffusion.run.checkpoints.formats.diffusers import (
-    BETAS,
     DOWN,
-    PREDICTIONS,
     SCALES,
     SKIP_DOWN,
     SKIP_UP,
     SKIP_WIDTH,
     UP,
-    WEIGHTS,
     rules,
 )
+from score_diffusion.run.checkpoints.formats.diffusers_schedulers import BETAS, PREDICTIONS, SCHEDULER
+from score_diffusion.run.checkpoints.formats.diffusers_weights import CONFIG, WEIGHTS
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic, write_json
+from score_diffusion.sde_lib import DDPM, ScoreModel
+from score_diffusion.sde_lib.score import NOISE_INPUTS
 
-DDPM_FORM = dict(
+# What the arguments of a network must be in either of the two forms.
+DDPM_FORM: dict[str, Sequence[object]] = dict(
     rescale=(False,),
     filter=("box",),
     resampling=("conv", "conv_asymmetric"),
     decoder_attention=("block",),
     input_pyramid=("none",),
     output_pyramid=("none",),
-    embedding=("sinusoidal", "sinusoidal_adm"),
-    embedding_scale=(1.0,),
 )
-SKIP_FORM = dict(
+SKIP_FORM: dict[str, Sequence[object]] = dict(
     rescale=(True,),
     filter=("fir",),
     resampling=("biggan",),
@@ -47,29 +53,137 @@ SKIP_FORM = dict(
     embedding=("fourier",),
     norm_groups=(None, 32),
 )
+BOTH_FORMS: dict[str, Sequence[object]] = dict(
+    dims=(2,), vector_dim=(0,), token_dim=(0,), image_channels=(0,)
+)
+VE_SCALES = {"log_level": 1.0, "log_half_level": 2.0}  # our σ for one of theirs, by the noise input
+EPSILON = ("noise", "vp", "iddpm")
 
 
-def write(
-    net: UNet, options: Mapping, score: Mapping, sde: Mapping, shape: Sequence[int], folder: Path
-) -> None:
+def write(model: ScoreModel, options: Mapping, sde: Mapping, shape: Sequence[int], folder: Path) -> None:
     """Writes a pipeline's folder: unet/ with configuration and weights, scheduler/, model_index.json.
 
     Args:
-        net: The network.
-        options: Its arguments after in_channels, all of them.
-        score: ScoreModel's arguments prediction, noise_input and learned_variance.
+        model: The model, whose network is a UNet.
+        options: The network's arguments after in_channels, all of them.
         sde: The section `sde` of its run.
         shape: Shape of its images, (C, H, W).
         folder: The folder, created.
 
     Raises:
-        UserError: If a UNet2DModel cannot be this network, or its scheduler this SDE.
+        UserError: If a UNet2DModel cannot be this network, or a scheduler its SDE; it gives all reasons.
     """
+    net = model.net
+    assert isinstance(net, UNet)
     skip = net.output_pyramid == "skip"
-    scheduler = _scheduler(score, sde, skip)
-    _check_options(options, SKIP_FORM if skip else DDPM_FORM)
+    reasons = [*_option_reasons(options, net, skip), *(_ve_reasons if skip else _vp_reasons)(model, sde)]
+    if reasons:
+        numbered = "; ".join(f"({k}) {reason}" for k, reason in enumerate(reasons, 1))
+        raise UserError(f"diffusers has no UNet2DModel and scheduler for this run: {numbered}")
+    config = _config(model, options, shape, skip)
+    scheduler = _ve_scheduler(model, sde) if skip else _vp_scheduler(model, sde)
+    tensors = rules(net, flipped=False).write(net.state_dict())
+    if config["time_embedding_type"] == "learned":
+        tensors |= _learned_embedding(model, options["channels"], tensors)
+    write_json(folder / "unet" / CONFIG, config)
+    write_atomic(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
+    write_json(folder / "scheduler" / SCHEDULER, scheduler)
+    pipeline = "ScoreSdeVePipeline" if skip else "DDPMPipeline"
+    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler["_class_name"]]}
+    write_json(folder / "model_index.json", {"_class_name": pipeline, **parts})
+
+
+def _option_reasons(options: Mapping, net: UNet, skip: bool) -> list[str]:
+    """Why a UNet2DModel cannot be a network with these arguments."""
+    form = (SKIP_FORM if skip else DDPM_FORM) | BOTH_FORMS
+    reasons = [
+        f"model.{key}={options[key]!r}, where it has {' or '.join(map(repr, valid))}"
+        for key, valid in form.items()
+        if options[key] not in valid
+    ]
+    size, channels = options["embedding_dim"] or options["channels"], options["channels"]
+    if skip and size != 2 * channels:
+        reasons.append(f"model.embedding_dim={size}, where it has 2 model.channels = {2 * channels}")
+    if not skip and size > channels:
+        reasons.append(f"model.embedding_dim={size}, where it has at most model.channels = {channels}")
+    if options["condition_first"] and options["num_classes"]:
+        reasons.append("model.condition_first=True, where it adds classes behind the layers of the embedding")
+    narrowest = channels * min(options["multipliers"])
+    if skip and narrowest < SKIP_WIDTH:
+        reasons.append(f"a level of {narrowest} channels, where NCSN++'s form needs {SKIP_WIDTH} or more")
+    heads = _head_sizes(net)
+    if len(heads) > 1:
+        reasons.append(
+            f"attention heads of {_listed(heads)} channels, where it has one size: set model.head_channels"
+        )
+    groups = _groups(net)
+    if not skip and len(groups) > 1:
+        reasons.append(
+            f"norms of {_listed(groups)} groups, where it has one number for all: train with "
+            f"model.norm_groups={min(groups)}"
+        )
+    return reasons
+
+
+def _vp_reasons(model: ScoreModel, sde: Mapping) -> list[str]:
+    """Why no scheduler of betas is for this model."""
+    reasons = []
+    times = torch.linspace(0.1, 1, 10, dtype=torch.float64) * model.sde.T
+    total = model.sde.alpha(times).square() + model.sde.sigma(times).square()
+    if not torch.allclose(total, torch.ones_like(total), atol=1e-6):
+        reasons.append(
+            f"sde.name={sde['name']}, which does not preserve the variance as the betas of a scheduler do"
+        )
+    predictions = (*EPSILON, *PREDICTIONS.values())
+    if model.prediction not in predictions:
+        valid = ", ".join(dict.fromkeys(predictions))
+        reasons.append(f"model.prediction={model.prediction}, where it predicts {valid}")
+    return reasons
+
+
+def _ve_reasons(model: ScoreModel, sde: Mapping) -> list[str]:
+    """Why ScoreSdeVeScheduler is not for this model."""
+    reasons = []
+    if sde["name"] != "vesde":
+        reasons.append(f"sde.name={sde['name']}, where NCSN++'s form has vesde")
+    if model.prediction != "ve":
+        reasons.append(f"model.prediction={model.prediction}, where NCSN++'s form has ve")
+    if model.learned_variance:
+        reasons.append("model.learned_variance=True, which NCSN++'s form has not")
+    if model.noise_input not in VE_SCALES:
+        valid = " or ".join(VE_SCALES)
+        reasons.append(f"model.noise_input={model.noise_input}, where NCSN++'s form has {valid}")
+    return reasons
+
+
+def _listed(numbers: set[int]) -> str:
+    return " and ".join(map(str, sorted(numbers)))
+
+
+def _groups(net: UNet) -> set[int]:
+    return {module.num_groups for module in net.modules() if isinstance(module, nn.GroupNorm)}
+
+
+def _attentions(net: UNet) -> list[SelfAttention]:
+    return [module for module in net.modules() if isinstance(module, SelfAttention)]
+
+
+def _head_sizes(net: UNet) -> set[int]:
+    """The channels of a head; empty where every attention has one head, of whatever size."""
+    if all(attention.heads == 1 for attention in _attentions(net)):
+        return set()
+    return {attention.project.in_features // attention.heads for attention in _attentions(net)}
+
+
+def _config(model: ScoreModel, options: Mapping, shape: Sequence[int], skip: bool) -> dict[str, object]:
+    """The configuration of the UNet2DModel."""
+    net = model.net
+    assert isinstance(net, UNet)
     widths = [options["channels"] * m for m in options["multipliers"]]
-    config = dict(
+    attends = [level in options["attention_levels"] for level in range(len(widths))]
+    down, up = (SKIP_DOWN, SKIP_UP) if skip else (DOWN, UP)
+    down_names, up_names = ({attention: name for name, attention in kind.items()} for kind in (down, up))
+    config: dict[str, object] = dict(
         _class_name="UNet2DModel",
         sample_size=shape[1] if shape[1] == shape[2] else list(shape[1:]),
         in_channels=shape[0],
@@ -78,130 +192,102 @@ def write(
         layers_per_block=options["blocks_per_level"],
         norm_eps=options["norm_eps"],
         dropout=options["dropout"],
-        attention_head_dim=_head_dim(net),
+        attention_head_dim=next(iter(_head_sizes(net)), None),
         num_class_embeds=options["num_classes"] or None,
-        **_blocks_of(options["attention_levels"], len(widths), skip),
-        **(_skip_config(score) if skip else _ddpm_config(net, options)),
+        time_embedding_dim=options["embedding_width"],
+        flip_sin_to_cos=False,
+        down_block_types=[down_names[a] for a in attends],
+        up_block_types=[up_names[a] for a in attends[::-1]],
     )
-    write_json(folder / "unet" / "config.json", config)
-    tensors = rules(net, flipped=False).write(net.state_dict())
-    write_atomic(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
-    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    pipeline = "ScoreSdeVePipeline" if skip else "DDPMPipeline"
-    parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler["_class_name"]]}
-    write_json(folder / "model_index.json", {"_class_name": pipeline, **parts})
-
-
-def _check_options(options: Mapping, form: Mapping[str, Sequence]) -> None:
-    rest = dict(dims=(2,), vector_dim=(0,), token_dim=(0,), image_channels=(0,))
-    for key, valid in {**form, **rest}.items():
-        if options[key] not in valid:
-            raise UserError(
-                f"diffusers' UNet2DModel cannot be a network with model.{key}={options[key]!r}: it has "
-                f"{' or '.join(map(repr, valid))}"
-            )
-    narrowest = options["channels"] * min(options["multipliers"])
-    if form is SKIP_FORM and narrowest < SKIP_WIDTH:
-        raise UserError(
-            f"diffusers' UNet2DModel of NCSN++'s form needs levels of {SKIP_WIDTH} channels and more, this "
-            f"network has one of {narrowest}"
+    if skip:
+        return config | dict(
+            norm_num_groups=None,
+            mid_block_scale_factor=math.sqrt(2),
+            time_embedding_type="fourier",
+            center_input_sample=model.noise_input != "log_level",
         )
-    size = options["channels"] * (2 if form is SKIP_FORM else 1)
-    if (options["embedding_dim"] or options["channels"]) != size:
-        raise UserError(
-            f"diffusers' UNet2DModel has a noise embedding of size {size}, this network one of size "
-            f"{options['embedding_dim']}"
-        )
-
-
-def _groups(net: UNet) -> int:
-    """The number of groups of all norms."""
-    groups = {m.num_groups for m in net.modules() if isinstance(m, nn.GroupNorm)}
-    if len(groups) > 1:
-        raise UserError(
-            "diffusers' UNet2DModel has norms of one number of groups, this network has "
-            f"{', '.join(map(str, sorted(groups)))}: only networks trained with model.norm_groups set, or of "
-            "128 channels and more, can be written"
-        )
-    return groups.pop()
-
-
-def _head_dim(net: UNet) -> int | None:
-    attentions = [m for m in net.modules() if isinstance(m, SelfAttention)]
-    if all(m.heads == 1 for m in attentions):
-        return None
-    sizes = {m.project.in_features // m.heads for m in attentions}
-    if len(sizes) > 1:
-        raise UserError(
-            "diffusers' UNet2DModel has attention heads of one size, this network has heads of "
-            f"{', '.join(map(str, sorted(sizes)))} channels"
-        )
-    return sizes.pop()
-
-
-def _blocks_of(attention_levels: Sequence[int], levels: int, skip: bool) -> dict[str, list[str]]:
-    down, up = (SKIP_DOWN, SKIP_UP) if skip else (DOWN, UP)
-    attends = [level in attention_levels for level in range(levels)]
-    names = [{attention: name for name, attention in kinds.items()} for kinds in (down, up)]
-    return dict(
-        down_block_types=[names[0][a] for a in attends], up_block_types=[names[1][a] for a in attends[::-1]]
-    )
-
-
-def _ddpm_config(net: UNet, options: Mapping) -> dict[str, object]:
-    groups = _groups(net)
-    modulation = {ours: theirs for theirs, ours in SCALES.items()}[options["modulation"]]
-    return dict(
+    (groups,) = _groups(net)
+    return config | dict(
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
-        resnet_time_scale_shift=modulation,
+        resnet_time_scale_shift={ours: theirs for theirs, ours in SCALES.items()}[options["modulation"]],
         downsample_padding=1 if options["resampling"] == "conv" else 0,
-        freq_shift=1 if options["embedding"] == "sinusoidal" else 0,
-        flip_sin_to_cos=False,
+        **_time_embedding(model, options),
     )
 
 
-def _skip_config(score: Mapping) -> dict[str, object]:
-    return dict(
-        norm_num_groups=None,
-        mid_block_scale_factor=math.sqrt(2),
-        time_embedding_type="fourier",
-        flip_sin_to_cos=False,
-        center_input_sample=score["noise_input"] != "log_level",
+def _time_embedding(model: ScoreModel, options: Mapping) -> dict[str, object]:
+    """How the UNet2DModel embeds the index of a step: as the network does if that is given it, by a table if
+    not.
+    """
+    positional = (
+        isinstance(model.sde, DDPM)
+        and model.noise_input in ("position", "step")
+        and options["embedding"] in ("sinusoidal", "sinusoidal_adm")
+        and options["embedding_scale"] == 1
+        and (options["embedding_dim"] or options["channels"]) == options["channels"]
     )
+    if positional:
+        freq_shift = 1 if options["embedding"] == "sinusoidal" else 0
+        return dict(time_embedding_type="positional", freq_shift=freq_shift)
+    return dict(time_embedding_type="learned", num_train_timesteps=model.sde.N)
 
 
-def _scheduler(score: Mapping, sde: Mapping, skip: bool) -> dict[str, object]:
-    """The scheduler's configuration."""
-    if skip:
-        scale = {"log_level": 1.0, "log_half_level": 2.0}.get(score["noise_input"])
-        fits = sde["name"] == "vesde" and score["prediction"] == "ve" and not score["learned_variance"]
-        if not fits or scale is None:
-            raise UserError(
-                "a diffusers network of NCSN++'s form needs sde.name=vesde, model.prediction=ve without a "
-                "learned variance, and to be told log σ, model.noise_input=log_half_level or log_level"
-            )
-        return dict(
-            _class_name="ScoreSdeVeScheduler",
-            num_train_timesteps=sde["N"],
-            sigma_min=sde["sigma_min"] / scale,
-            sigma_max=sde["sigma_max"] / scale,
-        )
-    tables = {ours: theirs for theirs, ours in BETAS.items()}
-    predictions = {ours: theirs for theirs, ours in PREDICTIONS.items()} | dict(vp="epsilon", iddpm="epsilon")
-    told = score["noise_input"] in ("position", "step")
-    if sde["name"] != "ddpm" or score["prediction"] not in predictions or not told:
-        raise UserError(
-            "a diffusers network of DDPM's form needs sde.name=ddpm, a model.prediction of "
-            f"{', '.join(predictions)}, and to be told the step, model.noise_input=step"
-        )
+def _times(model: ScoreModel) -> Tensor:
+    """The times of a pipeline's steps: t_k = (k + 1) T/N, at each of which there is noise, float64."""
+    sde = model.sde
+    return sde.T * torch.arange(1, sde.N + 1, dtype=torch.float64) / sde.N
+
+
+def _learned_embedding(model: ScoreModel, channels: int, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's embedding at every step as a table, and the layer behind it, both padded with zeros to
+    the size that a UNet2DModel has.
+    """
+    net = model.net
+    assert isinstance(net, UNet)
+    with torch.no_grad():
+        table = net.embedding.embed(NOISE_INPUTS[model.noise_input](model.sde, _times(model))).float()
+    name = "time_embedding.linear_1.weight"
+    padding = (0, channels - table.shape[1])
+    return {
+        "time_proj.weight": nn.functional.pad(table, padding),
+        name: nn.functional.pad(tensors[name], padding),
+    }
+
+
+def _vp_scheduler(model: ScoreModel, sde: Mapping) -> dict[str, object]:
+    prediction = "epsilon" if model.prediction in EPSILON else model.prediction
+    names = {ours: theirs for theirs, ours in PREDICTIONS.items()}
     return dict(
         _class_name="DDPMScheduler",
-        num_train_timesteps=sde["N"],
-        beta_schedule=tables[sde["betas"]],
-        beta_start=0.1 / sde["N"],
-        beta_end=20 / sde["N"],
-        prediction_type=predictions[score["prediction"]],
-        variance_type="learned_range" if score["learned_variance"] else "fixed_small",
+        num_train_timesteps=model.sde.N,
+        **_betas(model, sde),
+        prediction_type=names.get(prediction, prediction),
+        variance_type="learned_range" if model.learned_variance else "fixed_small",
         clip_sample=True,
+    )
+
+
+def _betas(model: ScoreModel, sde: Mapping) -> dict[str, object]:
+    """The table of betas: by its name where it is DDPM's, by its numbers for any other chain."""
+    if isinstance(model.sde, DDPM):
+        first, last = (sde.get(key) for key in ("first_beta", "last_beta"))
+        names = {ours: theirs for theirs, ours in BETAS.items()}
+        return dict(
+            beta_schedule=names[sde["betas"]],
+            beta_start=0.1 / model.sde.N if first is None else first,
+            beta_end=20 / model.sde.N if last is None else last,
+        )
+    log_alpha_bar = 2 * model.sde.log_alpha(_times(model))
+    steps = torch.diff(log_alpha_bar, prepend=log_alpha_bar.new_zeros(1))
+    return dict(beta_schedule="linear", trained_betas=(-torch.expm1(steps)).tolist())
+
+
+def _ve_scheduler(model: ScoreModel, sde: Mapping) -> dict[str, object]:
+    scale = VE_SCALES[model.noise_input]
+    return dict(
+        _class_name="ScoreSdeVeScheduler",
+        num_train_timesteps=sde["N"],
+        sigma_min=sde["sigma_min"] / scale,
+        sigma_max=sde["sigma_max"] / scale,
     )

@@ -1,8 +1,9 @@
-"""score_sde_pytorch's .pth files: DDPM, DDPM++ and NCSN++.
+"""score_sde_pytorch's .pth files: DDPM, DDPM++ and NCSN++, with the names of its released code.
 
 A file holds the dictionary `model`, with keys `module.all_modules.{i}.…` in the order in which the network is
-built; `ema`, whose `shadow_params` are a list in that order, of what is trained alone (without the Fourier
-frequencies); `optimizer` and `step`. Its networks are told what ScoreModel's predictions "vp" and "ve" tell.
+built; `ema`, whose `shadow_params` are a list in that order, of the trained tensors only (without the Fourier
+frequencies); `optimizer` and `step`. Its networks are given the noise as ScoreModel's predictions "vp" and
+"ve" give it.
 """
 
 from __future__ import annotations
@@ -10,15 +11,17 @@ from __future__ import annotations
 from itertools import count
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from score_diffusion.models import UNet
 from score_diffusion.models.layers import ResidualBlock
-from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors
-from score_diffusion.run.checkpoints.formats.weight_maps import Rules
+from score_diffusion.run.checkpoints.formats.description import Weights
+from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors, state_dict, training_step
+from score_diffusion.run.checkpoints.formats.weight_maps import Rules, unet_blocks
 from score_diffusion.run.errors import UserError
 
 NIN = ("W", "b")
+DDPM_GROUPS = 32  # of every norm in its model `ddpm`; its `ncsnpp` has one for four channels, at most 32
 
 
 class _Walk:
@@ -26,6 +29,7 @@ class _Walk:
 
     def __init__(self, net: UNet) -> None:
         self.net, self.rules, self._index = net, Rules(net), count()
+        self.resampling_conv = "Conv2d_0" if net.style.filter == "fir" else "Conv_0"
 
     def next(self) -> str:
         return f"all_modules.{next(self._index)}"
@@ -62,15 +66,11 @@ class _Walk:
         self.residual(f"{ours}.residual")
         self.attention(f"{ours}.attention")
 
-    def resampling(self, ours: str, module: object) -> None:
+    def resampling(self, ours: str, module: nn.Module) -> None:
         if isinstance(module, ResidualBlock):
             self.residual(ours)
         else:
-            self.rules.layer(f"{ours}.conv", f"{self.next()}.{self._conv}")
-
-    @property
-    def _conv(self) -> str:
-        return "Conv2d_0" if self.net.style.filter == "fir" else "Conv_0"
+            self.rules.layer(f"{ours}.conv", f"{self.next()}.{self.resampling_conv}")
 
 
 def rules(net: UNet) -> Rules:
@@ -81,7 +81,7 @@ def rules(net: UNet) -> Rules:
     walk.layer("embedding.layers.0")
     walk.layer("embedding.layers.2")
     walk.layer("conv_in")
-    for level, blocks in enumerate(net.encoder):
+    for level, blocks in enumerate(unet_blocks(net.encoder)):
         if level > 0:
             walk.resampling(f"downsample.{level - 1}", net.downsample[level - 1])
             _input_pyramid(walk, level - 1)
@@ -89,7 +89,7 @@ def rules(net: UNet) -> Rules:
             walk.block(f"encoder.{level}.{i}")
     for i in range(len(net.middle)):
         walk.block(f"middle.{i}")
-    for level, blocks in enumerate(net.decoder):
+    for level, blocks in enumerate(unet_blocks(net.decoder)):
         if level > 0:
             walk.resampling(f"upsample.{level - 1}", net.upsample[level - 1])
         for i in range(len(blocks)):
@@ -102,46 +102,89 @@ def rules(net: UNet) -> Rules:
 
 
 def _input_pyramid(walk: _Walk, i: int) -> None:
+    """The input pyramid's own layers; its resampling without weights is outside of `all_modules`."""
     if walk.net.input_pyramid == "skip":
-        walk.next()  # its downsampling, which has no weights
-        walk.rules.layer(f"join.{i}.conv", f"{walk.next()}.Conv")
+        walk.rules.layer(f"join.{i}.conv", f"{walk.next()}.Conv_0")
     elif walk.net.input_pyramid == "residual":
-        walk.rules.layer(f"shrink.{i}.conv", f"{walk.next()}.{walk._conv}")
+        walk.rules.layer(f"shrink.{i}.conv", f"{walk.next()}.{walk.resampling_conv}")
 
 
 def _output_pyramid(walk: _Walk, level: int) -> None:
     if walk.net.output_pyramid == "residual" and level > 0:
-        walk.rules.layer(f"grow.{level - 1}.conv", f"{walk.next()}.{walk._conv}")
+        walk.rules.layer(f"grow.{level - 1}.conv", f"{walk.next()}.{walk.resampling_conv}")
     elif walk.net.output_pyramid != "none":
-        if level > 0:
-            walk.next()  # its upsampling
         walk.layer(f"to_image.{level}.norm")
         walk.layer(f"to_image.{level}.conv")
 
 
-def read(net: UNet, path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    """Weights, averaged weights and training steps of a .pth file.
+def read(net: UNet, path: Path, groups_are_known: bool = False) -> Weights:
+    """The contents of a .pth file.
 
     Args:
-        net: The network that it is for.
+        net: The network that it is for; it may be on the device "meta".
         path: The file.
+        groups_are_known: Whether the network's norms are known to have the groups of the file's, which it
+            does not tell.
 
     Raises:
-        UserError: If the file cannot be read without executing code, or does not fit the network.
+        UserError: If the file cannot be read without executing code, or does not fit the network, or it does
+            not say enough.
     """
+    if not groups_are_known:
+        _check_groups(net, path)
     content = load_tensors(path)
     if not isinstance(content, dict) or not {"model", "ema", "step"} <= set(content):
         raise UserError(
             f"{path} is not a checkpoint of score_sde_pytorch: expected a dictionary with model, ema and step"
         )
-    state = {name.removeprefix("module."): tensor for name, tensor in content["model"].items()}
-    state.pop("sigmas", None)  # a buffer that its networks build again
+    state = state_dict(content["model"], f"{path}: model")
+    state.pop("sigmas", None)  # a buffer that its networks compute again
     trained = [name for name in state if not (name == "all_modules.0.W" and state[name].ndim == 1)]
-    shadow = content["ema"]["shadow_params"]
-    if len(shadow) != len(trained):
-        raise UserError(
-            f"{path} is damaged: its moving average has {len(shadow)} tensors for {len(trained)} weights"
-        )
+    shadow = _shadow(content["ema"], len(trained), path)
     network_rules = rules(net)
-    averaged = network_rules.read(state | dict(zip(trained, shadow, strict=True)), str(path))
-    return network_rules.read(state, str(path)), averaged, int(content["step"])
+    averaged = network_rules.read(state | dict(zip(trained, shadow, strict=True)), f"the average in {path}")
+    step = training_step(content["step"], f"{path}: step")
+    return Weights(network_rules.read(state, str(path)), averaged, step, _assumptions(net))
+
+
+def _shadow(ema: object, expected: int, path: Path) -> list[Tensor]:
+    """The tensors of the moving average."""
+    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
+    if not isinstance(shadow, list) or not all(isinstance(tensor, Tensor) for tensor in shadow):
+        raise UserError(f"{path}: ema must be a dictionary with shadow_params, a list of tensors")
+    if len(shadow) != expected:
+        raise UserError(
+            f"{path} is damaged: its moving average has {len(shadow)} tensors for {expected} weights"
+        )
+    return shadow
+
+
+def _check_groups(net: UNet, path: Path) -> None:
+    """Refuses a network whose norms may have another number of groups than those of the file.
+
+    The model `ddpm` and an `ncsnpp` of its form differ in nothing else, and in this only below 128 channels.
+    """
+    norms = [module for module in net.modules() if isinstance(module, nn.GroupNorm)]
+    style = net.style
+    form = (style.resampling, style.filter, style.rescale, net.input_pyramid, net.output_pyramid)
+    is_ddpm = form == ("conv_asymmetric", "box", False, "none", "none")
+    divisible = all(norm.num_channels % DDPM_GROUPS == 0 for norm in norms)
+    same = all(norm.num_groups == DDPM_GROUPS for norm in norms)
+    if is_ddpm and divisible and not same and style.norm_groups is None:
+        raise UserError(
+            f"{path} does not say whether its norms have {DDPM_GROUPS} groups, as in score_sde_pytorch's "
+            "model ddpm, or one for four channels, as in its ncsnpp: say --from score_sde_pytorch:ddpm or "
+            "--from score_sde_pytorch:ncsnpp"
+        )
+
+
+def _assumptions(net: UNet) -> tuple[str, ...]:
+    """What the configuration says of a network and its file does not."""
+    notes = ["activation: swish (nonlinearity)"]
+    if net.style.filter == "fir":
+        notes.append("resampling filter: 1, 3, 3, 1 (fir_kernel)")
+    notes.append("output divided by σ for VE only (scale_by_sigma)")
+    if any(m.num_channels < 4 * DDPM_GROUPS for m in net.modules() if isinstance(m, nn.GroupNorm)):
+        groups = net.style.norm_groups or "one for four channels, at most 32"
+        notes.append(f"groups of the norms: {groups}")
+    return tuple(notes)

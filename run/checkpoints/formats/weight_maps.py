@@ -1,7 +1,7 @@
-"""Which tensors of another library's file make which tensors of a `UNet`: one rule each, read both ways.
+"""Which tensors of another library's file correspond to which of a network's: rules that work both ways.
 
 Libraries differ in names, in the layout of projections (matrices, 1x1 convolutions, transposed matrices),
-in how attention keeps q, k and v, in the order of sines and cosines, and in one redundancy: where a norm is
+in how attention stores q, k and v, in the order of sines and cosines, and in one redundancy: where a norm is
 scaled and shifted by the noise, ours has no weights of its own, and theirs are folded into the noise's,
 
     (γ n + β)(1 + s) + b = (1 + s') n + b',    1 + s' = γ (1 + s),   b' = β (1 + s) + b.
@@ -9,7 +9,7 @@ scaled and shifted by the noise, ours has no weights of its own, and theirs are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,11 +19,16 @@ from score_diffusion.run.errors import UserError
 
 Tensors = tuple[Tensor, ...]
 PARTS = ("weight", "bias")
+ROW_ORDERS = {  # of the rows of a matrix for q, k and v: the places of (qkv, head, d)
+    "qkv head d": (0, 1, 2),
+    "head qkv d": (1, 0, 2),
+    "head d qkv": (1, 2, 0),
+}
 
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors of one side are a function of those of the other."""
+    """Tensors of one side as a function of those of the other."""
 
     ours: tuple[str, ...]
     theirs: tuple[str, ...]
@@ -64,7 +69,7 @@ class Rules:
     def projection(
         self, ours: str, theirs: str, parts: tuple[str, str] = PARTS, transposed: bool = False
     ) -> None:
-        """A matrix, as ours has it: (out, in), or (out, in, 1, 1)."""
+        """A matrix that ours stores as (out, in) or (out, in, 1, 1), and theirs in any of these layouts."""
         shape = self.shapes[f"{ours}.weight"]
 
         def read(weight: Tensor, bias: Tensor) -> Tensors:
@@ -92,19 +97,22 @@ class Rules:
 
         self.rules.append(Rule(_affine(ours), names, read, write))
 
-    def stacked_qkv(self, ours: str, theirs: str, heads: int, by_head: bool) -> None:
-        """One matrix with rows (q k v, head, d), as ours has them, or by head: (head, q k v, d)."""
+    def stacked_qkv(self, ours: str, theirs: str, heads: int, order: str) -> None:
+        """One matrix whose rows are in an order of `ROW_ORDERS`; ours has "qkv head d"."""
+        axes = ROW_ORDERS[order]
+        sizes = [(3, heads, -1)[axis] for axis in axes]
+        inverse = [axes.index(axis) for axis in range(3)]
 
-        def swap(tensor: Tensor, first: int, second: int) -> Tensor:
+        def permute(tensor: Tensor, shape: Sequence[int], order: Sequence[int]) -> Tensor:
             rows = tensor.flatten(1) if tensor.ndim > 1 else tensor[:, None]
-            rows = rows.unflatten(0, (first, second, -1)).transpose(0, 1).flatten(0, 2)
+            rows = rows.unflatten(0, list(shape)).permute(*order, 3).flatten(0, 2)
             return rows if tensor.ndim > 1 else rows[:, 0]
 
-        def read(weight: Tensor, bias: Tensor) -> Tensors:
-            return (swap(weight, heads, 3), swap(bias, heads, 3)) if by_head else (weight.flatten(1), bias)
+        def read(*tensors: Tensor) -> Tensors:
+            return tuple(permute(tensor, sizes, inverse) for tensor in tensors)
 
         def write(weight: Tensor, bias: Tensor) -> Tensors:
-            weight, bias = (swap(weight, 3, heads), swap(bias, 3, heads)) if by_head else (weight, bias)
+            weight, bias = (permute(tensor, (3, heads, -1), axes) for tensor in (weight, bias))
             return weight[..., None], bias
 
         self.rules.append(Rule(_affine(ours), _affine(theirs), read, write))
@@ -116,6 +124,14 @@ class Rules:
             return weight.roll(weight.shape[1] // 2, 1), bias
 
         self.rules.append(Rule(_affine(ours), _affine(theirs), swap, swap))
+
+    def table(self, ours: str, theirs: str) -> None:
+        """A row for each class, where theirs has a column: a linear layer without bias."""
+
+        def transpose(weight: Tensor) -> Tensors:
+            return (weight.T.contiguous(),)
+
+        self.rules.append(Rule((ours,), (theirs,), transpose, transpose))
 
     def modulated_norm(self, ours: str, norm: str, linear: str) -> None:
         """A norm with weights of its own, scaled and shifted by the noise through a linear layer."""
@@ -132,48 +148,67 @@ class Rules:
         self.rules.append(Rule(_affine(ours), (*_affine(norm), *_affine(linear)), read, write))
 
     def read(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-        """The network's tensors from a file's, float32.
+        """The network's tensors from a file's, in float32.
+
+        Args:
+            state: The tensors of the file by name.
+            source: What to call the file in an error.
 
         Raises:
-            UserError: If the file lacks a tensor, has one too many, or one has another shape.
+            UserError: If the file lacks a tensor, has one too many, one has another shape, or a number is not
+                finite.
         """
+        self._check_names(state, source)
+        result: dict[str, Tensor] = {}
+        for rule in self.rules:
+            for name in rule.theirs:
+                if not state[name].is_floating_point():
+                    raise _misfit(source, f"{name} has dtype {state[name].dtype}")
+            tensors = self._apply(rule, [state[name].float() for name in rule.theirs], source)
+            result |= dict(zip(rule.ours, tensors, strict=True))
+        for rule in self.rules:
+            for name in rule.ours:
+                if result[name].shape != self.shapes[name]:
+                    raise _misfit(
+                        source,
+                        f"{rule.theirs[0]} makes a tensor of shape {tuple(result[name].shape)}, {name} has "
+                        f"{tuple(self.shapes[name])}",
+                    )
+                if not result[name].isfinite().all():
+                    raise UserError(f"{source} holds NaN or infinity in {rule.theirs[0]}: it cannot be used")
+        return result
+
+    def _check_names(self, state: Mapping[str, Tensor], source: str) -> None:
         theirs = [name for rule in self.rules for name in rule.theirs]
         missing = [name for name in theirs if name not in state]
         extra = sorted(set(state) - set(theirs))
         if missing or extra:
             lists = ((missing, "tensors are missing"), (extra, "are not the network's"))
             parts = [f"{len(names)} {what}, such as {names[0]}" for names, what in lists if names]
-            raise UserError(
-                f"{source} does not fit the configured network ({'; '.join(parts)}): choose the "
-                "configuration that it was trained with"
-            )
-        result = {}
-        for rule in self.rules:
-            tensors = self._apply(rule, [state[name].float() for name in rule.theirs], source)
-            result |= dict(zip(rule.ours, tensors, strict=True))
-        for rule in self.rules:
-            for name in rule.ours:
-                if result[name].shape != self.shapes[name]:
-                    raise UserError(
-                        f"{source} does not fit the configured network: {rule.theirs[0]} makes a tensor of "
-                        f"shape {tuple(result[name].shape)}, {name} has {tuple(self.shapes[name])}; choose "
-                        "the configuration that it was trained with"
-                    )
-        return result
+            raise _misfit(source, "; ".join(parts))
 
     def _apply(self, rule: Rule, tensors: list[Tensor], source: str) -> Tensors:
         try:
             return rule.read(*tensors)
-        except RuntimeError as error:  # shapes that do not go together
-            raise UserError(
-                f"{source} does not fit the configured network at {rule.theirs[0]}: choose the configuration "
-                "that it was trained with"
-            ) from error
+        except (RuntimeError, ValueError, IndexError) as error:  # shapes that do not go together
+            raise _misfit(source, f"{rule.theirs[0]} has shape {tuple(tensors[0].shape)}") from error
 
     def write(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """A file's tensors from the network's."""
-        result = {}
+        result: dict[str, Tensor] = {}
         for rule in self.rules:
             tensors = rule.write(*(state[name] for name in rule.ours))
             result |= {name: t.contiguous() for name, t in zip(rule.theirs, tensors, strict=True)}
         return result
+
+
+def _misfit(source: str, reason: str) -> UserError:
+    return UserError(
+        f"{source} does not fit the configured network ({reason}): choose the configuration that it was "
+        "trained with"
+    )
+
+
+def unet_blocks(levels: nn.Module) -> list[list[nn.Module]]:
+    """The blocks of a U-Net's encoder or decoder, level by level."""
+    return [list(level.children()) for level in levels.children()]

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 
 import numpy as np
 import pytest
 import torch
 
+from score_diffusion.models import UNet
 from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.checkpoints.formats import guided_diffusion, score_sde_pytorch
 from score_diffusion.run.config import read_config
 from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.run.main import main
 from score_diffusion.sde_lib import DDPM, linear_betas
+from tests.run.checkpoints.formats import restated_edm, restated_ncsnv2
 
 pytest.importorskip("diffusers")
-from diffusers import UNet2DModel  # noqa: E402
+from diffusers import DDPMScheduler, UNet2DModel  # noqa: E402
 
 
 @pytest.fixture
@@ -101,7 +106,7 @@ def _pixels(tmp_path):
 
 def test_bad_input(folder, tmp_path, refused):
     run = tmp_path / "run"
-    assert "one of --from=score_sde_pytorch|diffusers|" in refused(convert(folder, "--workdir", run))
+    assert "one of --from=score_sde_pytorch|" in refused(convert(folder, "--workdir", run))
     unknown = convert("--from", "jax", folder, "--workdir", run)
     assert "unknown format 'jax'; choose one of" in refused(unknown)
     assert "needs the path" in refused(convert("--from", "diffusers", "--workdir", run))
@@ -137,3 +142,163 @@ def test_classes(tmp_path, refused):
     assert np.array_equal(second, again) and not np.array_equal(first, second)
     wrong = main([*draw, "--config.sampling.label=3"])
     assert "one of the network's 3 classes, 0 to 2, got 3" in refused(wrong)
+
+
+def test_a_run_that_draws_a_class_is_written(tmp_path):
+    """sampling.label is for sampling: the network that is written has all classes."""
+    model = UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(16,), layers_per_block=1,
+        down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), norm_num_groups=8,
+        num_class_embeds=3,
+    )  # fmt: skip
+    theirs, run, back = (tmp_path / name for name in ("theirs", "run", "back"))
+    model.save_pretrained(theirs)
+    assert convert("--from", "diffusers", theirs, "--workdir", run, "--config.sampling.label=2") == 0
+    assert read_config(run).sampling.label == 2
+    assert convert("--to", "diffusers", back, "--workdir", run) == 0
+    after = UNet2DModel.from_pretrained(back / "unet").eval()
+    x, labels = torch.randn(2, 1, 8, 8), torch.tensor([0, 2])
+    with torch.no_grad():
+        expected = model.eval()(x, 7, class_labels=labels).sample
+        torch.testing.assert_close(after(x, 7, class_labels=labels).sample, expected)
+
+
+def test_what_a_scheduler_says_of_sampling_is_kept(folder, tmp_path, capsys):
+    DDPMScheduler(variance_type="fixed_large", clip_sample_range=0.5, thresholding=True).save_pretrained(
+        folder
+    )
+    run = tmp_path / "run"
+    assert convert("--from", "diffusers", folder, "--workdir", run) == 0
+    config = read_config(run)
+    assert (config.sampling.variance, config.sampling.clip) == ("large", 0.5)
+    assert (config.likelihood.variance, config.likelihood.clip) == ("large", 0.5)
+    assert "assumed     left out: dynamic thresholding" in capsys.readouterr().out
+
+
+def test_given_keys_take_precedence_over_what_a_folder_says(folder, tmp_path, refused, capsys):
+    run = tmp_path / "run"
+    given = ("--config.sde.betas=cosine", "--config.sde.N=500", "--config.sampling.clip=0")
+    assert convert("--from", "diffusers", folder, "--workdir", run, *given) == 0
+    config = read_config(run)
+    assert (config.sde.betas, config.sde.N, config.sampling.clip) == ("cosine", 500, 0.0)
+    assert "no scheduler_config.json in the folder" in capsys.readouterr().out
+    other = convert("--from", "diffusers", folder, "--workdir", tmp_path / "b", "--config.model.channels=24")
+    assert "does not fit the configured network" in refused(other)
+    assert not (tmp_path / "b").exists()
+
+
+SMALL_ADM = dict(
+    channels=32, multipliers=(1, 2), blocks_per_level=1, attention_levels=(1,), head_channels=16, dropout=0.0,
+    num_classes=0,
+)  # fmt: skip
+
+
+def adm(folder):
+    """A file of improved-diffusion, and the flags for its network."""
+    arguments = dict(embedding="sinusoidal_adm", embedding_scale=1.0, resampling="residual", out_channels=6)
+    net = UNet(3, **SMALL_ADM, **arguments, norm_groups=32)
+    torch.save(guided_diffusion.rules(net, legacy=True).write(net.state_dict()), folder / "model.pt")
+    texts = {key: ",".join(map(str, v)) + "," if isinstance(v, tuple) else v for key, v in SMALL_ADM.items()}
+    flags = [f"--config.model.{key}={value}" for key, value in texts.items()]
+    return [folder / "model.pt", "--config", "adm64", "--config.data.image_size=8", *flags]
+
+
+@pytest.mark.parametrize(
+    ("source", "given", "scale"),
+    [
+        ("improved_diffusion", (), 0.25),
+        ("improved_diffusion", ("--config.model.embedding_scale=1",), 1.0),
+        ("guided_diffusion_legacy", (), 1.0),
+        ("guided_diffusion_legacy", ("--config.model.embedding_scale=0.25",), 0.25),
+    ],
+)
+def test_rescaled_timesteps(source, given, scale, tmp_path, capsys):
+    """improved-diffusion gives its networks k · 1000/N; which it is, is said."""
+    arguments = [*adm(tmp_path), "--config.sde.N=4000", "--workdir", tmp_path / "run", *given]
+    assert convert("--from", source, *arguments) == 0
+    assert read_config(tmp_path / "run").model.embedding_scale == scale
+    assert f"noise input: step k times {scale:g} (model.embedding_scale)" in capsys.readouterr().out
+
+
+def test_a_number_of_heads_instead_of_their_size(tmp_path, capsys):
+    heads = ("--config.model.head_channels=None", "--config.model.heads=2")
+    arguments = [*adm(tmp_path), *heads, "--workdir", tmp_path / "run"]
+    assert convert("--from", "guided_diffusion", *arguments) == 0
+    assert "attention: 2 heads (num_heads, num_head_channels), new order" in capsys.readouterr().out
+    assert read_config(tmp_path / "run").model.head_channels is None
+
+
+def test_narrow_ddpms_need_to_be_named(tmp_path, refused):
+    arguments = dict(SMALL_ADM, head_channels=None, heads=1, modulation="shift", decoder_attention="level")
+    fixed = dict(embedding="sinusoidal", embedding_scale=1.0, resampling="conv_asymmetric", norm_eps=1e-6)
+    net = UNet(3, **arguments, **fixed)
+    state = score_sde_pytorch.rules(net).write(net.state_dict())
+    content = {"model": state, "ema": {"shadow_params": list(state.values())}, "step": 5}
+    torch.save(content, tmp_path / "checkpoint.pth")
+    flags = ["--config", "score_sde:vp_ddpm", "--config.data.image_size=8", "--config.model.channels=32"]
+    flags += [
+        "--config.model.multipliers=1,2",
+        "--config.model.blocks_per_level=1",
+        tmp_path / "checkpoint.pth",
+    ]
+    run = tmp_path / "run"
+    sentence = refused(convert("--from", "score_sde_pytorch", *flags, "--workdir", run))
+    assert "--from score_sde_pytorch:ddpm or --from score_sde_pytorch:ncsnpp" in sentence and not run.exists()
+    for model, groups in (("ddpm", 32), ("ncsnpp", None)):
+        assert convert("--from", f"score_sde_pytorch:{model}", *flags, "--workdir", run / model) == 0
+        assert read_config(run / model).model.norm_groups == groups
+        assert checkpoint.latest(run / model).step == 5
+
+
+def test_pickles_of_edm_and_files_of_ncsnv2_describe_themselves(tmp_path, capsys):
+    shape = dict(img_resolution=8, img_channels=1, label_dim=3)
+    network = dict(model_channels=8, channel_mult=[1, 2], num_blocks=1, attn_resolutions=[4])
+    restated_edm.save(restated_edm.EDMPrecond(**shape, **network), tmp_path / "snapshot.pkl")
+    run = tmp_path / "edm"
+    assert convert("--from", "edm", tmp_path / "snapshot.pkl", "--workdir", run) == 0
+    assert "noise levels: those that EDM samples by default" in capsys.readouterr().out
+    assert read_config(run).sampling.sampler == "edm"
+    draw = ["--mode", "sample", "--workdir", str(run), "--config.sampling.num_samples=2", "--nfe", "4"]
+    assert main([*draw, "--config.sampling.label=2"]) == 0
+    net = restated_ncsnv2.Network(channels=1)
+    torch.save([net.state_dict(), {}, 1, 7], tmp_path / "checkpoint.pth")
+    run, size = tmp_path / "ncsnv2", "--config.data.image_size=16"
+    assert convert("--from", "ncsnv2", tmp_path / "checkpoint.pth", "--workdir", run, size) == 0
+    assert "every σ is twice its own" in capsys.readouterr().out
+    draw = ["--mode", "sample", "--workdir", str(run), "--config.sampling.num_samples=2", "--nfe", "11"]
+    assert main(draw) == 0
+
+
+def test_a_full_disk_leaves_nothing_that_refuses_the_same_command(folder, tmp_path, monkeypatch, refused):
+    def full(_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    run, back = tmp_path / "run", tmp_path / "back"
+    command = ("--from", "diffusers", folder, "--workdir", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device" in refused(convert(*command))
+    assert not run.exists()
+    run.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device" in refused(convert(*command))
+    assert list(run.iterdir()) == []
+    assert convert(*command) == 0
+    export = ("--to", "diffusers", back, "--workdir", run)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        assert "No space left on device" in refused(convert(*export))
+    assert not back.exists() and convert(*export) == 0
+
+
+def test_wrong_networks_are_refused(folder, tmp_path, refused):
+    run = tmp_path / "run"
+    (tmp_path / "model.pt").write_bytes(b"")
+    wrong = convert("--from", "guided_diffusion", tmp_path / "model.pt", "--config", "dit", "--workdir", run)
+    assert "this format has U-Nets: give the --config of one, not of a DiT" in refused(wrong)
+    uneven = convert("--from", "diffusers", folder, "--workdir", run, "--config.model.multipliers=0,")
+    assert "multipliers must be" in refused(uneven)
+    (tmp_path / "a file").write_text("")
+    occupied = convert("--from", "diffusers", folder, "--workdir", tmp_path / "a file")
+    assert "is not empty" in refused(occupied)
