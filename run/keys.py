@@ -77,6 +77,21 @@ DATA = _section("data", (*NEW_RUN, "data"), False, {
         0, "1 grey, 2 grey and alpha, 3 colour, 4 colour and alpha; 0 for 1 or 3, as the images are",
         least=0, below=5,
     ),
+    "bits": Key(
+        0,
+        "significant bits of a grey level, 12 for 12-bit images in 16-bit files; 0 for what the format says",
+        least=0, below=33,
+    ),
+    "max_megapixels": Key(
+        100.0, "megapixels that an image file may have at most", above=0, modes=DATA_ACCESS, may_change=True
+    ),
+    "max_file_mib": Key(
+        128.0, "MiB that an image file in a zip archive may take unpacked at most",
+        above=0, modes=DATA_ACCESS, may_change=True,
+    ),
+    "skip_bad_files": Key(
+        False, "leave out image files that cannot be read, with a warning", modes=DATA_ACCESS, may_change=True
+    ),
     "standardize": Key(
         "auto",
         "numbers, not grey levels: auto gives each column of points, else the whole set, mean 0 and standard "

@@ -27,7 +27,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "plots": {"files"},
     "distributed": {"errors"},
     "console": {"distributed"},
-    "data": {"console", "errors", "files"},
+    "data": {"console", "distributed", "errors", "files"},
     "key_types": {"errors"},
     "keys": {"errors", "key_types"},
     "build": {"data", "errors", "key_types"},

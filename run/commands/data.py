@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from score_diffusion.run import plots
 from score_diffusion.run.build import data_options
 from score_diffusion.run.console import print_result
+from score_diffusion.run.data.checks import warn_of_oddities
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_PICTURE, DataInfo
 from score_diffusion.run.data.load import load_dataset
@@ -27,6 +28,7 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if not processes.is_first():
         return 0  # there is nothing to share
     dataset = load_dataset(data_options(config.data))
+    warn_of_oddities(dataset)
     stored = subset_in_memory(dataset.train)
     picture = write_numbered(workdir / DATA_PICTURE, ".png", b"").with_suffix(".png")  # takes the name
     count = PICTURED_POINTS if len(dataset.shape) == 1 else PICTURED_IMAGES

@@ -31,7 +31,6 @@ from score_diffusion.run.data.info import (
     read_data_info,
     write_data_info,
 )
-from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.interruptions import (
@@ -201,9 +200,8 @@ def _is_no_part_of_a_run(path: Path) -> bool:
 
 def _load_data(config: ConfigDict, workdir: Path) -> Dataset:
     """The data, which are those of a run that goes on."""
-    if not checkpoint.exists(workdir):
-        return load_dataset(data_options(config.data))
-    return load_data(data_options(config.data), read_data_info(workdir))
+    info = read_data_info(workdir) if checkpoint.exists(workdir) else None
+    return load_data(data_options(config.data), info)
 
 
 def _report(

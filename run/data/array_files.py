@@ -46,13 +46,16 @@ class Part:
     labels: np.ndarray | None = None
 
 
-def array_splits(arrays: dict[str, np.ndarray], source: str, options: DataOptions) -> Splits:
+def array_splits(
+    arrays: dict[str, np.ndarray], source: str, options: DataOptions, classes: tuple[str, ...] = ()
+) -> Splits:
     """Arrays as streams of samples, with labels.
 
     Args:
         arrays: As above.
         source: What to call them in a message.
         options: How to prepare images.
+        classes: Names of the classes, where labels are indices among them; else they are the labels.
 
     Raises:
         UserError: If they are not such arrays.
@@ -64,6 +67,7 @@ def array_splits(arrays: dict[str, np.ndarray], source: str, options: DataOption
     if first.labels is not None:
         where = f"{first.labels_name} of {source}"
         distinct = distinct_classes(check_labels(first.labels, len(train), where))
+        distinct = np.arange(len(classes)) if classes else distinct
     splits: dict[str, Split] = {"train": _split(train, first, distinct, source)}
     for name, part in parts.items():
         samples, of_levels = array_stream(part.samples, f"{source}:{part.samples_name}", options)
@@ -75,7 +79,8 @@ def array_splits(arrays: dict[str, np.ndarray], source: str, options: DataOption
         splits[name] = _split(samples, part, distinct, source)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
-    classes = () if distinct is None else tuple(map(str, distinct.tolist()))
+    if distinct is not None:
+        classes = classes or tuple(map(str, distinct.tolist()))
     return Splits(splits, levels, classes)
 
 

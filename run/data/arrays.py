@@ -1,7 +1,9 @@
 """Samples from arrays in memory or mapped from a file.
 
-uint8              images of grey levels (N, H, W) or (N, H, W, C) with C = 1 to 4
-floating point     points (N, D), signals (N, C, L), images (N, C, H, W), fields (N, C, D, H, W)
+    whole numbers      images of grey levels (N, H, W) or (N, H, W, C) with C = 1 to 4
+    floating point     points (N, D), signals (N, C, L), images (N, C, H, W), fields (N, C, D, H, W)
+
+Samples have their channels first, wherever the array has them.
 """
 
 from __future__ import annotations
@@ -11,11 +13,13 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.decoding import ImagePreparation
-from score_diffusion.run.data.images import ArrayImages, image_stream
+from score_diffusion.run.data.decoding import ImagePreparation, high_bits
+from score_diffusion.run.data.image_source import image_split
+from score_diffusion.run.data.images import Images
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling, measure
 from score_diffusion.run.data.sources import Source, Stream
@@ -51,23 +55,59 @@ class ArraySource(Source):
 
 
 class LevelArray(ArraySource):
-    """Grey levels as they stand in an array.
+    """Grey levels, of which the 8 high bits are taken.
 
     Args:
-        array: uint8 (N, H, W, C).
+        array: Whole numbers (N, H, W, C).
+        bits: Significant bits of each.
     """
 
-    def __init__(self, array: np.ndarray) -> None:
+    def __init__(self, array: np.ndarray, bits: int) -> None:
         super().__init__(array)
+        self._bits = bits
         _, height, width, channels = array.shape
         self.shape = (channels, height, width)
 
     def read(self, indices: Tensor) -> Tensor:
-        return torch.from_numpy(np.array(self.rows(indices).transpose(0, 3, 1, 2), order="C"))
+        levels = high_bits(self.rows(indices), self._bits)
+        return torch.from_numpy(np.array(levels.transpose(0, 3, 1, 2), order="C"))
 
     def fingerprints(self, indices: Tensor) -> Iterator[bytes]:
         for chunk in self.chunks(indices, "reading samples"):
             yield from (sample.tobytes() for sample in self.read(chunk).numpy())
+
+    def check_range(self, source: str) -> None:
+        """Raises a UserError if a value is negative or takes more bits."""
+        for chunk in self.chunks(torch.arange(len(self)), "checking grey levels"):
+            try:
+                high_bits(self.rows(chunk), self._bits)
+            except ValueError as error:
+                raise UserError(f"{source} has no such grey levels: {error}") from error
+
+
+class ArrayImages(Images):
+    """The images of an array, to be resized.
+
+    Args:
+        levels: Their grey levels.
+        source: What to call them in a message.
+    """
+
+    def __init__(self, levels: LevelArray, source: str) -> None:
+        self._levels, self._source = levels, source
+
+    def __len__(self) -> int:
+        return len(self._levels)
+
+    def name(self, i: int) -> str:
+        return f"image {i} of {self._source}"
+
+    def open(self, i: int) -> Image.Image:
+        image = self._levels.read(torch.tensor([i]))[0].permute(1, 2, 0).numpy()
+        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
+
+    def fingerprint(self, i: int) -> bytes:
+        return self._levels.read(torch.tensor([i])).numpy().tobytes()
 
 
 class NumberArray(ArraySource):
@@ -143,24 +183,41 @@ def _scaled(stream: Stream, scaling: Scaling) -> Stream:
 
 def array_stream(array: np.ndarray, source: str, options: DataOptions) -> tuple[Stream, int | None]:
     """The array's samples and their number of grey levels, or one sentence about what is wrong with them."""
-    images, numbers = array.dtype == np.uint8, np.issubdtype(array.dtype, np.floating)
-    if not images and not numbers:
+    integers, numbers = np.issubdtype(array.dtype, np.integer), np.issubdtype(array.dtype, np.floating)
+    if not integers and not numbers:
         raise UserError(f"{source} must be uint8 images or floating-point numbers, got dtype {array.dtype}")
     if array.size == 0:
         raise UserError(f"{source} is empty: its shape is {array.shape}")
     if numbers:
         return _numbers(array, source, options), None
-    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] > 4):
+    return _grey_levels(array, source, options)
+
+
+def _grey_levels(array: np.ndarray, source: str, options: DataOptions) -> tuple[Stream, int]:
+    if array.ndim == 4 and options.layout == "channels_first":
+        array = np.moveaxis(array, 1, -1)
+    if array.ndim not in (3, 4) or (array.ndim == 4 and array.shape[3] > MOST_CHANNELS):
         raise UserError(
-            f"{source} must be images of shape (N, H, W) or (N, H, W, C) with C at most 4, got {array.shape}"
+            f"{source} of dtype {array.dtype} must be images of shape (N, H, W) or (N, H, W, C) with C at "
+            f"most {MOST_CHANNELS}, got {array.shape}: images (N, C, H, W) need "
+            "data.layout=channels_first, and everything else floating-point numbers"
         )
-    array = array if array.ndim == 4 else array[..., None]
+    if array.dtype != np.uint8 and not options.bits:
+        raise UserError(
+            f"{source} must be uint8 images, got dtype {array.dtype} with values from {array.min()} to "
+            f"{array.max()}, whose range is not known: set --config.data.bits to the bits of a grey level"
+        )
+    array, bits = array if array.ndim == 4 else array[..., None], options.bits or 8
     prepare = ImagePreparation.of(options)
+    levels = LevelArray(array, bits)
+    if bits != 8 or array.dtype != np.uint8:
+        levels.check_range(source)
     _, height, width, channels = array.shape
     if prepare.size in (None, (height, width)) and prepare.channels in (0, channels):
-        return Stream.of_all(LevelArray(array), options.workers), 256
+        return Stream.of_all(levels, options.workers), prepare.levels
     prepare = replace(prepare, channels=prepare.channels or channels)
-    return image_stream(ArrayImages(array, source), prepare, options), 256
+    images = ArrayImages(levels, source)
+    return image_split(images, None, prepare, options).samples, prepare.levels
 
 
 def _numbers(array: np.ndarray, source: str, options: DataOptions) -> Stream:

@@ -15,14 +15,18 @@ Reference:
 
 from __future__ import annotations
 
+import io
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from score_diffusion.run.data.decoding import ImagePreparation
-from score_diffusion.run.data.images import EncodedImages, image_stream
+from score_diffusion.run.data.decoding import ImagePreparation, open_image
+from score_diffusion.run.data.image_source import image_split
+from score_diffusion.run.data.images import Images, size_and_checksum
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.splits import Split, Splits
 from score_diffusion.run.errors import UserError
@@ -31,23 +35,25 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HUB = "hf:"
-HELD_OUT = ("test", "validation")
+SAFE_VERSION = 4  # of the package: the first that runs no code of a data set
+HELD_OUT = (("test",), ("validation", "valid", "val", "dev"))  # names of the test and the validation set
 
 
-class HubImages(EncodedImages):
+class HubImages(Images):
     """A column of images.
 
     Args:
         split: The data set.
         column: The column's name; its images are not decoded.
         source: What to call the data set in a message.
+        max_megapixels: The most that an image may have.
     """
 
-    def __init__(self, split: Dataset, column: str, source: str) -> None:
-        from datasets import Image
+    def __init__(self, split: Dataset, column: str, source: str, max_megapixels: float) -> None:
+        from datasets import Image as ImageColumn
 
-        self._rows = split.select_columns([column]).cast_column(column, Image(decode=False))
-        self._column, self._source = column, source
+        self._rows = split.select_columns([column]).cast_column(column, ImageColumn(decode=False))
+        self._column, self._source, self._max_megapixels = column, source, max_megapixels
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -55,7 +61,14 @@ class HubImages(EncodedImages):
     def name(self, i: int) -> str:
         return f"image {i} of {self._source}"
 
-    def content(self, i: int) -> bytes:
+    def open(self, i: int) -> Image.Image:
+        return open_image(io.BytesIO(self._content(i)), self._max_megapixels)
+
+    def fingerprint(self, i: int) -> bytes:
+        content = self._content(i)
+        return size_and_checksum(len(content), zlib.crc32(content))
+
+    def _content(self, i: int) -> bytes:
         image = self._rows[i][self._column]
         if image is None:
             raise ValueError("there is none")
@@ -78,12 +91,14 @@ def find_on_hub(name: str, options: DataOptions) -> Splits:
     column, label_column, classes = _columns(splits["train"], name)
 
     def read(key: str) -> Split:
-        images = HubImages(splits[key], column, f"{name}, split {key}")
+        images = HubImages(splits[key], column, f"{name}, split {key}", options.max_megapixels)
         labels = None if label_column is None else _labels(splits[key], label_column)
-        return Split(image_stream(images, ImagePreparation.of(options), options), labels)
+        return image_split(images, labels, prepare, options)
 
+    prepare = ImagePreparation.of(options)
     train = read("train")
-    held_out = [read(key) for key in HELD_OUT if splits.get(key)]
+    names = (next((key for key in same if splits.get(key)), None) for same in HELD_OUT)
+    held_out = [read(key) for key in names if key is not None]
     for split in held_out:
         if split.samples.shape[1:] != train.samples.shape[1:]:
             raise UserError(
@@ -91,7 +106,7 @@ def find_on_hub(name: str, options: DataOptions) -> Splits:
                 f"{split.samples.shape[1:]} in another split: set data.image_size and data.channels"
             )
     parts = dict(zip(("train", "test", "validation"), (train, *held_out), strict=False))
-    return Splits(parts, classes=() if train.labels is None else classes)
+    return Splits(parts, prepare.levels, classes=() if train.labels is None else classes)
 
 
 def _load(name: str) -> DatasetDict | dict[str, Dataset]:
@@ -102,6 +117,11 @@ def _load(name: str) -> DatasetDict | dict[str, Dataset]:
         raise UserError(
             f"data.name={HUB}{name} needs the package datasets: pip install 'score-diffusion[datasets]'"
         ) from error
+    if int(datasets.__version__.split(".")[0]) < SAFE_VERSION:
+        raise UserError(
+            f"data.name={HUB}{name} needs the package datasets {SAFE_VERSION} or later, got "
+            f"{datasets.__version__}: older ones run Python code that comes with a data set"
+        )
     folder = Path(name)
     try:
         if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():

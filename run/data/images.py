@@ -1,42 +1,35 @@
 """Images that are opened one by one: of a folder, a zip file, an array, or the Hugging Face hub.
 
-    a folder or a .zip of .png, .jpg, .jpeg, .webp, .bmp, .tif or .tiff files; subfolders are classes, but
-    where they are below two folders train and test (or validation, val), the second is held out
-
-They become uint8 samples (C, H, W), see decoding.py, decoded by threads: all at once where they fit in
-memory, else when they are asked for. Nothing is unpacked to the disk.
+Nothing is unpacked to the disk. The pages of a TIFF file are images of their own; of other files with several
+frames the first is read.
 """
 
 from __future__ import annotations
 
 import io
 import os
+import stat
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
-from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.decoding import ImagePreparation
-from score_diffusion.run.data.options import DataOptions
-from score_diffusion.run.data.sources import Source, Stream
-from score_diffusion.run.data.splits import Split, Splits
+from score_diffusion.run.console import progress_bar, warn
+from score_diffusion.run.data.decoding import open_image
 from score_diffusion.run.errors import UserError
 
-TRAIN, HELD_OUT = "train", ("test", "validation", "val")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-# What Pillow, a damaged or an encrypted archive raise.
-UNREADABLE = (
-    OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
-    Image.DecompressionBombError,
+SUFFIXES = (
+    ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".tif", ".tiff", ".gif",
+    ".ppm", ".pgm", ".pbm", ".pnm",
 )  # fmt: skip
+PAGED_SUFFIXES = (".tif", ".tiff")
+UNREAD_SUFFIXES = (
+    ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".exr", ".hdr", ".tga", ".dcm", ".psd", ".ico", ".svg",
+)  # fmt: skip
+MIB = 2**20
 
 
 class Images(ABC):
@@ -51,258 +44,219 @@ class Images(ABC):
 
     @abstractmethod
     def open(self, i: int) -> Image.Image:
-        """Image i; its pixels may not be decoded yet."""
-
-    def header(self, i: int) -> Image.Image:
-        """Image i, whose pixels will not be asked for; to be closed."""
-        return self.open(i)
+        """Image i, to be closed; its pixels may not be decoded yet."""
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
-        """Bytes that depend on the content of image i alone."""
+        """Bytes that depend on nothing but the content of image i."""
+
+    def is_page(self, i: int) -> bool:
+        """Whether image i is one of several in its file, and the others are images of their own, too."""
+        return False
 
 
-class ArrayImages(Images):
-    """The images of an array.
+class FileImages(Images):
+    """The images of a folder or an archive, by the paths of their files.
 
     Args:
-        array: uint8 (N, H, W, C).
-        source: What to call it in a message.
+        path: The folder or archive.
+        names: Paths of the files in it, with / between folders.
+        max_megapixels: The most that an image may have.
     """
 
-    def __init__(self, array: np.ndarray, source: str) -> None:
-        self._array, self._source = array, source
+    def __init__(self, path: Path, names: list[str], max_megapixels: float) -> None:
+        self._path, self._names, self._max_megapixels = path, names, max_megapixels
+        self._entries = list(self._pages())
+
+    @property
+    def paths(self) -> list[PurePosixPath]:
+        """The path of each image's file."""
+        return [PurePosixPath(self._names[file]) for file, _ in self._entries]
 
     def __len__(self) -> int:
-        return len(self._array)
+        return len(self._entries)
 
     def name(self, i: int) -> str:
-        return f"image {i} of {self._source}"
+        file, page = self._entries[i]
+        of_page = "" if page is None else f", page {page + 1},"
+        return f"image {self._names[file]}{of_page} of {self._path}"
+
+    def is_page(self, i: int) -> bool:
+        return self._entries[i][1] is not None
 
     def open(self, i: int) -> Image.Image:
-        image = self._array[i]
-        return Image.fromarray(image[..., 0] if image.shape[2] == 1 else np.ascontiguousarray(image))
+        file, page = self._entries[i]
+        return open_image(self._file(file), self._max_megapixels, page or 0)
 
     def fingerprint(self, i: int) -> bytes:
-        return self._array[i].tobytes()
-
-
-class EncodedImages(Images):
-    """Images as PNG, JPEG, ... files."""
+        file, page = self._entries[i]
+        return self._fingerprint(file) + (b"" if page is None else page.to_bytes(4, "big"))
 
     @abstractmethod
-    def content(self, i: int) -> bytes:
-        """The bytes of file i."""
+    def _file(self, file: int) -> Path | io.BytesIO:
+        """What to open a file by."""
 
-    def open(self, i: int) -> Image.Image:
-        return Image.open(io.BytesIO(self.content(i)))
+    @abstractmethod
+    def _fingerprint(self, file: int) -> bytes:
+        """Of a file's content."""
 
-    def fingerprint(self, i: int) -> bytes:
-        content = self.content(i)
-        return _fingerprint(len(content), zlib.crc32(content))
+    def _pages(self) -> Iterator[tuple[int, int | None]]:
+        """The images as (file, page), with no page for files of one image."""
+        with progress_bar(len(self._names), "looking for pages", "file", delay=1) as bar:
+            for file, name in enumerate(self._names):
+                count = self._count(file) if name.lower().endswith(PAGED_SUFFIXES) else 1
+                yield from ((file, page if count > 1 else None) for page in range(count))
+                bar.update()
 
-
-class Folder(EncodedImages):
-    """The image files below a folder, by name."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        files = (
-            (Path(folder) / name).relative_to(path)
-            for folder, _, names in os.walk(path, followlinks=True)
-            for name in names
-        )
-        self.names = sorted(file.as_posix() for file in files if _is_image(file.as_posix()))
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def name(self, i: int) -> str:
-        return f"image {self.names[i]} of {self._path}"
-
-    def content(self, i: int) -> bytes:
-        return (self._path / self.names[i]).read_bytes()
-
-    def header(self, i: int) -> Image.Image:
-        return Image.open(self._path / self.names[i])
+    def _count(self, file: int) -> int:
+        try:
+            with open_image(self._file(file), self._max_megapixels) as image:
+                return getattr(image, "n_frames", 1)
+        except Exception:  # is said of the file when it is read
+            return 1
 
 
-class Zip(EncodedImages):
-    """The image files in a zip file, by name.
+class Folder(FileImages):
+    """The image files below a folder, by path.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+
+    def __init__(self, path: Path, max_megapixels: float) -> None:
+        super().__init__(path, sorted(image_paths(path)), max_megapixels)
+
+    def _file(self, file: int) -> Path:
+        return self._path / self._names[file]
+
+    def _fingerprint(self, file: int) -> bytes:
+        checksum, size = 0, 0
+        with open(self._file(file), "rb") as content:
+            while chunk := content.read(MIB):
+                checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
+        return size_and_checksum(size, checksum)
+
+
+def image_paths(root: Path) -> Iterator[str]:
+    """The paths of the image files below a folder, each real folder once, though links lead to it again.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+    unusual, unread = [], set()
+    for path in _files(root):
+        name = path.relative_to(root).as_posix()
+        if not is_image(name):
+            unread |= {path.suffix.lower()} & set(UNREAD_SUFFIXES)
+        elif _is_special(path):
+            unusual.append(name)
+        else:
+            yield name
+    if unusual:
+        warn(f"{root}: {len(unusual)} pipes, sockets or devices are passed over, {unusual[0]} for one")
+    if unread:
+        warn(f"{root}: files that end in {', '.join(sorted(unread))} are not read; convert them to PNG")
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """All that is no folder below a folder; links to folders are followed last, and only to new ones."""
+    folders, links, seen = [root], [], set()
+    while folders or links:
+        folder = folders.pop() if folders else links.pop(0)
+        try:
+            status = folder.stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(
+                f"folder {folder} cannot be read ({error.strerror}): make it readable, or take it away"
+            ) from error
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            path = folder / entry.name
+            if not entry.is_dir():
+                yield path
+            elif entry.is_symlink():
+                links.append(path)
+            else:
+                folders.append(path)
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is neither a file nor a link that leads nowhere, which reading will name."""
+    try:
+        return not stat.S_ISREG(path.stat().st_mode)
+    except OSError:
+        return False
+
+
+class Zip(FileImages):
+    """The image files in a zip file, by path.
+
+    Args:
+        path: The zip file.
+        max_megapixels: The most that an image may have.
+        max_file_mib: The most that an unpacked file may take.
 
     Raises:
         UserError: If the file is damaged, or a member's name leads out of it.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, max_megapixels: float, max_file_mib: float) -> None:
+        self._max_file_mib = max_file_mib
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, EOFError) as error:
+        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
             raise UserError(f"zip file {path} is cut short or damaged ({error}): copy it again") from error
-        members = [
-            member
-            for member in self._archive.infolist()
-            if _is_image(member.filename) and not member.filename.startswith("__MACOSX")
-        ]
-        for member in members:  # nothing is ever unpacked under these names, but they would name classes
-            parts = PurePosixPath(member.filename).parts
-            if ".." in parts or parts[0] == "/":
+        members = {}
+        for member in self._archive.infolist():
+            name = member.filename.replace("\\", "/")  # as some programs for Windows write it
+            if is_image(name) and not name.startswith("__MACOSX"):
+                members[name] = member
+        for name, member in members.items():
+            # nothing is ever unpacked under these names, but they would name classes
+            if ".." in PurePosixPath(name).parts or name.startswith("/"):
                 raise UserError(
                     f"zip file {path} has a member {member.filename!r} whose name leads out of it: do not "
                     "trust this file, or pack it again with names below one folder"
                 )
-        self._members = sorted(members, key=lambda member: member.filename)
-        self.names = [member.filename for member in self._members]
+        names = sorted(members)
+        self._members = [members[name] for name in names]
+        super().__init__(path, names, max_megapixels)
 
-    def __len__(self) -> int:
-        return len(self._members)
+    def read(self, name: str) -> bytes | None:
+        """A file that is no image; None if there is none of that name."""
+        try:
+            return self._content(self._archive.getinfo(name))
+        except KeyError:
+            return None
 
-    def name(self, i: int) -> str:
-        return f"image {self.names[i]} of {self._path}"
+    def _file(self, file: int) -> io.BytesIO:
+        return io.BytesIO(self._content(self._members[file]))
 
-    def content(self, i: int) -> bytes:
-        return self._archive.read(self._members[i])
+    def _fingerprint(self, file: int) -> bytes:
+        member = self._members[file]
+        return size_and_checksum(member.file_size, member.CRC)  # those of the content, unread
 
-    def header(self, i: int) -> Image.Image:
-        return Image.open(self._archive.open(self._members[i]))
+    def _content(self, member: zipfile.ZipInfo) -> bytes:
+        if member.file_size > self._max_file_mib * MIB:
+            raise ValueError(
+                f"it takes {member.file_size / MIB:.4g} MiB unpacked, above "
+                f"data.max_file_mib={self._max_file_mib:g}"
+            )
+        return self._archive.read(member)
 
-    def fingerprint(self, i: int) -> bytes:
-        return _fingerprint(self._members[i].file_size, self._members[i].CRC)  # that of the content, unread
 
-
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
     """Whether a path is that of an image, and no part of it hidden."""
     path = PurePosixPath(name)
-    return path.suffix.lower() in SUFFIXES and not any(p.startswith(".") and p != ".." for p in path.parts)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return path.suffix.lower() in SUFFIXES and not hidden
 
 
-def _fingerprint(size: int, checksum: int) -> bytes:
+def size_and_checksum(size: int, checksum: int) -> bytes:
+    """A fingerprint of a file's content."""
     return size.to_bytes(8, "big") + checksum.to_bytes(4, "big")
-
-
-class Pictures(Source):
-    """Images, prepared when they are read.
-
-    Args:
-        images: At least one.
-        prepare: What is done to each. If it leaves the number of channels to the images, all have those of
-            the one that has most.
-    """
-
-    def __init__(self, images: Images, prepare: ImagePreparation) -> None:
-        self._images = images
-        channels, *size = self._header(0, prepare)
-        if not prepare.channels:
-            if channels == 1 and any(self._header(i, prepare)[0] > 1 for i in range(1, len(images))):
-                channels = 3  # colour images among grey ones
-            prepare = replace(prepare, channels=channels)
-        self._prepare, self.shape = prepare, (channels, *size)
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    def read(self, indices: Tensor) -> Tensor:
-        samples = np.empty((len(indices), *self.shape), np.uint8)
-        for sample, i in zip(samples, indices.tolist(), strict=True):
-            levels = self._read(i)
-            self._check_size(i, levels.shape)
-            sample[...] = levels
-        return torch.from_numpy(samples)
-
-    def fingerprints(self, indices: Tensor) -> Iterator[bytes]:
-        with progress_bar(len(indices), "reading checksums", "image", delay=1) as bar:
-            for i in indices.tolist():
-                try:
-                    yield self._images.fingerprint(i)
-                except UNREADABLE as error:
-                    raise self._unreadable(i, error) from error
-                bar.update()
-
-    def check_before_streaming(self) -> None:
-        """Looks at every image's header if the images keep their sizes.
-
-        Raises:
-            UserError: If they differ in size.
-        """
-        if self._prepare.size is None:
-            with progress_bar(len(self), "reading sizes", "image", delay=1) as bar:
-                for i in range(len(self)):
-                    self._check_size(i, self._header(i, self._prepare))
-                    bar.update()
-
-    def _check_size(self, i: int, shape: tuple[int, ...]) -> None:
-        if shape != self.shape:
-            first, this = (f"{height}x{width}" for _, height, width in (self.shape, shape))
-            raise UserError(
-                f"images differ in size: {self._images.name(0)} is {first} and {self._images.name(i)} is "
-                f"{this} (height x width); set --config.data.image_size=N or HEIGHT,WIDTH"
-            )
-
-    def _header(self, i: int, prepare: ImagePreparation) -> tuple[int, int, int]:
-        try:
-            with self._images.header(i) as image:
-                return prepare.shape(image)
-        except UNREADABLE as error:
-            raise self._unreadable(i, error) from error
-
-    def _read(self, i: int) -> np.ndarray:
-        try:
-            return self._prepare(self._images.open(i))
-        except UNREADABLE as error:
-            raise self._unreadable(i, error) from error
-
-    def _unreadable(self, i: int, error: Exception) -> UserError:
-        reason = str(error).split("\n")[0]
-        return UserError(f"{self._images.name(i)} cannot be read ({reason}): remove or replace it")
-
-
-def image_stream(images: Images, prepare: ImagePreparation, options: DataOptions) -> Stream:
-    """Images as a stream of samples.
-
-    Raises:
-        UserError: If the first image cannot be read.
-    """
-    return Stream.of_all(Pictures(images, prepare), options.workers)
-
-
-def find_images(path: Path, options: DataOptions) -> Splits:
-    """The images of a folder or a zip file.
-
-    Raises:
-        UserError: If there is none, one cannot be read, or they differ in size.
-    """
-    images = Folder(path) if path.is_dir() else Zip(path)
-    if not images:
-        raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
-    samples = image_stream(images, ImagePreparation.of(options), options)
-    paths = _without_common_folders([PurePosixPath(name) for name in images.names])
-    top = {path.parts[0] for path in paths}
-    if TRAIN not in top or not top & set(HELD_OUT):
-        labels, classes = _classes(paths)
-        return Splits({"train": Split(samples, labels)}, classes=classes)
-    if len(top) != 2:
-        raise UserError(
-            f"{path} holds {', '.join(sorted(top))} side by side, and only {TRAIN} and one of "
-            f"{', '.join(HELD_OUT)} can be told apart: take the others away"
-        )
-    labels, classes = _classes([path.relative_to(path.parts[0]) for path in paths])
-    train = torch.tensor([path.parts[0] == TRAIN for path in paths])
-    both = Split(samples, labels)
-    return Splits({"train": both.select(train), "test": both.select(~train)}, classes=classes)
-
-
-def _without_common_folders(paths: list[PurePosixPath]) -> list[PurePosixPath]:
-    """The paths below the folders that all of them are in."""
-    while len({path.parts[0] for path in paths}) == 1 and all(len(path.parts) > 1 for path in paths):
-        paths = [PurePosixPath(*path.parts[1:]) for path in paths]
-    return paths
-
-
-def _classes(paths: Sequence[PurePosixPath]) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Class indices and the names of the classes, the images' folders; none if they are all in one."""
-    folders = [path.parent.as_posix() for path in paths]
-    index = {folder: k for k, folder in enumerate(sorted(set(folders)))}
-    if len(index) == 1:
-        return None, ()
-    return torch.tensor([index[folder] for folder in folders]), tuple(index)

@@ -7,10 +7,12 @@ import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from score_diffusion.run.data.checks import warn_of_oddities
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
 
@@ -90,22 +92,43 @@ def read_data_info(workdir: Path) -> DataInfo:
         raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
 
 
-def load_data(options: DataOptions, info: DataInfo) -> Dataset:
-    """The data of a run.
+def load_data(options: DataOptions, info: DataInfo | None = None) -> Dataset:
+    """The data of a run, the same on every rank; warns of what is odd about them.
+
+    Args:
+        options: Which data to load.
+        info: What the run knows of its data; None for a new run.
 
     Raises:
-        UserError: If they cannot be read, are no data for its network, or not those that it was trained on.
+        UserError: If they cannot be read, are no data for its network, not those that it was trained on, or
+            others on another rank.
     """
-    dataset = load_dataset(options, info.scaling)
+    dataset = load_dataset(options, None if info is None else info.scaling)
     found = DataInfo.of(dataset)
-    if not found.fits(info):
+    if info is not None and not found.fits(info):
         raise UserError(
             f"the network is for {replace(info, num_train=0)}, the data are {found}: "
             "name others with --config.data.path="
         )
-    if info.num_train and not found.is_same(info):
+    if info is not None and info.num_train and not found.is_same(info):
         raise UserError(
             f"the data have changed since the run was trained on {info}, now they are {found}, of other "
             "content: name those with --config.data.path=, or give another --workdir"
         )
+    _check_same_on_all_ranks(found)
+    warn_of_oddities(dataset)
     return dataset
+
+
+def _check_same_on_all_ranks(found: DataInfo) -> None:
+    of_ranks = processes.gather([found])
+
+    def compare() -> None:
+        for rank, other in enumerate(of_ranks or ()):
+            if not other.is_same(found):
+                raise UserError(
+                    f"rank 0 has read {found}, and rank {rank} {other}, of other content: data.path must "
+                    "name the same data on every machine"
+                )
+
+    processes.from_first(compare)

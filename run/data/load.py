@@ -8,16 +8,16 @@ are standardized by what is left, and what fits in data.memory_gib is read into 
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
-from score_diffusion.run.data.archives import CIFAR_CLASSES, CIFAR_FILES, read_cifar, read_idx
+from score_diffusion.run.data.archives import CIFAR_CLASSES, find_cifar, find_idx, read_cifar, read_idx
 from score_diffusion.run.data.array_files import array_splits, read_array_files
 from score_diffusion.run.data.arrays import standardize
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.hugging_face import HUB, find_on_hub
-from score_diffusion.run.data.images import find_images
+from score_diffusion.run.data.image_folders import find_images
+from score_diffusion.run.data.image_source import BadFile, all_bad_files
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.sources import GIB, Samples, Stream, load_into_memory
@@ -38,7 +38,10 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None) -> Datase
         UserError: If the name is unknown, or the source cannot be used.
     """
     if options.path or options.name.startswith(HUB):
-        dataset = _load_own(options, scaling)
+        try:
+            dataset = _load_own(options, scaling)
+        except BadFile as error:
+            raise all_bad_files(error, options.workers) from error
     else:
         dataset = _load_built_in(options)
     if options.flip and len(dataset.shape) < 2:
@@ -101,18 +104,23 @@ def _find(options: DataOptions) -> tuple[str, Splits]:
         arrays = call_function(options.path)
         return options.path.rpartition(":")[2], array_splits(arrays, options.path, options)
     path = Path(options.path)
-    if path.suffix in (".npy", ".npz") or (path / "x_train.npy").exists():
-        return path.stem, array_splits(read_array_files(path, options.memory_gib), str(path), options)
     if not path.exists():
         raise UserError(f"data.path {path} does not exist")
-    name = path.name.split(".")[0]
-    if path.name.endswith(("idx3-ubyte", "idx3-ubyte.gz")):
-        return name, array_splits(read_idx(path), str(path), options)
-    if path.name.endswith(".tar.gz") or any(path.glob(CIFAR_FILES)):
-        return name, replace(array_splits(read_cifar(path), str(path), options), classes=CIFAR_CLASSES)
-    if path.is_dir() or path.suffix == ".zip":
+    if not (path.is_file() or path.is_dir()):
+        raise UserError(f"data.path {path} must be a file or a folder, it is a pipe, a socket or a device")
+    name, source = path.name.split(".")[0], str(path)
+    if path.suffix in (".npy", ".npz") or (path / "x_train.npy").exists():
+        return path.stem, array_splits(read_array_files(path, options.memory_gib), source, options)
+    idx = find_idx(path)
+    if idx is not None:
+        return name, array_splits(read_idx(idx, options.memory_gib), source, options)
+    cifar = find_cifar(path)
+    if cifar is not None:
+        return name, array_splits(read_cifar(cifar), source, options, CIFAR_CLASSES)
+    if path.is_dir() or path.suffix.lower() == ".zip":
         return name, find_images(path, options)
     raise UserError(
-        "data.path must name a .npy or .npz file or a folder of .npy files, a folder or .zip of images, an "
-        f"idx file (…idx3-ubyte[.gz]), CIFAR-10's .tar.gz, or FILE.py:FUNCTION, got {path}"
+        "data.path must name a .npy or .npz file or a folder of .npy files, a folder or .zip of images, "
+        "MNIST's idx files (…idx3-ubyte[.gz]), CIFAR-10's .tar.gz or the folder of either, or "
+        f"FILE.py:FUNCTION, got {path}"
     )

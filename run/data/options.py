@@ -34,6 +34,14 @@ class DataOptions:
     """What happens before resizing: "center" crops to the new aspect ratio, "none" crops nothing."""
     channels: int = 0
     """1 grey, 2 grey and alpha, 3 RGB, 4 RGB and alpha; 0 takes 1 or 3, as the images have."""
+    bits: int = 0
+    """Significant bits of a grey level: 8 by default, and as image files say; others must be given."""
+    max_megapixels: float = 100.0
+    """The most that an image file may have."""
+    max_file_mib: float = 128.0
+    """The most that one image file of a zip archive may take unpacked."""
+    skip_bad_files: bool = False
+    """Whether image files that cannot be read are left out, with a warning."""
     standardize: str = "auto"
     """Numbers, not grey levels, are brought to mean 0 and standard deviation 1: "auto" does so per column of
     points and by one number for everything else, "per_channel" per column or channel, "none" not at all."""

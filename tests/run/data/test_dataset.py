@@ -179,8 +179,8 @@ def test_layouts_of_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (tmp_path / "linked" / name).symlink_to(root / "train" / name)
     data = load(tmp_path / "linked")
     assert len(data.train) + len(data.test) == 8 and data.classes == ("cats", "dogs")
-    folder_of_images(root / "val", PIXELS[8:])
-    with pytest.raises(UserError, match="holds test, train, val side by side"):
+    folder_of_images(root / "more", PIXELS[8:])
+    with pytest.raises(UserError, match="holds more, test, train side by side"):
         load(tmp_path / "pets")
 
 
@@ -212,7 +212,7 @@ def test_mnist_and_cifar_archives(tmp_path: Path):
     (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(
         gzip.compress(bytes([0, 0, 8, 1]) + np.array([12], ">u4").tobytes() + labels.tobytes())
     )
-    images = read_idx(path)
+    images = read_idx(path, 4.0)
     assert np.array_equal(images["x_train"], grey) and np.array_equal(images["y_train"], labels)
     data = load(path)
     assert data.shape == (1, 6, 9) and data.classes == ("0", "1", "2", "3")
@@ -257,6 +257,10 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
     (tmp_path / "cut-idx3-ubyte").write_bytes(
         bytes([0, 0, 8, 3]) + np.array([9, 2, 2], ">u4").tobytes() + b"x"
     )
+    header = bytes([0, 0, 8, 3])
+    (tmp_path / "long-idx3-ubyte").write_bytes(header + np.array([1, 2, 2], ">u4").tobytes() + b"12345")
+    huge = header + np.array([2**31, 2**15, 2**15], ">u4").tobytes() + bytes(10_000)
+    (tmp_path / "huge-idx3-ubyte.gz").write_bytes(gzip.compress(huge))
     (tmp_path / "no-idx3-ubyte").write_bytes(b"something else")
     (tmp_path / "bad.tar.gz").write_bytes(b"no archive")
     (tmp_path / "cifar").mkdir()
@@ -274,6 +278,8 @@ def test_bad_image_sources_are_refused(tmp_path: Path):
         "short": "image cats/01.png of .* cannot be read .*truncated",
         "broken": "image cats/01.png of .* cannot be read",
         "cut-idx3-ubyte": "36 bytes, and 1 follow",
+        "long-idx3-ubyte": "4 bytes, and more follow",
+        "huge-idx3-ubyte.gz": "takes .* GiB by its header and data.memory_gib is 4",
         "no-idx3-ubyte": "not an idx file",
         "bad.tar.gz": "cut short or damaged",
         "cifar": "not a multiple of 3073",

@@ -1,0 +1,51 @@
+"""What is odd about a training set though it can be trained on: said once, by --mode data and by training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from score_diffusion.run.console import warn
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.sources import subset_in_memory
+
+LOOKED_AT = 256  # samples of a stream
+SMALL_PART = 1 / 8  # of the grey levels
+MOST_SPREAD = 20.0  # of standard deviations of channels that are standardized by one number
+
+
+def warn_of_oddities(dataset: Dataset) -> None:
+    """Warns of grey levels that are all one or few of many, and of channels that are constant or much smaller
+    than others.
+    """
+    samples = subset_in_memory(dataset.train, LOOKED_AT)
+    oddities = _levels(samples, dataset.levels) if dataset.levels else _numbers(samples)
+    for sentence in oddities:
+        warn(f"data {dataset.name}: {sentence}")
+
+
+def _levels(samples: torch.Tensor, levels: int) -> Iterator[str]:
+    low, high = (int(end) for end in samples.aminmax())
+    cause = "check the files, and data.bits if their grey levels have other than 8 bits"
+    if low == high:
+        yield f"all training samples have the one grey level {low} of {levels}: {cause}"
+    elif high - low + 1 <= SMALL_PART * levels:
+        yield f"training samples use nothing but the grey levels {low} to {high} of {levels}: {cause}"
+    else:
+        channels = samples.transpose(0, 1).flatten(1)
+        constant = [k for k, channel in enumerate(channels) if channel.min() == channel.max()]
+        if constant:
+            yield f"channel {', '.join(map(str, constant))} is constant in all training samples"
+
+
+def _numbers(samples: torch.Tensor) -> Iterator[str]:
+    if samples.ndim == 2:
+        return  # points: each column is standardized, and none is constant
+    std = samples.transpose(0, 1).flatten(1).std(1, correction=0)
+    if std.min() * MOST_SPREAD < std.max():
+        listed = ", ".join(f"{value:.3g}" for value in (std / std.max()).tolist()[:8])
+        yield (
+            f"the standard deviations of the channels are as {listed}: small ones are learned badly unless "
+            "--config.data.standardize=per_channel"
+        )

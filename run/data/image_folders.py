@@ -1,0 +1,179 @@
+"""What folders mean: training, validation and test set, classes, and EDM's dataset.json.
+
+train/cats/1.png, test/cats/2.png      sets, in any case and by any name of SPLITS; classes below them
+cats/train/1.png, cats/test/2.png      the same
+cats/1.png, dogs/2.png                 classes of one set, of which a tenth is held out
+00000/img00000000.png, dataset.json    EDM's archives: labels as that file says; its folders mean nothing
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from score_diffusion.run.console import warn
+from score_diffusion.run.data.decoding import ImagePreparation
+from score_diffusion.run.data.image_source import image_split
+from score_diffusion.run.data.images import SUFFIXES, FileImages, Folder, Zip
+from score_diffusion.run.data.labels import class_indices, distinct_classes
+from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.splits import Split, Splits
+from score_diffusion.run.errors import UserError
+
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+METADATA = "dataset.json"
+
+
+def find_images(path: Path, options: DataOptions) -> Splits:
+    """The images of a folder or a zip file.
+
+    Raises:
+        UserError: If there is none, one cannot be read, or it is not clear which are held out.
+    """
+    if path.is_dir():
+        images: FileImages = Folder(path, options.max_megapixels)
+    else:
+        images = Zip(path, options.max_megapixels, options.max_file_mib)
+    if not len(images):
+        raise UserError(f"{path} holds no image: expected files that end in {', '.join(SUFFIXES)}")
+    common = common_folder(images.paths)
+    paths = [image.relative_to(common) for image in images.paths]
+    prepare = ImagePreparation.of(options)
+    metadata = _metadata(path, images, (common / METADATA).as_posix())
+    if metadata is not None:
+        labels, classes = _labels_of_metadata(metadata, paths, path)
+        return Splits({"train": image_split(images, labels, prepare, options)}, prepare.levels, classes)
+    parts, paths = split_by_folders(paths, path)
+    labels, classes = _classes_of_folders(paths, [part == "train" for part in parts])
+    whole = image_split(images, labels, prepare, options)
+    found = np.array(parts)[whole.samples.indices.numpy()]
+    splits = {
+        part: _without_unknown(whole.select(torch.from_numpy(found == part)), part)
+        for part in ("train", "validation", "test")
+        if (found == part).any()
+    }
+    if "train" not in splits:
+        raise UserError(f"{path} has no training image that can be read")
+    if "test" not in splits and "validation" in splits:
+        splits["test"] = splits.pop("validation")
+    return Splits(splits, prepare.levels, classes)
+
+
+def common_folder(paths: Sequence[PurePosixPath]) -> PurePosixPath:
+    """The deepest folder that all paths are in."""
+    common = paths[0].parent
+    while not all(path.is_relative_to(common) for path in paths):
+        common = common.parent
+    return common
+
+
+def split_by_folders(paths: Sequence[PurePosixPath], source: Path) -> tuple[list[str], list[PurePosixPath]]:
+    """The part that each image belongs to, and its path without the folder that says so.
+
+    Raises:
+        UserError: If some images are in folders of training and held-out data and others in none, or if two
+            folders mean the same part.
+    """
+    folders = [_split_folder(path) for path in paths]
+    parts = [
+        None if k is None else SPLITS[path.parts[k].lower()] for k, path in zip(folders, paths, strict=True)
+    ]
+    kinds = set(parts)
+    if not {"test", "validation"} & kinds or kinds == {"test", None} or kinds == {"validation", None}:
+        return ["train"] * len(paths), list(paths)  # one set, whose classes may be called "train"
+    if "train" not in kinds or None in kinds:
+        where = {
+            str(PurePosixPath(*path.parts[: (k or 0) + 1])) for k, path in zip(folders, paths, strict=True)
+        }
+        shown = ", ".join(sorted(where)[:8]) + (", ..." if len(where) > 8 else "")
+        raise UserError(
+            f"{source} holds {shown} side by side: which images are for training and which are held out is "
+            f"told by folders {', '.join(SPLITS)}; take the others away"
+        )
+    names: dict[str | None, set[str]] = {}
+    for k, part, path in zip(folders, parts, paths, strict=True):
+        names.setdefault(part, set()).add(path.parts[k or 0])
+    for part, same in names.items():
+        if len(same) > 1:
+            raise UserError(
+                f"{source} holds folders {' and '.join(sorted(same))}, which both mean {part} data: keep one"
+            )
+    below = [
+        PurePosixPath(*path.parts[: k or 0], *path.parts[(k or 0) + 1 :])
+        for k, path in zip(folders, paths, strict=True)
+    ]
+    return [str(part) for part in parts], below
+
+
+def _split_folder(path: PurePosixPath) -> int | None:
+    """Which part of a path is the first folder with the name of a split."""
+    return next((k for k, folder in enumerate(path.parts[:-1]) if folder.lower() in SPLITS), None)
+
+
+def _classes_of_folders(
+    paths: Sequence[PurePosixPath], in_training: Sequence[bool]
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Class indices by the images' folders, -1 for those without training images; none for a single class."""
+    folders = [path.parent.as_posix() for path in paths]
+    classes = sorted({folder for folder, of in zip(folders, in_training, strict=True) if of})
+    if len(classes) < 2:
+        return None, ()
+    index = {folder: k for k, folder in enumerate(classes)}
+    return torch.tensor([index.get(folder, -1) for folder in folders]), tuple(classes)
+
+
+def _without_unknown(split: Split, part: str) -> Split:
+    """A split, without its labels if one is of a class that the training set has not."""
+    if split.labels is None or (split.labels >= 0).all():
+        return split
+    count = int((split.labels < 0).sum())
+    warn(f"{count} {part} images are in folders that no training image is in: their classes are not used")
+    return Split(split.samples)
+
+
+def _metadata(path: Path, images: FileImages, name: str) -> dict | None:
+    """The content of an EDM archive's dataset.json; None if there is no such file."""
+    try:
+        content = images.read(name) if isinstance(images, Zip) else _read_file(path / name)
+        if content is None:
+            return None
+        metadata = json.loads(content)
+    except (ValueError, RecursionError, OSError) as error:
+        raise UserError(
+            f"{name} of {path} cannot be read ({error}): copy it again, or take it away"
+        ) from error
+    return metadata if isinstance(metadata, dict) and "labels" in metadata else None
+
+
+def _read_file(path: Path) -> bytes | None:
+    return path.read_bytes() if path.is_file() else None
+
+
+def _labels_of_metadata(
+    metadata: dict, paths: Sequence[PurePosixPath], source: Path
+) -> tuple[Tensor | None, tuple[str, ...]]:
+    """Class indices by pairs of file and label; none if the labels are missing or vectors."""
+    pairs = metadata["labels"]
+    if not pairs:
+        return None, ()
+    try:
+        by_name = {str(PurePosixPath(name.replace("\\", "/"))): label for name, label in pairs}
+        labels = [by_name[path.as_posix()] for path in paths]
+    except KeyError as error:
+        raise UserError(f"{METADATA} of {source} has no label for {error.args[0]}") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UserError(f"{METADATA} of {source} must hold pairs of file and label") from error
+    if not all(type(label) is int for label in labels):
+        warn(f"{METADATA} of {source} holds labels that are no class indices: they are not used")
+        return None, ()
+    distinct = distinct_classes(np.array(labels))
+    return class_indices(np.array(labels), distinct, METADATA), tuple(map(str, distinct.tolist()))
