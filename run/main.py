@@ -176,21 +176,32 @@ def _list_samplers() -> int:
 
 
 def _configuration(line: CommandLine) -> ConfigDict:
-    """The configuration to work with: the experiment's for training, else that of the run directory."""
+    """The configuration to work with: the experiment's for training, else that of the run directory.
+
+    A run directory may be somebody else's: it is data, and nothing that it names is executed.
+    """
     from score_diffusion.run.config import CONFIG_FILE, apply_overrides, load_config, read_config
     from score_diffusion.run.data.info import read_data_info
+    from score_diffusion.run.data.user_function import refuse_function
     from score_diffusion.run.keys import KEYS
 
     mode, name, workdir = line.flags.mode, line.flags.config, line.workdir
+    other_data = ""
     if mode in ("train", "data"):
         config_is_given = line.flags["config"].present or not line.flags.workdir
-        resumes = not config_is_given and (workdir / CONFIG_FILE).exists()
-        return apply_overrides(read_config(workdir) if resumes else load_config(name), line.overrides, mode)
-    if not workdir.exists():
-        load_config(name)  # a mistyped name deserves its own message
-    config = read_config(workdir)
-    any_data = mode in KEYS["data.path"].modes and read_data_info(workdir).num_train == 0
-    return apply_overrides(config, line.overrides, mode, also="data." if any_data else "")
+        if config_is_given or not (workdir / CONFIG_FILE).exists():
+            return apply_overrides(load_config(name), line.overrides, mode)
+        config = read_config(workdir)
+    else:
+        if not workdir.exists():
+            load_config(name)  # a mistyped name deserves its own message
+        config = read_config(workdir)
+        if mode in KEYS["data.path"].modes and read_data_info(workdir).num_train == 0:
+            other_data = "data."
+    config = apply_overrides(config, line.overrides, mode, also=other_data)
+    if mode in KEYS["data.path"].modes and "data.path" not in dict(line.overrides):
+        refuse_function(config.data.path)
+    return config
 
 
 def _device(name: str) -> torch.device:

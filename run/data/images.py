@@ -160,7 +160,9 @@ def image_paths(root: Path) -> Iterator[str]:
 
 def _files(root: Path) -> Iterator[Path]:
     """All that is no folder below a folder; links to folders are followed last, and only to new ones."""
-    folders, links, seen = [root], [], set()
+    folders: list[Path] = [root]
+    links: list[Path] = []
+    seen = set()
     while folders or links:
         folder = folders.pop() if folders else links.pop(0)
         try:

@@ -13,16 +13,17 @@ they may hold. It is called whenever the data are needed and must give the same 
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import re
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 
 from score_diffusion.run.errors import UserError
 
-FUNCTION = re.compile(r"(?P<module>.+):(?P<function>[A-Za-z_]\w*)")
+FUNCTION = re.compile(r".+:[A-Za-z_]\w*")
 
 
 def names_function(path: str) -> bool:
@@ -30,11 +31,31 @@ def names_function(path: str) -> bool:
     return FUNCTION.fullmatch(path) is not None and not Path(path).exists()
 
 
+def refuse_function(path: str) -> None:
+    """Refuses to call a function that only a run directory names, which may be somebody else's.
+
+    Raises:
+        UserError: If `path`, the data.path of a run's config.json, names a function.
+    """
+    if names_function(path):
+        raise UserError(
+            f"the configuration of this run names the Python function {path} as its data, and a function is "
+            f"called only if you name it yourself: --config.data.path={path} if you trust it, or "
+            "--config.data.path= with other data"
+        )
+
+
+def _split(path: str) -> tuple[str, str]:
+    """The module and the name of a function."""
+    module, _, name = path.rpartition(":")
+    return module, name
+
+
 def absolute(path: str) -> str:
     """data.path for use from any folder: files become absolute, the names of modules stay."""
     if not names_function(path):
         return str(Path(path).expanduser().resolve())  # no shell expands ~ behind the = of a flag
-    module, function = FUNCTION.fullmatch(path).groups()
+    module, function = _split(path)
     return f"{Path(module).expanduser().resolve()}:{function}" if module.endswith(".py") else path
 
 
@@ -44,7 +65,7 @@ def call_function(path: str) -> dict[str, np.ndarray]:
     Raises:
         UserError: If there is no such function, it raises, or it gives something else.
     """
-    module, name = FUNCTION.fullmatch(path).groups()
+    module, name = _split(path)
     function = getattr(_module(module), name, None)
     if not callable(function):
         raise UserError(f"data.path {path}: {module} must define a function {name}(), and does not")
@@ -76,9 +97,10 @@ def _module(name: str) -> object:
     try:
         if not name.endswith(".py"):
             return _import(name)
-        spec = importlib.util.spec_from_file_location(f"user_data_{file.stem}", file)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        loader = SourceFileLoader(f"user_data_{file.stem}", str(file))
+        module = ModuleType(loader.name)
+        module.__file__ = str(file)
+        loader.exec_module(module)
     except Exception as error:  # as above
         raise UserError(f"data.path names a function of {name}, which raised {_sentence(error)}") from error
     return module

@@ -225,7 +225,7 @@ def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pyt
     assert real["sliced_wasserstein"] > 1  # in the user's units
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8)], ids=str)
+@pytest.mark.parametrize("shape", [(1, 16), (2, 8, 8), (1, 8, 8, 8)], ids=str)
 def test_signals_images_and_fields_go_through_all_modes(shape: tuple, cli: Callable, tmp_path: Path):
     values = np.random.default_rng(0).normal(size=(40, *shape)) * 50 + 300
     np.save(tmp_path / "a.npy", values.astype(np.float32))
