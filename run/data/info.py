@@ -34,6 +34,13 @@ class DataInfo:
     digest: str = ""
     """Of the contents; empty where their source does not tell it cheaply."""
 
+    def __post_init__(self) -> None:
+        lengths = (*self.shape, self.num_train + 1, self.num_test + 1)
+        if not self.shape or not all(type(n) is int and n > 0 for n in lengths):
+            raise ValueError(f"shape and counts must be whole numbers, got {self.shape} and {lengths[-2:]}")
+        if not (isinstance(self.name, str) and isinstance(self.digest, str)):
+            raise TypeError("name and digest must be text")
+
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
@@ -83,13 +90,15 @@ def read_data_info(workdir: Path) -> DataInfo:
     path = workdir / DATA_FILE
     try:
         fields = json.loads(path.read_text())
-        scaling = dict(fields["scaling"], shift=tuple(fields["scaling"]["shift"]))
-        scaling["scale"] = tuple(scaling["scale"])
+        scaling = dict(fields["scaling"])
+        scaling |= {key: tuple(scaling[key]) for key in ("shift", "scale")}
         return DataInfo(**dict(fields, shape=tuple(fields["shape"]), scaling=Scaling(**scaling)))
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: restore it, or train in another --workdir") from error
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"{path} is damaged ({str(error).splitlines()[0]}): restore it, or train in another --workdir"
+        ) from error
 
 
 def load_data(options: DataOptions, info: DataInfo | None = None) -> Dataset:

@@ -41,6 +41,16 @@ class Scaling:
     dtype: str = "float32"
     """Of numbers in the user's units, "float32" or "float64" as in the source."""
 
+    def __post_init__(self) -> None:
+        if self.levels is not None and not (type(self.levels) is int and self.levels > 1):
+            raise ValueError(f"levels must be a whole number above 1, got {self.levels!r}")
+        if not 0 < len(self.shift) == len(self.scale):
+            raise ValueError(f"shift and scale must be as long, got {self.shift} and {self.scale}")
+        if not all(math.isfinite(s) for s in self.shift) or not all(0 < s < math.inf for s in self.scale):
+            raise ValueError(f"shift must be finite and scale above 0, got {self.shift} and {self.scale}")
+        if self.dtype not in ("float32", "float64"):
+            raise ValueError(f"dtype must be float32 or float64, got {self.dtype!r}")
+
     @property
     def standardizes(self) -> bool:
         return any(self.shift) or set(self.scale) != {1.0}
