@@ -85,8 +85,8 @@ class Problem:
 
     @classmethod
     def trained(cls, workdir: Path, samples: int = 32, steps: int = 150) -> Problem:
+        from score_diffusion.run.build_inference import load_trained
         from score_diffusion.run.config import read_config
-        from score_diffusion.run.inference.trained_model import load_trained
 
         model = load_trained(workdir, read_config(workdir), torch.device("cpu"))
         times = GRIDS["clock"](model.sde, steps)

@@ -10,8 +10,9 @@ from score_diffusion.run.distributed.processes import is_first
 
 
 def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
-    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second. What
-    ends within `delay` seconds shows none. Of several processes the first shows it.
+    """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second.
+
+    What ends within `delay` seconds shows none. Only rank 0 shows it.
     """
     return tqdm(
         total=total,
@@ -25,8 +26,14 @@ def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, del
     )
 
 
+def advance_to(bar: tqdm, position: int, total: int) -> None:
+    """Moves a bar to a position of a total, both of which only became known now."""
+    bar.total = total
+    bar.update(position - bar.n)
+
+
 def warn(message: str) -> None:
-    """Says something that does not end the command, on stderr, once for all processes."""
+    """Prints something that does not end the command to stderr, on rank 0 only."""
     if is_first():
         print(f"warning: {message}", file=sys.stderr)
 
@@ -38,7 +45,7 @@ def format_duration(seconds: float) -> str:
 
 
 def print_result(title: str, rows: list[tuple[str, object]]) -> None:
-    """Print rows (name, value) under a title, the values aligned; the last thing every mode does."""
+    """Prints rows (name, value) under a title, the values aligned; the last thing every mode does."""
     width = max(len(name) for name, _ in rows)
     print(f"\n{title}")
     for name, value in rows:
@@ -47,7 +54,7 @@ def print_result(title: str, rows: list[tuple[str, object]]) -> None:
 
 
 def print_table(rows: list[tuple[str, ...]]) -> None:
-    """Print rows of cells, the first one a header, each column as wide as its widest cell."""
+    """Prints rows of cells, the first one a header, each column as wide as its widest cell."""
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +107,7 @@ def save_loss_curve(path: Path, steps: list[int], losses: list[float]) -> None:
 
 
 def curves(
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]],
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     xlabel: str,
     ylabel: str,
     xscale: str = "linear",

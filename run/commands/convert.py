@@ -28,6 +28,7 @@ from torch import nn
 
 from score_diffusion.models import NCSNv2, UNet
 from score_diffusion.run.build import assemble_model, build_sde, data_options, run_once
+from score_diffusion.run.build_inference import load_score_model
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.formats import (
@@ -52,7 +53,6 @@ from score_diffusion.run.data.info import (
 )
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.run.keys import CONVERT_FROM
 from score_diffusion.sde_lib import ScoreModel
 
@@ -253,16 +253,13 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give the path of a new folder")
-    config = config.copy_and_resolve_references()
-    config.sampling.label = -1  # a class to draw: the network has all of them
-    trained = load_trained(workdir, config.lock(), torch.device("cpu"))
-    model = trained.score
-    if not isinstance(model, ScoreModel) or not isinstance(model.net, UNet):
+    model, step, weights = load_score_model(workdir, config, torch.device("cpu"))
+    if not isinstance(model.net, UNet):
         raise UserError(f"only U-Nets can be written for {target}, not model {config.model.name!r}")
     options = {key: config.model[key] for key in unet_defaults()}
     options["out_channels"] = model.net.out_channels
     with _nothing_left_on_failure(folder):
         diffusers_writer.write(model, options, config.sde.to_dict(), read_data_info(workdir).shape, folder)
-    rows = [("model", f"{trained.weights} after {trained.step:,} training steps"), ("written", folder)]
+    rows = [("model", f"{weights} after {step:,} training steps"), ("written", folder)]
     print_result(f"Converted to {target}", rows)
     return 0

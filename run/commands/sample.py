@@ -1,4 +1,4 @@
-"""Drawing samples with a trained model."""
+"""`--mode sample`: draws samples with a trained model."""
 
 from __future__ import annotations
 
@@ -9,30 +9,29 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
+from score_diffusion.run.build_inference import build_trained_sampler, load_trained, sample_request
 from score_diffusion.run.console import format_duration, print_result
-from score_diffusion.run.inference.fitted_grid import build_trained_sampler
 from score_diffusion.run.inference.sample_files import draw_and_save
-from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import Sampler, find_sampler
 
 
 def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
-    """Draws samples from the newest checkpoint of a run directory; returns the exit code."""
+    """Draws samples with a trained model; returns the exit code."""
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the model is read
     trained = load_trained(workdir, config, device)
     sampler = build_trained_sampler(section, trained, workdir)
     start = time.perf_counter()
-    files = draw_and_save(trained, sampler, section, workdir)
-    if files is None:
+    files = draw_and_save(trained, sampler, sample_request(section), workdir)
+    if files is None:  # on all ranks except the first
         return 0
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
-        ("grid", grid_text(section, sampler)),
+        ("grid", _grid_in_words(section, sampler)),
         *([] if step_size is None else [("step size", f"{step_size:.4g}")]),
         ("time", format_duration(time.perf_counter() - start)),
         ("picture", files.picture),
@@ -42,7 +41,6 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     return 0
 
 
-def grid_text(section: ConfigDict, sampler: Sampler) -> str:
-    """The grid in words."""
+def _grid_in_words(section: ConfigDict, sampler: Sampler) -> str:
     name = find_sampler(section.sampler).grid if section.grid == AUTO else section.grid
     return f"{name}, {len(sampler.times) - 1:,} steps from {sampler.times[0]:g} to {sampler.times[-1]:g}"

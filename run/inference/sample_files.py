@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import io
-import json
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
-from score_diffusion.run.console import progress_bar
+from score_diffusion.run.console import advance_to, progress_bar
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
@@ -21,7 +19,21 @@ from score_diffusion.samplers import FixedBatches, Sampler
 
 SAMPLES = "samples"
 NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
-PICTURED = 400  # images in the grid at most
+PICTURED = 400  # the most images in a picture
+
+
+@dataclass(frozen=True)
+class SampleRequest:
+    """Which samples to draw."""
+
+    sampler: str
+    """The name of the sampler, after which the files are named."""
+    num_samples: int
+    seed: int
+    batch_size: int
+    """Samples drawn at a time, which decides the speed only."""
+    settings: str
+    """All settings that decide the samples, as JSON."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +56,18 @@ class SampleFile:
     """Raw pixels in [-1, 1], (n, C, H, W), or points (n, D)."""
     training_steps: int
     settings: str
-    """What `sample.settings` made of the section it was drawn with."""
+    """The `settings` of the request that it was drawn for."""
 
 
 def draw_and_save(
-    trained: TrainedModel, sampler: Sampler, section: ConfigDict, workdir: Path
+    trained: TrainedModel, sampler: Sampler, request: SampleRequest, workdir: Path
 ) -> SampleFiles | None:
-    """Draws `num_samples` samples and writes them as picture and .npz, under names that are not yet taken.
+    """Draws the samples of a request and writes a picture and an .npz, under names that are not yet taken.
 
-    Of several processes each draws a share and the first writes; the others return None.
+    Each rank draws a share, and rank 0 writes; the others return None.
     """
-    drawn = processes.gather(draw(trained, sampler, section, processes.share(section.num_samples)))
+    share = processes.share(request.num_samples)
+    drawn = processes.gather(draw(trained, sampler, share, request.seed, request.batch_size))
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
@@ -62,60 +75,61 @@ def draw_and_save(
     np.savez_compressed(
         buffer,
         samples=samples,
-        seed=section.seed,
-        sampler=section.sampler,
+        seed=request.seed,
+        sampler=request.sampler,
         nfe=nfe,
         training_steps=trained.step,
-        settings=settings(section),
+        settings=request.settings,
     )
-    stem = write_numbered(workdir / SAMPLES / section.sampler, ".npz", buffer.getvalue(), ".png")
+    stem = write_numbered(workdir / SAMPLES / request.sampler, ".npz", buffer.getvalue(), ".png")
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
     shown = samples if samples.ndim == 2 else samples[:PICTURED]
     plots.save_samples(picture, shown, trained.data.scaling.limits)
     return SampleFiles(samples, nfe, picture, array)
 
 
-def settings(section: ConfigDict) -> str:
-    """What decides a sample file beside the model: the `sampling` section less what decides speed alone."""
-    return json.dumps({k: v for k, v in section.to_dict().items() if k != "batch_size"}, sort_keys=True)
-
-
 def draw(
-    trained: TrainedModel, sampler: Sampler, section: ConfigDict, indices: range
+    trained: TrainedModel, sampler: Sampler, indices: range, seed: int, batch_size: int
 ) -> list[tuple[np.ndarray, int]]:
-    """The samples with these indices, batch by batch: raw pixels, and network evaluations per sample (of the
-    one that took most).
+    """Draws the samples with these indices, batch by batch.
 
-    Sample k depends on (seed, k) alone, bit for bit: batch size, memory and the number of processes decide
-    the speed, not the samples.
+    Sample k depends on (seed, k) only, bit for bit: batch size, memory and number of processes decide the
+    speed, not the samples.
+
+    Returns:
+        For each batch its raw pixels or points, and the network evaluations of the sample that took most.
     """
-    score = FixedBatches(trained.score, NETWORK_BATCH[trained.score.device.type])
-    starts = range(indices.start, indices.stop, section.batch_size)
+    score = FixedBatches(trained.score, NETWORK_BATCH[trained.device.type])
+    starts = range(indices.start, indices.stop, batch_size)
     batches = []
     with progress_bar(None, "sampling", "step") as bar:
+        for batch, first in enumerate(starts):
 
-        def on_step(i: int, n: int) -> None:
-            bar.total = n * len(starts)
-            bar.update()
+            def on_step(i: int, n: int, batch: int = batch) -> None:
+                advance_to(bar, batch * n + i, len(starts) * n)
 
-        for first in starts:
-            shape = (min(section.batch_size, indices.stop - first), *trained.data.shape)
-            result = sampler(score, shape, section.seed, first=first, on_step=on_step)
+            shape = (min(batch_size, indices.stop - first), *trained.data.shape)
+            result = sampler(score, shape, seed, first=first, on_step=on_step)
             samples = trained.data.scaling.model_to_user(result.samples).cpu().numpy()
             batches.append((samples, result.nfe))
     return batches
 
 
-def matching_file(workdir: Path, section: ConfigDict, training_steps: int) -> Path | None:
-    """The sample file that the settings would write again, if there is one."""
-    for path in sorted((workdir / SAMPLES).glob(f"{section.sampler}*.npz")):
+def matching_file(workdir: Path, request: SampleRequest, training_steps: int) -> Path | None:
+    """The sample file that a request would write again, if there is one."""
+    for path in sorted((workdir / SAMPLES).glob(f"{request.sampler}*.npz")):
         file = read_sample_file(path)
-        if (file.settings, file.training_steps) == (settings(section), training_steps):
+        if (file.settings, file.training_steps) == (request.settings, training_steps):
             return path
     return None
 
 
 def read_sample_file(path: Path) -> SampleFile:
+    """Reads a sample file.
+
+    Raises:
+        UserError: If it is damaged.
+    """
     try:
         with np.load(path, allow_pickle=False) as arrays:
             return SampleFile(path, arrays["samples"], int(arrays["training_steps"]), str(arrays["settings"]))

@@ -25,17 +25,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build import choose
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import TrainedModel
-from score_diffusion.samplers import clip_bounds
 from score_diffusion.sde_lib import (
     SDE,
     SampleNoise,
@@ -100,49 +96,80 @@ class Dequantized:
     """What -log₂ p(x) per dimension lacks to a bound on that of the data, shape (B,)."""
 
 
-def uniform_dequantization(
-    trained: TrainedModel, section: ConfigDict, batch: Tensor, first: int, device: torch.device
-) -> Dequantized:
-    """Uniform noise in the grey levels' bins; points as they are."""
-    scaling = trained.data.scaling
-    x = scaling.stored_to_model(batch, _uniform(section.seed, first, batch)).to(device)
-    bits = torch.full((len(x),), scaling.bits_offset, dtype=torch.float64, device=device)
-    return Dequantized(x, trained.first_time, bits)
+class UniformDequantization:
+    """Uniform noise in the grey levels' bins; points stay as they are.
+
+    Args:
+        trained: The model that the data are scored with.
+        seed: Seed of the noise.
+    """
+
+    def __init__(self, trained: TrainedModel, seed: int) -> None:
+        self.trained, self.seed = trained, seed
+
+    def __call__(self, batch: Tensor, first: int) -> Dequantized:
+        """The batch whose first sample has index `first`, dequantized on the model's device."""
+        scaling, device = self.trained.data.scaling, self.trained.device
+        noise = [
+            torch.rand(sample.shape, generator=generator_for(self.seed, "dequantization", first + k))
+            for k, sample in enumerate(batch)
+        ]
+        x = scaling.stored_to_model(batch, torch.stack(noise)).to(device)
+        bits = torch.full((len(x),), scaling.bits_offset, dtype=torch.float64, device=device)
+        return Dequantized(x, self.trained.first_time, bits)
 
 
-def gaussian_dequantization(
-    trained: TrainedModel, section: ConfigDict, batch: Tensor, first: int, device: torch.device
-) -> Dequantized:
-    """The noise of the chain's first time; points too, whose decoder is a density."""
-    sde, scaling = trained.sde, trained.data.scaling
-    x_0 = scaling.stored_to_model(batch).to(device)
-    times, k = chain_times(sde), torch.zeros(len(x_0), dtype=torch.int64, device=device)
-    z = SampleNoise(section.seed, first, x_0.shape, device, x_0.dtype, purpose="dequantization").normal()
-    mean, std = sde.marginal_prob(x_0.double(), times[-2].to(device).expand(len(x_0)))
-    log_q = -0.5 * z.double().square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
-    with torch.no_grad():  # L_0 at this very noise: -log₂ p(x_0 | x)
-        decoder = vlb_terms(
-            sde, trained.score, x_0, times, k, z, scaling.levels, section.variance, clip_bounds(section.clip)
-        )
-    x = mean + expand(std, mean) * z
-    return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _of_scale(scaling))
+class GaussianDequantization:
+    """The noise of the chain's first time, for points too, whose decoder is a density.
+
+    Args:
+        trained: The model that the data are scored with.
+        seed: Seed of the noise.
+        variance: Variance of the decoder, "small", "large" or "learned".
+        clip: Bounds on its denoised samples; None for none.
+    """
+
+    def __init__(
+        self,
+        trained: TrainedModel,
+        seed: int,
+        variance: str = "small",
+        clip: tuple[float, float] | None = None,
+    ) -> None:
+        self.trained, self.seed, self.variance, self.clip = trained, seed, variance, clip
+
+    def __call__(self, batch: Tensor, first: int) -> Dequantized:
+        """The batch whose first sample has index `first`, dequantized on the model's device."""
+        sde, scaling, device = self.trained.sde, self.trained.data.scaling, self.trained.device
+        x_0 = scaling.stored_to_model(batch).to(device)
+        times, k = chain_times(sde), torch.zeros(len(x_0), dtype=torch.int64, device=device)
+        z = SampleNoise(self.seed, first, x_0.shape, device, x_0.dtype, purpose="dequantization").normal()
+        mean, std = sde.marginal_prob(x_0.double(), times[-2].to(device).expand(len(x_0)))
+        log_q = -0.5 * z.double().square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
+        with torch.no_grad():  # L_0 at this very noise: -log₂ p(x_0 | x)
+            decoder = vlb_terms(
+                sde, self.trained.score, x_0, times, k, z, scaling.levels, self.variance, self.clip
+            )
+        x = mean + expand(std, mean) * z
+        return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _of_scale(scaling))
 
 
-DEQUANTIZATIONS: dict[str, Callable[..., Dequantized]] = {
-    "uniform": uniform_dequantization,
-    "gaussian": gaussian_dequantization,
-}
+Dequantization = Callable[[Tensor, int], Dequantized]
+DEQUANTIZATIONS = ("uniform", "gaussian")
 
 
 def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
-    """Index of the first sample and samples of each batch of this process, with a progress bar.
+    """Yields the index of the first sample and the samples of each batch of this rank, with a progress bar.
 
-    Whole batches are shared out: the ODE's steps depend on all samples of a batch.
+    Ranks get whole batches: the ODE's steps depend on all samples of a batch.
     """
     starts = range(0, len(data), batch_size)
     mine = processes.share(len(starts))
     if len(starts) < processes.world_size():
-        print(f"{len(starts)} batches keep so many processes busy: lower likelihood.batch_size to use all")
+        print(
+            f"there are {len(starts)} batches for {processes.world_size()} processes: lower "
+            "likelihood.batch_size to use all of them"
+        )
     with progress_bar(len(data[mine.start * batch_size : mine.stop * batch_size]), title, "sample") as bar:
         for first in starts[mine.start : mine.stop]:
             batch = data[first : first + batch_size]
@@ -151,29 +178,48 @@ def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, T
 
 
 def score_held_out(
-    trained: TrainedModel, dataset: Dataset, section: ConfigDict, device: torch.device
+    trained: TrainedModel,
+    data: Tensor,
+    dequantize: Dequantization,
+    *,
+    batch_size: int,
+    seed: int,
+    divergence: str = "hutchinson",
+    n_probes: int = 1,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
 ) -> Scores | None:
-    """Scores the first `num_images` held-out samples; the noise of sample k depends on (seed, k) alone.
+    """The likelihood of each sample; the noise of sample k depends on (seed, k) only.
 
-    Each process scores a share, and the first has the result; the others have None.
+    Each rank scores a share, and rank 0 has the result; the others have None.
+
+    Args:
+        trained: The model.
+        data: Held-out samples, grey levels or points, shape (n, *shape).
+        dequantize: Makes them continuous.
+        batch_size: Samples scored at a time.
+        seed: Seed of the probes.
+        divergence: "hutchinson" or "exact".
+        n_probes: Random probes of the Hutchinson estimator.
+        rtol: Relative tolerance of the ODE solver.
+        atol: Absolute tolerance of the ODE solver.
     """
-    dequantize = choose(DEQUANTIZATIONS, section.dequantization, "dequantization")
     batches = []
-    for first, batch in _batches(dataset.test[: section.num_images], section.batch_size, "likelihood"):
-        dequantized = dequantize(trained, section, batch, first, device)
+    for first, batch in _batches(data, batch_size, "likelihood"):
+        dequantized = dequantize(batch, first)
         result = log_likelihood(
             trained.sde,
             trained.score,
             dequantized.x,
-            divergence=section.divergence,
-            n_probes=section.n_probes,
-            rtol=section.rtol,
-            atol=section.atol,
+            divergence=divergence,
+            n_probes=n_probes,
+            rtol=rtol,
+            atol=atol,
             eps=dequantized.time,
-            seed=section.seed,
+            seed=seed,
             first=first,
         )
-        values = (result.bits_per_dim + dequantized.bits) * _unit(dataset, batch)
+        values = (result.bits_per_dim + dequantized.bits) * _unit(trained, batch)
         batches.append((_array(values), result.nfe))
     scored = processes.gather(batches)
     if scored is None:
@@ -182,54 +228,65 @@ def score_held_out(
 
 
 def bound_held_out(
-    trained: TrainedModel, dataset: Dataset, section: ConfigDict, device: torch.device
+    trained: TrainedModel,
+    data: Tensor,
+    *,
+    batch_size: int,
+    seed: int,
+    variance: str = "small",
+    clip: tuple[float, float] | None = None,
+    n_terms: int | None = None,
+    n_draws: int = 1,
 ) -> Scores | None:
-    """The variational bound of the same samples; the noise of sample k depends on (seed, k) alone.
+    """The variational bound of each sample; the noise of sample k depends on (seed, k) only.
 
-    Each process scores a share, and the first has the result; the others have None.
+    Each rank scores a share, and rank 0 has the result; the others have None.
+
+    Args:
+        trained: The model.
+        data: Held-out samples, grey levels or points, shape (n, *shape).
+        batch_size: Samples scored at a time.
+        seed: Seed of the noise.
+        variance: Variance of the reverse steps, "small", "large" or "learned".
+        clip: Bounds on the denoised samples; None for none.
+        n_terms: Terms of the bound drawn for each sample; None for all of them.
+        n_draws: Times that the bound is repeated, each with its own noise.
     """
     batches = []
-    for first, batch in _batches(dataset.test[: section.num_images], section.batch_size, "bound"):
+    for first, batch in _batches(data, batch_size, "bound"):
         bound = variational_bound(
             trained.sde,
             trained.score,
-            batch.to(device),
-            dataset.levels,
-            variance=section.variance,
-            clip=clip_bounds(section.clip),
-            n_terms=section.bound_terms or None,
-            n_draws=section.bound_draws,
-            seed=section.seed,
+            batch.to(trained.device),
+            trained.data.levels,
+            variance=variance,
+            clip=clip,
+            n_terms=n_terms,
+            n_draws=n_draws,
+            seed=seed,
             first=first,
         )
-        unit = _unit(dataset, batch)
-        of_scale = _of_scale(trained.data.scaling)
-        terms = bound.terms.clone()
-        if not section.bound_terms:
-            terms[:, -1] += of_scale  # of the decoder, L_0
-        batches.append((_array((bound.total + of_scale) * unit), _array(terms * unit), bound.nfe))
+        unit, of_scale = _unit(trained, batch), _of_scale(trained.data.scaling)
+        parts = bound.terms.clone()
+        if not n_terms:
+            parts[:, -1] += of_scale  # of the decoder, L_0
+        batches.append((_array((bound.total + of_scale) * unit), _array(parts * unit), bound.nfe))
     scored = processes.gather(batches)
     if scored is None:
         return None
     totals, each, (nfe, *_) = zip(*scored, strict=True)
     total, terms = np.concatenate(totals), np.concatenate(each)
-    if section.bound_terms:
-        parts = {"L_T": terms[:, 0], "L_{t-1} + L_0": total - terms[:, 0]}
+    if n_terms:
+        named = {"L_T": terms[:, 0], "L_{t-1} + L_0": total - terms[:, 0]}
     else:
-        parts = {"L_T": terms[:, 0], "L_{t-1}": terms[:, 1:-1].sum(1), "L_0": terms[:, -1]}
-    steps = None if section.bound_terms else terms[:, 1:].mean(0)
-    return Scores(total, nfe, {name: Scores(values, nfe) for name, values in parts.items()}, steps)
+        named = {"L_T": terms[:, 0], "L_{t-1}": terms[:, 1:-1].sum(1), "L_0": terms[:, -1]}
+    steps = None if n_terms else terms[:, 1:].mean(0)
+    return Scores(total, nfe, {name: Scores(values, nfe) for name, values in named.items()}, steps)
 
 
-BOUND_HISTOGRAM = "-bound.png"
-HISTOGRAMS = {"ode": ".png", "bound": BOUND_HISTOGRAM}
-FIGURES = {"ode": score_held_out, "bound": bound_held_out}
-METHODS = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # what can be refused comes first
-
-
-def _unit(dataset: Dataset, batch: Tensor) -> float:
-    """What turns bits per dimension into the unit of the scores, nats for points."""
-    return 1.0 if dataset.levels else batch[0].numel() * math.log(2)
+def _unit(trained: TrainedModel, batch: Tensor) -> float:
+    """The factor from bits per dimension to the unit of the scores, nats for points."""
+    return 1.0 if trained.data.levels else batch[0].numel() * math.log(2)
 
 
 def _of_scale(scaling: Scaling) -> float:
@@ -239,12 +296,3 @@ def _of_scale(scaling: Scaling) -> float:
 
 def _array(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()
-
-
-def _uniform(seed: int, first: int, batch: Tensor) -> Tensor:
-    """Dequantization noise in [0, 1), of the batch's shape."""
-    rows = [
-        torch.rand(sample.shape, generator=generator_for(seed, "dequantization", first + k))
-        for k, sample in enumerate(batch)
-    ]
-    return torch.stack(rows)

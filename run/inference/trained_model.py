@@ -1,6 +1,6 @@
-"""A run directory, from which `sample`, `likelihood` and `evaluate` take all they need.
+"""A trained model: which weights of a run directory it has, and what its results record of them.
 
-It holds
+The run directory holds
 
     config.json                                the resolved configuration
     data.json                                  shape and grey levels of the data
@@ -17,88 +17,133 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build import build_model, build_sde, choose
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
-from score_diffusion.run.data.info import DataInfo, read_data_info
+from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
-from score_diffusion.run.training.objectives import build_times
 from score_diffusion.run.training.post_hoc_averages import reconstruct
-from score_diffusion.sde_lib import SDE, ConditionalScore, ScoreModel
+from score_diffusion.sde_lib import SDE, ConditionalScore, ScoreFunction, ScoreModel, score_device
+
+CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
+
+
+@dataclass(frozen=True)
+class WeightsChoice:
+    """Which weights of a run to take."""
+
+    checkpoint: str = "latest"
+    """A name in `CHECKPOINTS`."""
+    ema: float = 0.0
+    """The decay of an exponential average; 0 for the first that was tracked."""
+    ema_sigma_rel: float = 0.0
+    """The relative width of a power average; 0 for none."""
+
+
+@dataclass(frozen=True)
+class TrackedAverages:
+    """The averages that a training tracked."""
+
+    decays: tuple[float, ...]
+    """Of the exponential averages, the default one first."""
+    sigma_rels: tuple[float, ...] = ()
+    """Of the power averages."""
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A trained score model with what belongs to it."""
+    """The score of a trained model with what belongs to it."""
 
-    score: ScoreModel | ConditionalScore
-    """The averaged weights, in evaluation mode, on the device asked for."""
+    score: ScoreFunction
+    """The score with the chosen weights, of a class where one was chosen."""
     sde: SDE
     data: DataInfo
     step: int
     """Training steps behind the weights."""
     first_time: float
     """The earliest time at which the model was trained."""
+    choice: WeightsChoice = WeightsChoice()
     weights: str = "averaged weights"
     """Which weights they are, in words."""
+    label: int | None = None
+    """The class whose score it is; None for none."""
 
-    def record(self, sampling: ConfigDict) -> dict[str, object]:
+    @property
+    def device(self) -> torch.device:
+        """Where the score computes."""
+        return score_device(self.score)
+
+    def record(self) -> dict[str, object]:
         """Which weights a result is of, for its JSON file."""
-        return {"weights": self.weights, "checkpoint": sampling.checkpoint, "label": sampling.label}
+        return {"weights": self.weights, "checkpoint": self.choice.checkpoint, "label": self.label}
 
 
-def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The averaged model that `sampling` chooses: of the newest intact checkpoint, unless it says otherwise.
+def load_chosen_weights(
+    model: ScoreModel, workdir: Path, choice: WeightsChoice, tracked: TrackedAverages
+) -> tuple[int, str]:
+    """Loads the chosen weights of a run into a model.
+
+    Returns:
+        The training steps behind them, and which weights they are in words.
 
     Raises:
-        UserError: If the choice is unknown or was not tracked in training, or no checkpoint is intact.
+        UserError: If they were not tracked in training, or no checkpoint is intact.
     """
-    info = read_data_info(workdir)
-    sde = build_sde(config.sde)
-    model = build_model(config.model, sde, info.shape)
-    saved = choose(CHECKPOINTS, config.sampling.checkpoint, "choice of sampling.checkpoint")(workdir)
-    weights, words = _average(workdir, saved, config)
+    saved = CHECKPOINTS[choice.checkpoint](workdir)
+    weights, words = _average(workdir, saved, choice, tracked)
     checkpoint.load_weights(model, weights, workdir)
-    first_time = build_times(config.training, sde).first
-    score = _of_class(model.to(device).eval(), config.sampling.label)
-    return TrainedModel(score, sde, info, saved.step, first_time, words)
+    return saved.step, words
 
 
-def _of_class(model: ScoreModel, label: int) -> ScoreModel | ConditionalScore:
-    """The model, or its score of one class."""
-    if label == -1:
-        return model
+def _average(
+    workdir: Path, saved: Checkpoint, choice: WeightsChoice, tracked: TrackedAverages
+) -> tuple[dict[str, Tensor], str]:
+    """The chosen weights, and what they are in words."""
+    decay, sigma_rel = choice.ema, choice.ema_sigma_rel
+    if decay and sigma_rel:
+        raise UserError("set one of sampling.ema and sampling.ema_sigma_rel, not both")
+    if sigma_rel:
+        weights = reconstruct(workdir, saved, tracked.sigma_rels, sigma_rel)
+        return weights, f"averaged weights of σ_rel = {sigma_rel:g}"
+    first, *further = tracked.decays
+    if decay in (0, first):
+        return saved.ema, "averaged weights"
+    if decay not in further:
+        kept = ", ".join(f"{d:g}" for d in tracked.decays)
+        raise UserError(
+            f"sampling.ema must be an average that was tracked in training, {kept}; got {decay:g}"
+        )
+    weights = saved.average(exponential_name(decay))
+    if not weights:
+        raise UserError(
+            f"the checkpoint of step {saved.step} has no average of decay {decay:g}: train longer to have it"
+        )
+    return weights, f"averaged weights of decay {decay:g}"
+
+
+def score_of_class(model: ScoreModel, label: int, labels_trained: bool) -> ConditionalScore:
+    """The score of one class.
+
+    Args:
+        model: The model.
+        label: The class.
+        labels_trained: Whether training conditioned the model on class labels.
+
+    Raises:
+        UserError: If the network has no such class, or its classes were never trained.
+    """
     classes = getattr(model.net, "condition_sizes", {}).get("label", 0)
+    if not classes:
+        raise UserError(f"sampling.label={label} needs a network with classes, and this one has none")
     if not 0 <= label < classes:
         raise UserError(
             f"sampling.label must be one of the network's {classes} classes, 0 to {classes - 1}, got {label}"
-            if classes
-            else f"sampling.label={label} needs a network with classes, which this one has not"
+        )
+    if not labels_trained:
+        raise UserError(
+            f"sampling.label={label} needs a model that was trained with class labels, and this one was "
+            "trained without: set sampling.label=-1"
         )
     return ConditionalScore(model, {"label": torch.tensor([label])})
-
-
-CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
-
-
-def _average(workdir: Path, saved: Checkpoint, config: ConfigDict) -> tuple[dict[str, Tensor], str]:
-    """The weights that `sampling` chooses, and what they are in words."""
-    decay, sigma_rel, training = config.sampling.ema, config.sampling.ema_sigma_rel, config.training
-    if decay and sigma_rel:
-        raise UserError("set one of sampling.ema and sampling.ema_sigma_rel, both choose an average")
-    if sigma_rel:
-        weights = reconstruct(workdir, saved, training.ema_sigma_rels, sigma_rel)
-        return weights, f"averaged weights of σ_rel = {sigma_rel:g}"
-    if decay in (0, training.ema_decay):
-        return saved.ema, "averaged weights"
-    if decay not in training.extra_ema_decays:
-        kept = ", ".join(f"{d:g}" for d in (training.ema_decay, *training.extra_ema_decays))
-        raise UserError(f"sampling.ema must be an average that was kept in training, {kept}; got {decay:g}")
-    weights = saved.average(exponential_name(decay))
-    if not weights:
-        raise UserError(f"the checkpoint of step {saved.step} has no average of decay {decay:g}: train on")
-    return weights, f"averaged weights of decay {decay:g}"

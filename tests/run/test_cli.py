@@ -77,7 +77,7 @@ def test_nfe_and_grid_from_the_command_line(cli: Callable, trained: Path, capsys
 
 def test_fitted_grid_is_kept_with_the_run(cli: Callable, trained: Path, capsys):
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
-    assert "fitted grid of 3 steps kept" in capsys.readouterr().out
+    assert "fitted grid of 3 steps saved" in capsys.readouterr().out
     times = json.loads((trained / "grids/eabm-3.json").read_text())["times"]
     assert len(times) == 4 and times[0] == 1 and times[-1] == 1e-3 and times == sorted(times, reverse=True)
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0

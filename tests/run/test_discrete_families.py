@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from score_diffusion.run.build import build_sampler, build_sde
+from score_diffusion.run.build_inference import build_dequantization
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config
 from score_diffusion.run.data.dataset import Dataset
@@ -252,10 +253,11 @@ def test_a_model_of_bare_pixels_scores_the_truth_with_gaussian_dequantization(de
     data = Dataset("lattice", digits, digits, Scaling(levels=levels))
     first_time = build_times(config.training, sde).first
     trained = TrainedModel(Lattice(sde, levels), sde, DataInfo.of(data), 0, first_time)
-    config.likelihood.update(divergence="exact", dequantization=dequantization, bound_terms=50, bound_draws=4)
+    config.likelihood.dequantization = dequantization
+    dequantize = build_dequantization(config.likelihood, trained)
     truth = math.log2(levels)
-    ode = score_held_out(trained, data, config.likelihood, CPU)
-    bound = bound_held_out(trained, data, config.likelihood, CPU)
+    ode = score_held_out(trained, digits, dequantize, batch_size=24, seed=0, divergence="exact")
+    bound = bound_held_out(trained, digits, batch_size=24, seed=0, clip=(-1, 1), n_terms=50, n_draws=4)
     if dequantization == "gaussian":
         assert ode.mean == pytest.approx(truth, abs=0.01)
         assert bound.standard_error < 0.1 and abs(bound.mean - truth) < 4 * bound.standard_error

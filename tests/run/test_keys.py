@@ -8,13 +8,14 @@ from typing import get_args
 
 import pytest
 
+from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
 from score_diffusion.run.configs import base
 from score_diffusion.run.data.decoding import MODES as CHANNELS
 from score_diffusion.run.data.options import CROPS
 from score_diffusion.run.distributed.model import PARALLEL
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.scoring import DEQUANTIZATIONS, METHODS
+from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
 from score_diffusion.run.keys import KEYS, MODES, keys_in_words, refuse_unused
 from score_diffusion.run.training.objectives import OBJECTIVES, TIMES
@@ -54,7 +55,7 @@ def test_an_experiment_starts_from_the_declared_defaults():
         ("training.objective", OBJECTIVES, ()),
         ("sampling.checkpoint", CHECKPOINTS, ()),
         ("sampling.grid", GRIDS, ("fitted", "auto")),
-        ("likelihood.method", METHODS, ()),
+        ("likelihood.method", FIGURES, ()),
         ("likelihood.dequantization", DEQUANTIZATIONS, ()),
         ("likelihood.variance", VARIANCES, ()),
     ],

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from score_diffusion.models import UNet
+from score_diffusion.run.build_inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.formats import guided_diffusion, score_sde_pytorch
 from score_diffusion.run.config import read_config
-from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.run.main import main
 from score_diffusion.sde_lib import DDPM, linear_betas
 from tests.run.checkpoints.formats import restated_edm, restated_ncsnv2
@@ -95,7 +95,7 @@ def test_it_trains_on_with_any_data_and_settings(folder, tmp_path, refused, caps
     )
     assert "cannot change" not in refused(main([*scored, "--config.data.path=none.npy"]))
     not_tracked = refused(main([*scored, "--config.sampling.ema=0.999"]))
-    assert "sampling.ema must be an average that was kept in training, 0.5" in not_tracked
+    assert "sampling.ema must be an average that was tracked in training, 0.5" in not_tracked
 
 
 def _pixels(tmp_path):

@@ -1,0 +1,108 @@
+"""From a configuration to what is done with a trained model: the model, its sampler, what scores data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from score_diffusion.run.build import FITTED, build_model, build_sampler, build_sde, grid_times
+from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.fitted_grid import fitted_times
+from score_diffusion.run.inference.sample_files import SampleRequest
+from score_diffusion.run.inference.scoring import (
+    Dequantization,
+    GaussianDequantization,
+    UniformDequantization,
+)
+from score_diffusion.run.inference.trained_model import (
+    TrackedAverages,
+    TrainedModel,
+    WeightsChoice,
+    load_chosen_weights,
+    score_of_class,
+)
+from score_diffusion.run.training.objectives import build_times
+from score_diffusion.samplers import Sampler, clip_bounds, find_sampler
+from score_diffusion.sde_lib import ScoreModel
+
+
+def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+    """The model of a run with the weights and the class that the section `sampling` chooses.
+
+    Raises:
+        UserError: If they were not tracked in training, no checkpoint is intact, or there is no such class.
+    """
+    section, info = config.sampling, read_data_info(workdir)
+    model, step, words = load_score_model(workdir, config, device)
+    label = None if section.label == -1 else section.label
+    score = model if label is None else score_of_class(model, label, labels_trained=info.num_train == 0)
+    first_time = build_times(config.training, model.sde).first
+    return TrainedModel(score, model.sde, info, step, first_time, _weights_choice(section), words, label)
+
+
+def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) -> tuple[ScoreModel, int, str]:
+    """The model of a run with the weights that the section `sampling` chooses, in evaluation mode.
+
+    Returns:
+        The model, the training steps behind its weights, and which weights they are in words.
+
+    Raises:
+        UserError: If the weights were not tracked in training, or no checkpoint is intact.
+    """
+    training = config.training
+    model = build_model(config.model, build_sde(config.sde), read_data_info(workdir).shape)
+    tracked = TrackedAverages((training.ema_decay, *training.extra_ema_decays), training.ema_sigma_rels)
+    step, words = load_chosen_weights(model, workdir, _weights_choice(config.sampling), tracked)
+    return model.to(device).eval(), step, words
+
+
+def _weights_choice(section: ConfigDict) -> WeightsChoice:
+    return WeightsChoice(section.checkpoint, section.ema, section.ema_sigma_rel)
+
+
+def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Sampler:
+    """The sampler of a section `sampling` for a trained model, on a grid fitted to it for grid "fitted".
+
+    Raises:
+        UserError: If a grid cannot be fitted for the sampler.
+    """
+    if section.grid != FITTED:
+        return build_sampler(section, trained.sde)
+    spec = find_sampler(section.sampler)
+    if spec.stochastic or spec.nfe_per_step is None:
+        raise UserError(
+            "a grid can be fitted for deterministic samplers with a given number of steps, and "
+            f"{section.sampler!r} is none: choose a sampler that --sampler list shows as ODE, or another grid"
+        )
+    bare = ConfigDict({**section.to_dict(), "denoise": False})
+    times = fitted_times(
+        section.sampler,
+        lambda times: build_sampler(bare, trained.sde, times),
+        grid_times(section, trained.sde),
+        trained,
+        workdir,
+    )
+    return build_sampler(section, trained.sde, times)
+
+
+def sample_request(section: ConfigDict) -> SampleRequest:
+    """The samples that a section `sampling` asks for."""
+    settings = {key: value for key, value in section.to_dict().items() if key != "batch_size"}
+    return SampleRequest(
+        section.sampler,
+        section.num_samples,
+        section.seed,
+        section.batch_size,
+        json.dumps(settings, sort_keys=True),
+    )
+
+
+def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequantization:
+    """The dequantization of a section `likelihood`."""
+    if section.dequantization == "uniform":
+        return UniformDequantization(trained, section.seed)
+    return GaussianDequantization(trained, section.seed, section.variance, clip_bounds(section.clip))
