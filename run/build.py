@@ -164,40 +164,22 @@ def _derived_arguments(
     return derived
 
 
-# The options of each sampler and the keys of the section `sampling` that set them.
-OPTION_KEYS: dict[str, dict[str, str]] = {
-    "pc": {name: name for name in ("predictor", "corrector", "snr", "n_corrector_steps")},
-    "ode": {"method": "ode_method", "rtol": "rtol", "atol": "atol"},
-    "adaptive_sde": {"rtol": "sde_rtol", "atol": "sde_atol"},
-    "edm_churn": {"S_churn": "s_churn", "S_tmin": "s_tmin", "S_tmax": "s_tmax", "S_noise": "s_noise"},
-    "ald": {"n_steps_each": "ald_steps_each", "step_size": "ald_step_size"},
-    "cas": {"step_size": "cas_step_size"},
-    "ddpm": {"variance": "variance", "clip": "clip"},
-    "ddim": {"eta": "eta", "clip": "clip"},
-}
-
-
 def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) -> Sampler:
     """The sampler of a `sampling` section, on the section's grid or on the given times."""
-    with _refusing_arguments():
-        times = grid_times(section, sde) if times is None else times
-        return make_sampler(section.sampler, sde, None, times, section.denoise, _options(section))
+    times = grid_times(section, sde) if times is None else times
+    return make_sampler(section.sampler, sde, None, times, section.denoise, _options(section))
 
 
 def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
     """The times of a `sampling` section's grid; for "fitted" those that fitting starts from."""
-    name = {AUTO: None, FITTED: "clock"}.get(section.grid, section.grid)
-    nfe, grid = section.nfe or None, name
-    if not nfe and section.sampler == "ald":
-        grid = Grid(section.ald_grid, None if section.ald_grid == "chain" else section.ald_levels)
-    elif not nfe and section.sampler == "cas":
-        grid = Grid("log_snr", section.cas_levels)
-    elif not nfe and section.steps:
+    name: str | None = {AUTO: None, FITTED: "clock"}.get(section.grid, section.grid)
+    grid: str | Grid | None = name
+    if section.steps and not section.nfe:
         grid = Grid(name or find_sampler(section.sampler).grid, section.steps)
-    times = sampler_grid(section.sampler, nfe, grid, section.denoise, _options(section))
+    times = sampler_grid(section.sampler, section.nfe or None, grid, section.denoise, _options(section))
     return times.times(sde) if isinstance(times, Grid) else times
 
 
 def _options(section: ConfigDict) -> dict[str, object]:
     """The options of the section's sampler."""
-    return {option: section[key] for option, key in OPTION_KEYS.get(section.sampler, {}).items()}
+    return section.get(section.sampler, ConfigDict()).to_dict()

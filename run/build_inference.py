@@ -91,7 +91,12 @@ def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: P
 
 def sample_request(section: ConfigDict) -> SampleRequest:
     """The samples that a section `sampling` asks for."""
-    settings = {key: value for key, value in section.to_dict().items() if key != "batch_size"}
+    # The batch size decides the speed only, and the options of other samplers nothing.
+    settings = {
+        key: value
+        for key, value in section.to_dict().items()
+        if key != "batch_size" and (key == section.sampler or not isinstance(value, dict))
+    }
     return SampleRequest(
         section.sampler,
         section.num_samples,

@@ -17,15 +17,23 @@ from types import ModuleType
 
 from ml_collections import ConfigDict
 
-from score_diffusion.run.constructor_keys import argument_keys, complete, declared_keys
+from score_diffusion.run.constructor_keys import (
+    TABLES,
+    argument_keys,
+    complete,
+    declared_keys,
+    refuse_other_samplers,
+)
 from score_diffusion.run.data.user_function import absolute
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
-from score_diffusion.run.key_types import Key
+from score_diffusion.run.key_types import AUTO, Key
 from score_diffusion.run.keys import KEYS, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
+NAMES = (*TABLES, "sampling.sampler")
+"""Keys that decide which others there are, or which of them are used."""
 
 
 def config_names() -> list[str]:
@@ -152,6 +160,7 @@ def apply_overrides(
             range.
     """
     config = config.copy_and_resolve_references()
+    overrides = sorted(overrides, key=lambda override: override[0] not in NAMES)  # others depend on them
     for name, text in overrides:
         keys = declared_keys(config)
         key = find_key(name, keys)
@@ -160,11 +169,21 @@ def apply_overrides(
         value = key.parse(name, text)
         if name == "data.path" and value:
             value = absolute(value)  # the run directory is used from other folders too
-        with config.unlocked(), config.ignore_type():  # a number may take the place of "auto"
-            section, _, last = name.rpartition(".")
-            (config[section] if section else config)[last] = value
+        if name == "sampling.sampler" and value != config.sampling.sampler:
+            _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
+        _set(config, name, value)
     check(config)
+    refuse_other_samplers([name for name, _ in overrides], config.sampling.sampler)
     return config.lock()
+
+
+def _set(config: ConfigDict, name: str, value: object) -> None:
+    *sections, last = name.split(".")
+    with config.unlocked(), config.ignore_type():  # a number may take the place of "auto"
+        section = config
+        for part in sections:
+            section = section[part]
+        section[last] = value
 
 
 def find_key(name: str, keys: dict[str, Key]) -> Key:

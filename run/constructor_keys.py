@@ -1,4 +1,4 @@
-"""Configuration keys that follow from constructors: the arguments of the chosen SDE and network.
+"""Configuration keys that follow from constructors: of the chosen SDE, the chosen network and all samplers.
 
 An argument's default and type come from the signature, its explanation from "Args:" in the docstring or from
 the comment at its line.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Literal, get_type_hints
 
@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from score_diffusion.run.build import MODELS, SDES
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import Key
-from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN
+from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, SAMPLES
+from score_diffusion.samplers import SAMPLERS
 
 TABLES: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
 """Keys whose value names a class or function, the arguments of which are further keys of the section."""
@@ -30,11 +31,10 @@ def declared_keys(config: ConfigDict) -> dict[str, Key]:
     Raises:
         UserError: If there is no such SDE or network.
     """
-    return KEYS | argument_keys_of(config)
+    return KEYS | sampler_keys() | _arguments_of(config)
 
 
-def argument_keys_of(config: ConfigDict) -> dict[str, Key]:
-    """The keys that are arguments of what a configuration names, by their full names."""
+def _arguments_of(config: ConfigDict) -> dict[str, Key]:
     return argument_keys("sde.name", config.sde.name) | argument_keys("model.name", config.model.name)
 
 
@@ -62,6 +62,41 @@ def argument_keys(name_key: str, name: str) -> dict[str, Key]:
     return {f"{section}.{argument}": key for argument, key in keys.items()}
 
 
+@functools.cache
+def sampler_keys() -> dict[str, Key]:
+    """The options of all samplers as keys `sampling.SAMPLER.OPTION`."""
+    return {
+        f"sampling.{name}.{option.name}": Key(
+            option.default,
+            _as_clause(option.explanation),
+            kind=option.type,
+            modes=SAMPLES,
+            may_change=True,
+        )
+        for name, spec in SAMPLERS.items()
+        for option in spec.options.values()
+    }
+
+
+def refuse_other_samplers(names: Iterable[str], sampler: str) -> None:
+    """Refuses options of samplers that are not the chosen one.
+
+    Args:
+        names: Full names of keys.
+        sampler: The chosen sampler.
+
+    Raises:
+        UserError: If one of the keys is an option of another sampler; the message says of which.
+    """
+    for name in names:
+        owner = name.split(".")[1] if name in sampler_keys() else sampler
+        if owner != sampler:
+            raise UserError(
+                f"--config.{name} is an option of sampler {owner!r}, and the sampler is {sampler!r}: "
+                f"add --sampler {owner}, or leave the option out"
+            )
+
+
 def arguments(function: Callable[..., object]) -> dict[str, Key]:
     """The arguments of a class or function that have a default; the others follow from data and SDE."""
     hints = get_type_hints(function.__init__ if inspect.isclass(function) else function)
@@ -87,15 +122,24 @@ def explanations(function: Callable[..., object]) -> dict[str, str]:
     for name, text in re.findall(
         r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", entries[1] if entries else "", re.MULTILINE
     ):
-        found[name] = " ".join(text.split()).rstrip(".")
-    return {
-        name: text[:1].lower() + text[1:] if text[1:2].islower() else text for name, text in found.items()
-    }
+        found[name] = " ".join(text.split())
+    return {name: _as_clause(text) for name, text in found.items()}
+
+
+def _as_clause(text: str) -> str:
+    """A sentence without its capital and its full stop; a symbol or an abbreviation keeps its capitals."""
+    text = text.rstrip(".")
+    return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
 def complete(config: ConfigDict) -> None:
     """Gives every argument that the configuration leaves out its default, in place."""
-    for name, key in (MODEL | argument_keys_of(config)).items():
-        section, _, argument = name.partition(".")
-        if argument not in config[section]:
-            config[section][argument] = key.default
+    for name, key in (MODEL | sampler_keys() | _arguments_of(config)).items():
+        *sections, argument = name.split(".")
+        section = config
+        for part in sections:
+            if part not in section:
+                section[part] = ConfigDict()
+            section = section[part]
+        if argument not in section:
+            section[argument] = key.default

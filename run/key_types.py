@@ -103,12 +103,12 @@ def _members(kind: Kind) -> list[Kind]:
     return sorted(members, key=lambda member: get_origin(member) is Literal or member is type(None))
 
 
-def _item_types(kind: Kind) -> tuple[Kind, int | None] | None:
-    """The type and the number of a sequence's items, None for any number; None if it is no sequence."""
+def _item_types(kind: Kind, count: int) -> tuple[Kind, ...] | None:
+    """The types of a sequence of so many items; None if the type is no sequence."""
     if get_origin(kind) not in (tuple, list, Sequence):
         return None
     first, *rest = get_args(kind)
-    return first, None if not rest or rest == [...] else 1 + len(rest)
+    return (first,) * count if rest in ([], [...]) else (first, *rest)
 
 
 def parse(kind: Kind, text: str) -> Value:
@@ -138,12 +138,13 @@ def _parse_one(kind: Kind, text: str) -> Value:
     if kind is type(None):
         return (None,)[("None",).index(text)]
     value = ast.literal_eval(text)
-    if _item_types(kind) is None:
+    if _item_types(kind, 0) is None:
         return value
-    items = value if isinstance(value, tuple | list) else (value,)
-    if not fits(kind, items):
-        raise ValueError("items of another type")
-    return tuple(items)
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    for candidate in (items, (items,)):  # a sequence of sequences may be written as its only item
+        if fits(kind, candidate):
+            return candidate
+    raise ValueError("items of another type")
 
 
 def fits(kind: Kind, value: Value) -> bool:
@@ -154,11 +155,11 @@ def fits(kind: Kind, value: Value) -> bool:
 def _fits_one(kind: Kind, value: Value) -> bool:
     if get_origin(kind) is Literal:
         return value in get_args(kind)
-    items = _item_types(kind)
-    if items is not None:
-        item, count = items
-        is_sequence = isinstance(value, tuple | list) and count in (None, len(value))
-        return is_sequence and all(fits(item, x) for x in value)
+    if _item_types(kind, 0) is not None:
+        if not isinstance(value, tuple | list):
+            return False
+        types_ = _item_types(kind, len(value)) or ()
+        return len(types_) == len(value) and all(map(fits, types_, value))
     if kind in (int, float):
         return isinstance(value, (int, float) if kind is float else int) and not isinstance(value, bool)
     return not isinstance(kind, type) or isinstance(value, kind)
@@ -182,10 +183,10 @@ def _describe_one(kind: Kind, bounds: str) -> str:
     if get_origin(kind) is Literal:
         names = [str(name) for name in get_args(kind)]
         return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-    items = _item_types(kind)
-    if items is not None:
-        item, count = items
-        several = NAMES.get(item, ("", "values"))[1]
-        return f"{f'{count} ' if count else ''}{several}{bounds}, separated by commas"
+    if _item_types(kind, 0) is not None:
+        item, *rest = get_args(kind)
+        count = f"{1 + len(rest)} " if rest not in ([], [...]) else ""
+        several = NAMES[item][1] if item in NAMES else f"groups of {describe(item, bounds)}"
+        return f"{count}{several}{bounds if item in NAMES else ''}, separated by commas"
     words = NAMES.get(kind, ("a Python literal", ""))[0]
     return words + (bounds if kind in (int, float) else "")

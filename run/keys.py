@@ -1,9 +1,9 @@
-"""All configuration keys that are no argument of an SDE or a network, each declared once.
+"""All configuration keys that are no argument of an SDE, a network or a sampler, each declared once.
 
 From a declaration follow the key's default in configs/base.py, its checks, the modes that take it, whether it
 may change when training is resumed, its explanation in `--help_config` and `--dry_run`, and its row in
-docs/configuration.md. The keys of `sde` and most keys of `model` follow from constructors instead, see
-constructor_keys.py.
+docs/configuration.md. The keys of `sde`, of `sampling.SAMPLER` and most keys of `model` follow from
+constructors instead, see constructor_keys.py.
 
 Nothing here imports torch, so that `--help` is answered at once.
 """
@@ -240,34 +240,11 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     ),
     "steps": Key(0, "steps of the time grid; 0 for the sampler's default number of evaluations", least=0),
     "grid": Key(
-        AUTO, "time grid; fitted is fitted to the model and kept with the run, auto is the sampler's own",
+        AUTO,
+        "time grid; fitted is fitted to the model and kept with the run, auto is the sampler's own, to which "
+        "choosing another sampler returns",
         kind=Literal["clock", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"],
     ),
-    "predictor": Key("reverse_diffusion", "pc: euler_maruyama, reverse_diffusion, ancestral or none"),
-    "corrector": Key("langevin", "pc: langevin, ald or none"),
-    "snr": Key(0.16, "pc: signal-to-noise ratio of a corrector's step"),
-    "n_corrector_steps": Key(1, "pc: corrector steps after each predictor step"),
-    "ode_method": Key("dopri5", "ode: method of torchdiffeq or dopri5"),
-    "rtol": Key(1e-5, "ode: relative tolerance of adaptive methods", above=0),
-    "atol": Key(1e-5, "ode: absolute tolerance of adaptive methods", above=0),
-    "sde_rtol": Key(0.02, "adaptive_sde: relative tolerance", above=0),
-    "sde_atol": Key(2 / 256, "adaptive_sde: absolute tolerance", above=0),
-    "s_churn": Key(40.0, "edm_churn: EDM's S_churn"),
-    "s_tmin": Key(0.05, "edm_churn: EDM's S_tmin"),
-    "s_tmax": Key(50.0, "edm_churn: EDM's S_tmax"),
-    "s_noise": Key(1.003, "edm_churn: EDM's S_noise"),
-    "ald_grid": Key("log_snr", "ald: noise levels log_snr or chain (the SDE's own)"),
-    "ald_levels": Key(200, "ald: number of geometric noise levels of log_snr"),
-    "ald_steps_each": Key(5, "ald: steps at each level"),
-    "ald_step_size": Key(
-        0.5, "ald: step size relative to the variance of the noise; auto: NCSNv2's rule",
-        kind=float | Literal["auto"],
-    ),
-    "cas_levels": Key(200, "cas: number of geometric noise levels"),
-    "cas_step_size": Key(0.2, "cas: step size relative to the variance of the noise"),
-    "variance": Key("small", "ddpm: small, large or learned"),
-    "eta": Key(0.0, "ddim: 0 (deterministic) to 1 (ddpm with the small variance)"),
-    "clip": Key(0.0, "ddpm, ddim: bound on the denoised samples, 1 for pixel values; 0 for none", least=0),
 })  # fmt: skip
 
 LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {

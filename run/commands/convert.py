@@ -205,8 +205,9 @@ def _described(config: ConfigDict, description: Description) -> ConfigDict:
         config.sde = ConfigDict(dict(description.sde))
         config.model = ConfigDict({"name": description.name, **description.score, **description.network})
         complete(config)
-        for section in (config.sampling, config.likelihood):
+        for section in (config.sampling.ddpm, config.likelihood):
             section.update(variance=description.variance, clip=description.clip)
+        config.sampling.ddim.clip = description.clip
         if description.sampler is not None:
             config.sampling.sampler = description.sampler
     return config.lock()

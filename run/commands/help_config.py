@@ -31,8 +31,12 @@ a run.
 
 
 def groups() -> dict[str, dict[str, Key]]:
-    """All keys by section; the arguments of each SDE and network are groups of their own."""
-    from score_diffusion.run.constructor_keys import TABLES, argument_keys  # here: it imports torch
+    """All keys by section; the arguments of each SDE, network and sampler are groups of their own."""
+    from score_diffusion.run.constructor_keys import (  # here: it imports torch
+        TABLES,
+        argument_keys,
+        sampler_keys,
+    )
 
     found: dict[str, dict[str, Key]] = {}
     for name, key in KEYS.items():
@@ -40,6 +44,8 @@ def groups() -> dict[str, dict[str, Key]]:
         found.setdefault(section, {})[name] = key
         if name in TABLES:
             found |= {f"{section}, {name}={choice}": argument_keys(name, choice) for choice in TABLES[name]}
+    for name, key in sampler_keys().items():
+        found.setdefault(name.rpartition(".")[0], {})[name] = key
     return found
 
 

@@ -13,6 +13,7 @@ def get_config() -> ConfigDict:
     config.sde = ConfigDict(dict(name="ddpm", betas="linear", N=1000))
     config.model.update(prediction="noise", norm_groups=8)  # one number for all norms, as diffusers has it
     config.training.times = "discrete"
-    config.sampling.update(sampler="ddpm", steps=1000, clip=1.0)
+    config.sampling.update(sampler="ddpm", steps=1000)
+    config.sampling.ddpm.clip = config.sampling.ddim.clip = 1.0
     config.likelihood.update(method="bound", clip=1.0, dequantization="gaussian")
     return config

@@ -15,6 +15,6 @@ def get_config() -> ConfigDict:
     config.sde.betas = "cosine"
     config.model.learned_variance = True
     config.training.objective = "hybrid"
-    config.sampling.variance = "learned"
+    config.sampling.ddpm.variance = "learned"
     config.likelihood.variance = "learned"
     return config

@@ -28,7 +28,6 @@ def get_config() -> ConfigDict:
     config.training.times = "discrete"
     config.training.precision = "float32"  # in bf16 its conditional norms are off by up to 3 %
     config.training.ema_decay = 0.0  # the average is NCSNv2's Technique 5
-    config.sampling.update(
-        sampler="ald", ald_grid="chain", ald_steps_each=100, ald_step_size=0.2, denoise=False
-    )
+    config.sampling.update(sampler="ald", grid="chain", denoise=False)
+    config.sampling.ald.update(n_steps_each=100, step_size=0.2)
     return config

@@ -29,7 +29,6 @@ def get_config() -> ConfigDict:
     config.training.steps = 1600
     config.training.times = "discrete"
     config.training.ema_decay = 0.999
-    config.sampling.update(sampler="ald", ald_grid="chain", ald_steps_each=20, denoise=True)
-    with config.ignore_type():
-        config.sampling.ald_step_size = "auto"
+    config.sampling.update(sampler="ald", grid="chain", denoise=True)
+    config.sampling.ald.update(n_steps_each=20, step_size="auto")
     return config

@@ -2,8 +2,8 @@
 rules from the training set, and the precision, by the device.
 
 In the run directory's configuration they are what they were found to be, so that a run goes on with them. A
-further value that may be "auto", `sampling.ald_step_size`, follows from levels and steps alone and stays a
-rule, so that it holds for the `sampling.ald_steps_each` of the day; see build.py.
+further value that may be "auto", `sampling.ald.step_size`, follows from levels and steps alone and stays a
+rule, so that it holds for the `sampling.ald.n_steps_each` of the day; see samplers/langevin.py.
 
 Reference:
     Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),

@@ -170,17 +170,19 @@ def test_what_a_scheduler_says_of_sampling_is_kept(folder, tmp_path, capsys):
     run = tmp_path / "run"
     assert convert("--from", "diffusers", folder, "--workdir", run) == 0
     config = read_config(run)
-    assert (config.sampling.variance, config.sampling.clip) == ("large", 0.5)
+    assert (config.sampling.ddpm.variance, config.sampling.ddpm.clip) == ("large", 0.5)
+    assert config.sampling.ddim.clip == 0.5
     assert (config.likelihood.variance, config.likelihood.clip) == ("large", 0.5)
     assert "assumed     left out: dynamic thresholding" in capsys.readouterr().out
 
 
 def test_given_keys_take_precedence_over_what_a_folder_says(folder, tmp_path, refused, capsys):
     run = tmp_path / "run"
-    given = ("--config.sde.betas=cosine", "--config.sde.N=500", "--config.sampling.clip=0")
+    given = ["--config.sde.betas=cosine", "--config.sde.N=500"]
+    given += ["--config.sampling.sampler=ddpm", "--config.sampling.ddpm.clip=0"]
     assert convert("--from", "diffusers", folder, "--workdir", run, *given) == 0
     config = read_config(run)
-    assert (config.sde.betas, config.sde.N, config.sampling.clip) == ("cosine", 500, 0.0)
+    assert (config.sde.betas, config.sde.N, config.sampling.ddpm.clip) == ("cosine", 500, 0.0)
     assert "no scheduler_config.json in the folder" in capsys.readouterr().out
     other = convert("--from", "diffusers", folder, "--workdir", tmp_path / "b", "--config.model.channels=24")
     assert "does not fit the configured network" in refused(other)
