@@ -1,7 +1,7 @@
 """NCSNv2 (Song & Ermon, 2020) on digits: noise levels and step size by rule, a network blind to the level.
 
-Where it says auto: sigma_max is the largest distance of two training samples (Technique 1), N the least
-number of levels whose ratio is at most Technique 2's, and the step size keeps the variance (Technique 4).
+Where it says auto: sigma_max is the largest distance of two training samples (Technique 1), N the number of
+levels by the overlap of their shells (Technique 2), and the step size keeps the variance (Technique 4).
 The network's output divided by σ (Technique 3) is prediction "noise".
 """
 
