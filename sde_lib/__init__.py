@@ -1,5 +1,5 @@
-"""The mathematics: SDEs, score functions, losses, likelihoods and exact laws. Imports torch and torchdiffeq
-alone.
+"""The mathematics: SDEs, score functions, losses, likelihoods and exact laws. Imports only
+torch and torchdiffeq.
 """
 
 from score_diffusion.sde_lib.beta_tables import (

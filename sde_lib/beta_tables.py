@@ -1,4 +1,4 @@
-"""Tables of noise: DDPM's variances β_k, in float64, first step first.
+"""DDPM's tables of variances β_k, float64, from the first step on.
 
     linear      β_k uniform from 1e-4 to 0.02                      (Ho et al., 2020, Section 4)
     quadratic   √β_k uniform between the same ends                  (Song et al., 2021, DDIM, Appendix D.3)

@@ -7,9 +7,9 @@ linearly in between:
 
 Its transition from t_{k-1} to t_k is then exactly N(√(1 - β_k) x, β_k I), and from t_j to t_k it has
 β = 1 - ᾱ_k/ᾱ_j, Improved DDPM's respaced chain: a subsequence of the times respaces the chain. Samplers,
-likelihoods and exact laws take it as any other SDE.
+likelihoods and exact laws take it like any other SDE.
 
-A reverse step goes through the estimate x̂_0 = (x_t + σ_t² score)/α_t (Ho et al., 2020, eqs. 6-7 and 15):
+A reverse step uses the estimate x̂_0 = (x_t + σ_t² score)/α_t (Ho et al., 2020, eqs. 6-7 and 15):
 
     p(x_s | x_t) = N(mean of q(x_s | x_t, x̂_0), Σ)
     Σ = β̃ = σ²_{t|s} σ_s²/σ_t²               "small": exact for data that are a point
@@ -41,7 +41,7 @@ VARIANCES = ("small", "large", "learned")
 
 
 class DDPM(VariancePreserving):
-    """The SDE through the chain of a β table; `sde_lib.noise_levels` has the tables of the papers.
+    """The SDE through the chain of a β table; `sde_lib.beta_tables` has the tables of the papers.
 
     Args:
         betas: β_k, shape (N,), each in (0, 1); kept in float64.
@@ -66,7 +66,8 @@ class DDPM(VariancePreserving):
     def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """(β_k, log ᾱ), copied to a device once."""
         if device not in self._tables:
-            self._tables[device] = tuple(table.to(device) for table in self._tables[torch.device("cpu")])
+            betas, log_alpha_bar = self._tables[torch.device("cpu")]
+            self._tables[device] = (betas.to(device), log_alpha_bar.to(device))
         return self._tables[device]
 
     def discrete_times(self) -> Tensor:
@@ -77,7 +78,7 @@ class DDPM(VariancePreserving):
         return t * (self.N / self.T) - 1
 
     def step_index(self, t: Tensor) -> Tensor:
-        """Index k of the step with t in (t_{k-1}, t_k], forgiving the float32 rounding of grid times."""
+        """Index k of the step with t in (t_{k-1}, t_k]; tolerates float32 rounding of times on the grid."""
         return ((t.double() - 2e-7) * self.N).ceil().long().sub(1).clamp(0, self.N - 1)
 
     def _discrete_beta(self, k: Tensor) -> Tensor:
@@ -130,8 +131,8 @@ def reverse_transition(
         t: Later times, shape (B,).
         variance: "small", "large" or "learned".
         clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
-        last_variance: Shape (B,), what stands for β̃ where σ_s = 0 makes it 0, as a decoder p(x_0 | x_1)
-            needs; None for 0.
+        last_variance: Variance that replaces β̃ where σ_s = 0 makes it 0, as a decoder p(x_0 | x_1) needs,
+            shape (B,); None for 0.
 
     Returns:
         Mean, shape (B, *shape), and variance, shape (B, 1, ..., 1) or, if learned, (B, *shape); dtype of x_t.

@@ -96,6 +96,72 @@ def _draw_probes(
     return probes_of(torch.stack([streams.normal() for _ in range(n_probes)]), probe)
 
 
+class _DensityODE:
+    """The ODE of x_t and of its log density, one estimate for each probe, as one state (B, D + P), float64.
+
+    Args:
+        sde: The SDE.
+        score: The score function.
+        x: Data, shape (B, *shape), for shape and dtype.
+        probes: Probes, shape (P, B, *shape); None for the exact divergence, P = 1.
+    """
+
+    def __init__(self, sde: SDE, score: ScoreFunction, x: Tensor, probes: Tensor | None) -> None:
+        self._sde, self._score, self._probes = sde, score, probes
+        self._shape, self._dtype, self._dimensions = x.shape, x.dtype, x[0].numel()
+        self._estimates = 1 if probes is None else len(probes)
+        self._nfe = 0
+
+    def start(self, x: Tensor) -> Tensor:
+        """The state at data x."""
+        return torch.nn.functional.pad(x.double().flatten(1), (0, self._estimates))
+
+    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
+        """x_t, shape (B, *shape), and changes of the log density, shape (B, P)."""
+        return state[:, : self._dimensions].reshape(self._shape), state[:, self._dimensions :]
+
+    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
+        self._nfe += 1
+        x_t, _ = self._split(state)
+        s, traces = score_and_divergence(self._score, x_t, t.expand(len(x_t)), self._probes)
+        f, half_g2 = self._sde.dlog_alpha(t), self._sde.g2(t) / 2
+        dx = f * x_t - half_g2 * s
+        return torch.cat([dx.flatten(1), self._dimensions * f - half_g2 * traces.T], dim=1)
+
+    def norm(self, error: Tensor) -> Tensor:
+        """The solver's norm: x_t as one vector, each log density on its own."""
+        of_x, of_density = self._split(error)
+        return torch.maximum(worst_sample_norm(of_x), of_density.abs().max())
+
+    def likelihood(self, end: Tensor, prior_logp: Callable[[Tensor], Tensor], bin_width: float) -> Likelihood:
+        """The result, from the state at T."""
+        latent, change = self._split(end)
+        log_probs = prior_logp(latent)[:, None] + change  # (B, P)
+        log_prob = log_probs.mean(1)
+        if self._estimates > 1:
+            error = log_probs.std(1) / math.sqrt(self._estimates)
+        else:  # a single probe has no spread to measure: NaN, not a false 0
+            error = torch.full_like(log_prob, 0.0 if self._probes is None else math.nan)
+        to_bits = 1 / (self._dimensions * math.log(2))
+        return Likelihood(
+            log_prob=log_prob,
+            standard_error=error,
+            bits_per_dim=-(log_prob * to_bits + math.log2(bin_width)),
+            bits_standard_error=error * to_bits,
+            latent=latent.to(self._dtype),
+            nfe=self._nfe,
+        )
+
+
+def _check_data(x: Tensor) -> None:
+    if x.ndim < 2 or not x.is_floating_point():
+        raise InputError(
+            f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
+        )
+    if not x.isfinite().all():
+        raise InputError("x must be finite, it holds NaN or infinite values: check the data")
+
+
 def log_likelihood(
     sde: SDE,
     score: ScoreFunction,
@@ -113,8 +179,7 @@ def log_likelihood(
     seed: int = 0,
     first: int = 0,
 ) -> Likelihood:
-    """Log-likelihood of samples under the probability-flow ODE from t = eps to t = T (Song et al., 2021, eq.
-    39).
+    """Log-likelihood of samples by the probability-flow ODE from eps to T (Song et al., 2021, eq. 39).
 
     Args:
         sde: The SDE; its prior is the density at T.
@@ -126,13 +191,13 @@ def log_likelihood(
         method: An adaptive method of torchdiffeq.
         rtol: Relative tolerance of the solver, met by every sample.
         atol: Absolute tolerance of the solver, met by every sample.
-        eps: Start time. The result is the log density of p_eps, which is as near to the data's as σ(eps) is
-            small.
+        eps: Start time. The result is the log density of p_eps, which tends to the data's as σ(eps) -> 0.
         bin_width: Width of the bins of dequantized data, for bits_per_dim: 2/255 for 8-bit images in [-1, 1].
             1 for densities.
-        prior_logp: Log density of x_T, (B, *shape) -> (B,); None for that of the SDE's prior, which stands
-            for the true p_T: VE's is off by v/(2 σ_max²) |z² - 1| nats per dimension for data of variance v.
-        seed: Seed of the probes; those of sample k depend on (seed, first + k) alone.
+        prior_logp: Log density of x_T, (B, *shape) -> (B,); None for that of the SDE's prior, which
+            approximates the true p_T: VE's is off by v/(2 σ_max²) |z² - 1| nats per dimension for data of
+            variance v.
+        seed: Seed of the probes; those of sample k depend only on (seed, first + k).
         first: Index of the first sample.
 
     Returns:
@@ -142,47 +207,9 @@ def log_likelihood(
     Raises:
         InputError: If x is not a finite floating-point tensor (B, *shape), or an option is unknown.
     """
-    if x.ndim < 2 or not x.is_floating_point():
-        raise InputError(
-            f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
-        )
-    if not x.isfinite().all():
-        raise InputError("x must be finite, it holds NaN or infinite values: check the data")
-    dimensions = x[0].numel()
+    _check_data(x)
     probes = _draw_probes(x, divergence, probe, n_probes, seed, first)
-    score = in_dtype(score, x.dtype)
-    nfe = 0
-
-    def dynamics(t: Tensor, state: Tensor) -> Tensor:
-        nonlocal nfe
-        nfe += 1
-        batch_t = t.expand(len(x))
-        x_t = state[:, :dimensions].reshape(x.shape)
-        s, traces = score_and_divergence(score, x_t, batch_t, probes)
-        f, half_g2 = sde.dlog_alpha(t), sde.g2(t) / 2
-        dx = f * x_t - half_g2 * s
-        return torch.cat([dx.flatten(1), dimensions * f - half_g2 * traces.T], dim=1)
-
-    def norm(error: Tensor) -> Tensor:  # x_t as one vector, each log-density on its own
-        return torch.maximum(worst_sample_norm(error[:, :dimensions]), error[:, dimensions:].abs().max())
-
-    estimates = 1 if probes is None else n_probes
-    start = torch.cat([x.double().flatten(1), x.new_zeros(len(x), estimates, dtype=torch.float64)], dim=1)
+    ode = _DensityODE(sde, in_dtype(score, x.dtype), x, probes)
     times = torch.tensor([eps, sde.T], dtype=torch.float64, device=x.device)
-    end = solve_adaptively(dynamics, start, times, method, rtol, atol, norm)[-1]
-    latent = end[:, :dimensions].reshape(x.shape)
-    log_probs = (prior_logp or sde.prior_logp)(latent)[:, None] + end[:, dimensions:]  # (B, estimates)
-    log_prob = log_probs.mean(1)
-    if estimates > 1:
-        error = log_probs.std(1) / math.sqrt(estimates)
-    else:  # a single probe has no spread to measure: NaN, not a false 0
-        error = torch.full_like(log_prob, 0.0 if probes is None else math.nan)
-    to_bits = 1 / (dimensions * math.log(2))
-    return Likelihood(
-        log_prob=log_prob,
-        standard_error=error,
-        bits_per_dim=-(log_prob * to_bits + math.log2(bin_width)),
-        bits_standard_error=error * to_bits,
-        latent=latent.to(x.dtype),
-        nfe=nfe,
-    )
+    end = solve_adaptively(ode, ode.start(x), times, method, rtol, atol, ode.norm)[-1]
+    return ode.likelihood(end, prior_logp or sde.prior_logp, bin_width)

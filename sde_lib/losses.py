@@ -9,12 +9,12 @@ where σ score = -ε̂, the noise estimate. With SNR = (α/σ)² and σ̃ = σ/�
 denoiser's error is x̂_0 - x_0 = -σ̃ (ε̂ - ε): a weight of ‖x̂_0 - x_0‖² times σ̃² is that of the noise's error.
 
     weighting     w(t)                    what it is
-    plain         1                       every noise level counts alike; for a network that predicts ε,
+    plain         1                       every noise level counts equally; for a network that predicts ε,
                                           DDPM's L_simple
-    likelihood    g²/σ²                   D/2 times its integral over t bounds the negative log-likelihood up
-                                          to a constant
-    min_snr       min(SNR, γ)/SNR         min(SNR, γ) of ‖x̂_0 - x_0‖² (Hang et al., 2023): times with little
-                                          noise do not outweigh the rest
+    likelihood    g²/σ²                   D/2 times its integral over t bounds the negative log-likelihood
+                                          up to a constant
+    min_snr       min(SNR, γ)/SNR         min(SNR, γ) of ‖x̂_0 - x_0‖² (Hang et al., 2023): times with
+                                          little noise do not outweigh the rest
     edm           1 + (σ̃/σ_data)²         (σ̃² + σ_data²)/(σ̃ σ_data)² of ‖x̂_0 - x_0‖² (Karras et al., 2022):
                                           the plain error of the output of a network with EDM's
                                           preconditioning, which starts at 1 at every noise level
@@ -92,7 +92,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 def find_weighting(weighting: str | Weighting) -> Weighting:
-    """The weighting of a name, with its paper's numbers; one that is a function already, as it is.
+    """The weighting of a name, with the settings of its paper; a function is returned as it is.
 
     Raises:
         InputError: If the name is unknown.
@@ -107,8 +107,8 @@ def find_weighting(weighting: str | Weighting) -> Weighting:
 class LearnedUncertainty(nn.Module):
     """L/exp(u(σ̃)) + u(σ̃) with a learned u (Kendall et al., 2018; Karras et al., 2024, eq. 21).
 
-    At its minimum exp(u) is the mean of L at each noise level, so that all levels pull alike on the network
-    and go on doing so as it learns. u is a linear map of random Fourier features of log σ̃, zero at first.
+    At its minimum exp(u) is the mean of L at each noise level, so that all levels contribute equally to the
+    gradient, at every stage of training. u is a linear map of random Fourier features of log σ̃, initially 0.
 
     Args:
         sde: The SDE.
@@ -116,6 +116,9 @@ class LearnedUncertainty(nn.Module):
         scale: Standard deviation of their frequencies, in cycles per unit of log σ̃. EDM2's is 1 per unit of
             log(σ̃)/4.
     """
+
+    frequencies: Tensor
+    phases: Tensor
 
     def __init__(self, sde: SDE, features: int = 128, scale: float = 0.25) -> None:
         super().__init__()
@@ -160,7 +163,7 @@ def denoising_score_matching(
         Losses, shape (B,), averaged over the data dimensions.
 
     Raises:
-        InputError: If the weighting is unknown, or t or noise do not have the shape that x_0 asks for.
+        InputError: If the weighting is unknown, or t or noise do not fit the shape of x_0.
     """
     weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:

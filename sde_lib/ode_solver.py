@@ -1,4 +1,4 @@
-"""Solving the probability-flow ODE with torchdiffeq, for sampling and for likelihoods alike."""
+"""The probability-flow ODE solved with torchdiffeq, for sampling and for likelihoods."""
 
 from __future__ import annotations
 
@@ -58,9 +58,7 @@ def solve_adaptively(
     options = {"norm": norm, "step_t": times[-1:]}
     try:
         return odeint(dynamics, y, times, method=method, rtol=rtol, atol=atol, options=options)
-    except (
-        AssertionError
-    ) as error:  # torchdiffeq's word for a step size of 0, or for a state that is not finite
+    except AssertionError as error:  # how torchdiffeq reports a step size of 0 or a state that is not finite
         raise InputError(
             f"the ODE solver found no step that meets rtol={rtol} and atol={atol} ({error}): "
             "check that the score is finite, or raise the tolerances"

@@ -1,6 +1,6 @@
-"""The paths of later work as SDEs: the cosine schedule, EDM's, rectified flow.
+"""Paths of later papers as SDEs: the cosine schedule, EDM's path, rectified flow.
 
-Each is α(t), σ(t) and their derivatives; all else is the base class's.
+Each is α(t), σ(t) and their derivatives; the base class derives the rest.
 
 References:
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021),
@@ -30,8 +30,8 @@ class CosineVPSDE(VariancePreserving):
     """The variance-preserving SDE with α(t) = cos(π/2 (t + s)/(1 + s))/cos(π/2 s/(1 + s)), s = 0.008
     (Nichol & Dhariwal, 2021, eq. 17).
 
-    α(1) = 0, where no score tells of the data: the path ends at T = 0.9946, as in DPM-Solver, with α(T) =
-    0.008.
+    α(1) = 0, where x_t holds nothing of the data: the path ends at T = 0.9946, as in DPM-Solver, with
+    α(T) = 0.008.
 
     Args:
         N: Number of discretization steps.
@@ -64,7 +64,7 @@ class CosineVPSDE(VariancePreserving):
         return t * (self.N / self.T) - 1
 
     def step_index(self, t: Tensor) -> Tensor:
-        """Index k of the step with t in (t_{k-1}, t_k], forgiving the float32 rounding of grid times."""
+        """Index k of the step with t in (t_{k-1}, t_k]; tolerates float32 rounding of times on the grid."""
         return ((t.double() / self.T - 2e-7) * self.N).ceil().long().sub(1).clamp(0, self.N - 1)
 
     def _discrete_beta(self, k: Tensor) -> Tensor:
@@ -110,12 +110,10 @@ class EDMSDE(SDE):
 
 
 class RectifiedFlowSDE(SDE):
-    """The straight path α = 1 - t, σ = t, as an SDE with its marginals (Liu et al., 2023; Lipman et al.,
-    2023).
+    """The straight path α = 1 - t, σ = t as an SDE with its marginals.
 
-    Its probability-flow ODE is the flow of the velocity E[ε - x_0 | x_t]. α(1) = 0, where no score tells of
-    the
-    data: the path ends at T = 0.999.
+    Its probability-flow ODE is the flow of the velocity E[ε - x_0 | x_t] (Liu et al., 2023; Lipman et al.,
+    2023). α(1) = 0, where x_t holds nothing of the data: the path ends at T = 0.999.
 
     Args:
         N: Number of discretization steps.

@@ -14,7 +14,7 @@ costs D backward passes, by projections on random v with E v vᵀ = I, at one ba
 All three have the same expectation. `score` is score(x) where no time is given, and score(x, t) at a time;
 x then follows p_t. `perturbed_score_matching` brings them to all noise levels of an SDE, on the scale of
 `denoising_score_matching`, from which their expectation differs by a constant. On data without noise the
-score is fitted only where data are: benchmarks/low_density.py shows what comes of it.
+score is fitted only where data are: benchmarks/low_density.py shows the consequences.
 
 References:
     Estimation of Non-Normalized Statistical Models by Score Matching (Hyvärinen, 2005),
@@ -102,7 +102,7 @@ def perturbed_score_matching(
     weighting: str | Weighting = "plain",
     probes: Tensor | None = None,
 ) -> Tensor:
-    """2 λ(t) J(x_t)/D at x_t = α x_0 + σ ε: `denoising_score_matching` but for a term without the score.
+    """2 λ(t) J(x_t)/D at x_t = α x_0 + σ ε: `denoising_score_matching` up to a term without the score.
 
     Args:
         sde: The SDE that perturbs the data.

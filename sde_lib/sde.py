@@ -212,7 +212,7 @@ class SDE:
             log_snr: Values of log SNR, any shape.
 
         Returns:
-            Times in float64, same shape. By bisection, so that no SDE needs an inverse of its own.
+            Times in float64, same shape. By bisection, so that no SDE needs its own inverse.
         """
         target = log_snr.double()
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
@@ -320,7 +320,7 @@ class SDE:
         return t * (max(self.N - 1, 1) / self.T)
 
     def step_index(self, t: Tensor) -> Tensor:
-        """Index ⌊t (N - 1)/T⌋ of the discrete step at time t, forgiving the float32 rounding of times on the
+        """Index ⌊t (N - 1)/T⌋ of the discrete step at time t; tolerates the float32 rounding of times on the
         grid.
         """
         return (t * ((self.N - 1) / self.T) + 2e-7 * self.N).long().clamp(0, self.N - 1)
@@ -328,7 +328,7 @@ class SDE:
     def reverse(
         self, score_fn: ScoreFunction, probability_flow: bool = False, *, stochasticity: float = 1.0
     ) -> ReverseSDE:
-        """The reverse-time SDE that the score drives.
+        """The reverse-time SDE for a score.
 
         Args:
             score_fn: The score function `score(x, t)`.

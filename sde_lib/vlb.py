@@ -12,7 +12,7 @@ for continuous data it is the density. Its variance has β̃ of the step before,
 al.; Nichol & Dhariwal).
 
     L_vlb     = N L_k at a random k, unbiased for L_{N-1} + ... + L_0
-    L_hybrid  = L_simple + λ L_vlb, where L_vlb moves the variance alone    (Nichol & Dhariwal, 2021, eq. 16)
+    L_hybrid  = L_simple + λ L_vlb, where L_vlb trains only the variance    (Nichol & Dhariwal, 2021, eq. 16)
 
 and k may be drawn with probability ∝ √E[L_k²], from the last losses seen at each k (Section 3.3).
 
@@ -37,7 +37,7 @@ from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.likelihood import dequantize
 from score_diffusion.sde_lib.losses import denoising_score_matching
 from score_diffusion.sde_lib.random_streams import SampleNoise
-from score_diffusion.sde_lib.score_wrapper import score_and_fraction
+from score_diffusion.sde_lib.score_wrapper import in_dtype, score_and_fraction
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 _FAR = 1e30  # standard deviations: an open bin's end, finite so that its gradient is 0 and not NaN
@@ -129,7 +129,7 @@ def _last_variance(sde: SDE, t_1: Tensor, t_2: Tensor) -> Tensor:
 
 
 class _Evaluated:
-    """A score model's output at the one point where it has been evaluated, as a score function."""
+    """The output of a score model at one point, as a score function that is called only there."""
 
     def __init__(self, score: Tensor, fraction: Tensor) -> None:
         self._score, self._fraction = score, fraction
@@ -217,10 +217,10 @@ def variational_bound(
         variance: "small", "large" or "learned".
         clip: Bounds of x̂_0, as (-1, 1) for images; None for none.
         n_terms: None to evaluate every term, N evaluations per draw. Else the number of terms to draw at
-            random for each sample, stratified, likely ones being large: n_terms evaluations per draw, an
-            unbiased total with a larger standard error.
-        n_draws: Number of times that all is repeated, with noise of its own.
-        seed: Seed of noise and terms; those of sample k depend on (seed, first + k) alone.
+            random for each sample, stratified, large terms with a higher probability: n_terms evaluations per
+            draw, and an unbiased total with a larger standard error.
+        n_draws: Number of repetitions, each with its own noise.
+        seed: Seed of noise and terms; those of sample k depend only on (seed, first + k).
         first: Index of the first sample.
 
     Returns:
@@ -231,39 +231,49 @@ def variational_bound(
             option is unknown.
     """
     check_variance(variance)
-    times = chain_times(sde) if times is None else torch.as_tensor(times, dtype=torch.float64)
+    times = _check_times(sde, chain_times(sde) if times is None else times)
     x_0 = _check_data(x, n_levels)
-    if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all() or sde.sigma(times[-1]) != 0:
-        raise InputError(
-            "times must decrease to one where sigma is 0, as chain_times of a VPSDE or DDPM do; they do not "
-            f"for {sde}"
-        )
     if n_draws < 1 or (n_terms is not None and n_terms < 1):
         raise InputError(f"n_terms (or None) and n_draws must be at least 1, got {n_terms} and {n_draws}")
+    score = in_dtype(score, x_0.dtype)
     z = SampleNoise(seed, first, x_0.shape, x_0.device, x_0.dtype, purpose="bound")
 
     @torch.no_grad()
     def term(k: Tensor) -> Tensor:
         return vlb_terms(sde, score, x_0, times, k, z.normal(), n_levels, variance, clip)
 
-    prior = _prior_term(sde, x_0, times[0])
-    N = len(times) - 1
     if n_terms is None:
-        terms, estimates = _every_term(term, len(x_0), N, n_draws, x_0.device)
-    else:
-        u = SampleNoise(
-            seed, first, (len(x_0), n_draws * n_terms), x_0.device, torch.float64, purpose="terms"
-        ).normal()
-        terms, estimates = _drawn_terms(
-            term, torch.special.ndtr(u), _term_probabilities(sde, times).to(u.device)
-        )
-    error = estimates.std(1) / math.sqrt(estimates.shape[1]) if estimates.shape[1] > 1 else math.nan * prior
+        terms, estimates = _every_term(term, len(x_0), len(times) - 1, n_draws, x_0.device)
+        return _bound(sde, x_0, times, terms, estimates, n_draws * (len(times) - 1))
+    shape = (len(x_0), n_draws * n_terms)
+    u = SampleNoise(seed, first, shape, x_0.device, torch.float64, purpose="terms").normal()
+    p = _term_probabilities(sde, times).to(u.device)
+    terms, estimates = _drawn_terms(term, torch.special.ndtr(u), p)
+    return _bound(sde, x_0, times, terms, estimates, n_draws * n_terms)
+
+
+def _bound(
+    sde: SDE, x_0: Tensor, times: Tensor, terms: Tensor, estimates: Tensor, nfe: int
+) -> VariationalBound:
+    """The bound of terms L_0..L_{N-1}, (B, N), and of estimates of their sum, (B, J)."""
+    prior = _prior_term(sde, x_0, times[0])
+    J = estimates.shape[1]
     return VariationalBound(
         terms=torch.cat([prior[:, None], terms.flip(1)], 1),
         total=prior + estimates.mean(1),
-        standard_error=error,
-        nfe=n_draws * (N if n_terms is None else n_terms),
+        standard_error=estimates.std(1) / math.sqrt(J) if J > 1 else torch.full_like(prior, math.nan),
+        nfe=nfe,
     )
+
+
+def _check_times(sde: SDE, times: Tensor) -> Tensor:
+    times = torch.as_tensor(times, dtype=torch.float64)
+    if times.ndim != 1 or len(times) < 2 or not (times.diff() < 0).all() or sde.sigma(times[-1]) != 0:
+        raise InputError(
+            "times must decrease to one where sigma is 0, as chain_times of a VPSDE or DDPM do; they do not "
+            f"for {sde}"
+        )
+    return times
 
 
 def _check_data(x: Tensor, n_levels: int | None) -> Tensor:
@@ -295,12 +305,9 @@ def _every_term(
     term: Callable, batch: int, N: int, n_draws: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
     """Mean terms (B, N) and total of each draw (B, n_draws)."""
-    mean, totals = 0.0, []
-    for _ in range(n_draws):
-        terms = torch.stack([term(torch.full((batch,), k, device=device)) for k in range(N)], 1)
-        mean = mean + terms / n_draws
-        totals.append(terms.sum(1))
-    return mean, torch.stack(totals, 1)
+    steps = [torch.full((batch,), k, device=device) for k in range(N)]
+    terms = torch.stack([torch.stack([term(k) for k in steps], 1) for _ in range(n_draws)])
+    return terms.mean(0), terms.sum(2).T
 
 
 def _drawn_terms(term: Callable, u: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:
