@@ -49,7 +49,7 @@ def class_indices(labels: np.ndarray, distinct: np.ndarray, source: str) -> Tens
     """
     if labels.dtype.kind != distinct.dtype.kind and "U" in (labels.dtype.kind, distinct.dtype.kind):
         raise UserError(
-            f"{source} must be labels as of the training set, {distinct.dtype}, got {labels.dtype}"
+            f"{source} must be labels as those of the training set, {distinct.dtype}, got {labels.dtype}"
         )
     indices = np.searchsorted(distinct, labels).clip(max=len(distinct) - 1)
     unknown = labels[distinct[indices] != labels]

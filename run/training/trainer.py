@@ -100,7 +100,7 @@ class Trainer:
         self.feed = make_feed(dataset.train, section.batch_size, config.seed, device)
         self.running = Running(self.sde, self.times.first, section.batch_size).to(device)
         self.step = 0
-        self._held_out = self._draw_held_out(dataset.test[: section.held_out].to(device))
+        self._held_out = self._draw_held_out(dataset.held_out[: section.held_out].to(device))
 
     @property
     def ema(self) -> Average:

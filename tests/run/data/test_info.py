@@ -82,6 +82,7 @@ def test_a_run_refuses_other_data_with_a_test_set(cli: Callable, tmp_path: Path,
         assert "of other content" in refused(cli(mode, workdir, other, *arguments))
 
 
+@pytest.mark.slow
 def test_ranks_with_other_data_end_before_the_first_step(tmp_path: Path):
     """8x8 images on rank 0 and 8x16 ones, or others of 8x8, on rank 1."""
     (tmp_path / "mine.py").write_text(

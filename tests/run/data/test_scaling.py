@@ -166,10 +166,12 @@ def test_likelihoods_are_of_the_users_units(tmp_path: Path):
     plus the sum of log(scale).
     """
     data = load(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(2000, 2)) * [20, 0.03] + 9)
-    sde = build_sde(load_config("vpsde").sde)
+    config = load_config("vpsde")
+    config.sde.N = 40
+    sde = build_sde(config.sde)
     score = GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score(sde)
     trained = TrainedModel(score, sde, DataInfo.of(data), 0, 1e-5)
-    held_out = data.test[:100]
+    held_out = data.test[:60]
     test = data.scaling.stored_to_user(held_out).numpy()
     (mean, std), log_scale = (
         np.array([data.scaling.shift, data.scaling.scale]),
@@ -195,6 +197,7 @@ def test_likelihoods_are_of_the_users_units(tmp_path: Path):
         assert ours.mean == pytest.approx(sum(term.mean for term in ours.terms.values()))
 
 
+@pytest.mark.slow
 def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The inputs of a new user: numbers from 5000 to 6000, beside a column of a thousandth."""
     rng = np.random.default_rng(0)
@@ -229,6 +232,7 @@ def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pyt
     assert real["sliced_wasserstein"] > 1  # in the user's units
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(1, 16), (2, 8, 8), (1, 8, 8, 8)], ids=str)
 def test_signals_images_and_fields_go_through_all_modes(shape: tuple, cli: Callable, tmp_path: Path):
     values = np.random.default_rng(0).normal(size=(40, *shape)) * 50 + 300
