@@ -18,9 +18,6 @@ TOO_LONG = {  # to be shortened: this list only shrinks
     "samplers/adaptive.py: solve_each",
     "samplers/base.py: __call__",
     "samplers/fit_grid.py: fit_grid",
-    "sde_lib/likelihood.py: log_likelihood",
-    "sde_lib/sde.py",
-    "sde_lib/vlb.py: variational_bound",
 }
 
 

@@ -40,7 +40,7 @@ def test_sampling_writes_picture_and_array(sampler: str, cli: Callable, trained:
     levels = (samples + 1) * 8
     np.testing.assert_allclose(levels, levels.round().clip(0, 16), atol=1e-5)
     assert str(arrays["sampler"]) == sampler and arrays["seed"] == 0 and arrays["training_steps"] == 8
-    exact = {"pc": 9, "ald": 5, "cas": 4, "ddpm": 4}  # 4 steps, and a denoising where there is noise left
+    exact = {"pc": 9, "ald": 6, "cas": 5, "ddpm": 4}  # 4 steps, and a denoising where there is noise left
     per_step = SAMPLERS[sampler].nfe_per_step
     if per_step is None:
         assert arrays["nfe"] > 6
@@ -77,7 +77,7 @@ def test_nfe_and_grid_from_the_command_line(cli: Callable, trained: Path, capsys
 
 def test_fitted_grid_is_kept_with_the_run(cli: Callable, trained: Path, capsys):
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
-    assert "fitted grid of 3 steps kept" in capsys.readouterr().out
+    assert "fitted grid of 3 steps saved" in capsys.readouterr().out
     times = json.loads((trained / "grids/eabm-3.json").read_text())["times"]
     assert len(times) == 4 and times[0] == 1 and times[-1] == 1e-3 and times == sorted(times, reverse=True)
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
@@ -99,7 +99,7 @@ def test_list_of_samplers(capsys):
 def test_every_predictor_and_corrector(
     predictor: str, corrector: str, cli: Callable, trained: Path, refused: Callable
 ):
-    keys = (f"--config.sampling.predictor={predictor}", f"--config.sampling.corrector={corrector}")
+    keys = (f"--config.sampling.pc.predictor={predictor}", f"--config.sampling.pc.corrector={corrector}")
     code = cli("sample", trained, "--sampler=pc", *keys, "--config.sampling.num_samples=1")
     if predictor == corrector == "none":
         assert "none" in refused(code)
@@ -246,7 +246,7 @@ def test_a_dry_run_writes_nothing(
             ["--mode", "train", "--config", "toy2d", "--config.sde.N=auto"],
             "'sde.N' must be an integer, got 'auto'",
         ),
-        (["--mode", "train", "--config.sampling.clip=-1"], "must be a number of at least 0"),
+        (["--mode", "train", "--config.sampling.nfe=-1"], "must be an integer of at least 0"),
         (["--mode", "train", "--workdir", "file"], "file"),
         (["--mode", "train", "--workdir", "file/below"], "file"),
     ],
@@ -264,25 +264,29 @@ def test_bad_input_ends_in_one_sentence(
     ("mode", "arguments", "message"),
     [
         ("sample", ["--sampler", "magic"], "choose one of eabm"),
-        ("sample", ["--sampler=pc", "--config.sampling.predictor=magic"], "euler_maruyama"),
+        ("sample", ["--sampler=pc", "--config.sampling.pc.predictor=magic"], "euler_maruyama"),
         ("sample", ["--grid=magic"], "clock, uniform, quadratic, log_snr"),
         ("sample", ["--sampler=heun", "--nfe=2"], "one step costs 3 evaluations"),
         ("sample", ["--sampler=ode", "--nfe=20"], "set rtol and atol instead"),
         ("sample", ["--sampler=pc", "--grid=fitted"], "fitted for deterministic samplers"),
         ("sample", ["--nfe=many"], "nfe"),
-        ("sample", ["--config.sampling.ode_method=magic", "--sampler=ode"], "dopri5"),
+        ("sample", ["--config.sampling.ode.method=magic", "--sampler=ode"], "dopri5"),
         ("sample", ["--config.sampling.steps=-1"], "steps"),
         ("sample", ["--sampler=ddpm", "--config.sampling.steps=1000"], "1..999"),
-        ("sample", ["--sampler=ddpm", "--config.sampling.variance=magic"], "small, large, learned"),
-        ("sample", ["--sampler=ddpm", "--config.sampling.variance=learned"], "learned_variance=True"),
-        ("sample", ["--sampler=ddim", "--config.sampling.eta=2"], "eta"),
-        ("sample", ["--sampler=ald", "--config.sampling.ald_grid=magic"], "unknown grid 'magic'"),
-        ("sample", ["--sampler=ald", "--config.sampling.ald_step_size=x"], "must be a number, or auto"),
-        ("sample", ["--sampler=cas", "--config.sampling.cas_step_size=0.5"], "step_size must lie in"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.ddpm.variance=magic"], "small, large, learned"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.ddpm.variance=learned"], "learned_variance=True"),
+        ("sample", ["--sampler=ddim", "--config.sampling.ddim.eta=2"], "eta"),
+        (
+            "sample",
+            ["--config.sampling.pc.snr=0.2"],
+            "is an option of sampler 'pc', and the sampler is 'eabm'",
+        ),
+        ("sample", ["--sampler=ald", "--config.sampling.ald.step_size=x"], "must be a number, or auto"),
+        ("sample", ["--sampler=cas", "--config.sampling.cas.step_size=0.5"], "step_size must lie in"),
         ("likelihood", ["--config.likelihood.method=magic"], "ode, bound, both"),
         ("likelihood", ["--config.likelihood.dequantization=magic"], "uniform, gaussian"),
         ("likelihood", ["--config.likelihood.bound_draws=0"], "at least 1"),
-        ("sample", ["--sampler=pc", "--config.sampling.snr=-1"], "snr"),
+        ("sample", ["--sampler=pc", "--config.sampling.pc.snr=-1"], "snr"),
         ("sample", ["--config.training.steps=3"], "cannot change after training"),
         ("sample", ["--config.sampling.num=3"], "did you mean"),
         ("likelihood", ["--config.likelihood.divergence=magic"], "hutchinson, exact"),

@@ -106,7 +106,7 @@ def test_arguments_that_are_left_out_have_their_defaults(tmp_path: Path):
         ("training", "stepz", 7, "did you mean 'training.steps'"),
         ("sde", "sigma_min", 0.1, "sde 'vpsde' has no sde.sigma_min; it takes beta_min, beta_max, N"),
         ("model", "depth", 3, "model 'unet' has no model.depth; it takes channels, multipliers"),
-        ("model", "name", "resnet", "unknown model.name 'resnet'; choose one of unet, ncsn"),
+        ("model", "name", "resnet", "unknown model.name 'resnet'; choose one of unet, "),
     ],
 )
 def test_a_file_with_wrong_keys_is_refused(
@@ -138,3 +138,26 @@ def test_a_relative_data_path_is_made_absolute():
     config = apply_overrides(load_config("vpsde"), [("data.path", "mine.npz")])
     assert Path(config.data.path) == Path("mine.npz").resolve()
     assert isinstance(config, ConfigDict)
+
+
+def test_options_of_a_sampler_are_keys_of_its_own():
+    config = apply_overrides(
+        load_config("vpsde"),
+        [("sampling.pc.snr", "0.2"), ("sampling.sampler", "pc"), ("sampling.steps", "9")],
+    )
+    assert config.sampling.pc.snr == 0.2 and config.sampling.pc.predictor == "reverse_diffusion"
+    with pytest.raises(
+        UserError, match="option of sampler 'pc', and the sampler is 'heun': add --sampler pc"
+    ):
+        apply_overrides(config, [("sampling.pc.snr", "0.3"), ("sampling.sampler", "heun")])
+    with pytest.raises(UserError, match="did you mean 'sampling.pc.snr'"):
+        apply_overrides(config, [("sampling.snr", "0.3")])
+
+
+def test_a_grid_belongs_to_the_sampler_it_was_chosen_for():
+    ncsn = load_config("ncsn")
+    assert (ncsn.sampling.sampler, ncsn.sampling.grid) == ("ald", "chain")
+    assert apply_overrides(ncsn, [("sampling.sampler", "ald")]).sampling.grid == "chain"
+    assert apply_overrides(ncsn, [("sampling.sampler", "pc")]).sampling.grid == "auto"
+    both = [("sampling.grid", "karras"), ("sampling.sampler", "pc")]
+    assert apply_overrides(ncsn, both).sampling.grid == "karras"

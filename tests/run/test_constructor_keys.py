@@ -8,8 +8,16 @@ import pytest
 
 from score_diffusion.run.build import MODELS, SDES
 from score_diffusion.run.config import load_config
-from score_diffusion.run.constructor_keys import argument_keys, arguments, declared_keys, explanations
+from score_diffusion.run.constructor_keys import (
+    argument_keys,
+    arguments,
+    declared_keys,
+    explanations,
+    sampler_keys,
+)
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.keys import SAMPLES
+from score_diffusion.samplers import SAMPLERS
 
 
 class Documented:
@@ -77,3 +85,12 @@ def test_all_keys_of_a_configuration():
 def test_arguments_of_one_network_do_not_leak_into_another():
     both = declared_keys(load_config("vpsde")) | declared_keys(load_config("toy2d"))
     assert "model.depth" in both and "model.depth" not in declared_keys(load_config("vpsde"))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_options_of_every_sampler_are_keys(name: str):
+    for option in SAMPLERS[name].options.values():
+        key = sampler_keys()[f"sampling.{name}.{option.name}"]
+        key.check(option.name, option.default)
+        assert key.default == option.default and 5 < len(key.explanation) and key.explanation[-1] != "."
+        assert key.modes == SAMPLES and key.may_change

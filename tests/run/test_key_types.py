@@ -8,6 +8,8 @@ import pytest
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import Key, describe, fits, parse
 
+INTERVALS = Sequence[tuple[float, float, int, int]]
+
 
 @pytest.mark.parametrize(
     ("text", "kind", "value"),
@@ -30,6 +32,10 @@ from score_diffusion.run.key_types import Key, describe, fits, parse
         ("0.5", float | Literal["auto"], 0.5),
         ("b", Literal["a", "b"], "b"),
         ("[1, 'x']", object, [1, "x"]),
+        ("0.1,0.3,3,4", INTERVALS, ((0.1, 0.3, 3, 4),)),
+        ("(0.1,0.3,3,4),(1,2,3,4)", INTERVALS, ((0.1, 0.3, 3, 4), (1, 2, 3, 4))),
+        ("1", float | tuple[float, float] | None, 1.0),
+        ("-1,1", float | tuple[float, float] | None, (-1, 1)),
     ],
 )
 def test_a_text_spells_a_value_of_the_type(text: str, kind: object, value: object):
@@ -50,6 +56,8 @@ def test_a_text_spells_a_value_of_the_type(text: str, kind: object, value: objec
         ("x", int | None),
         ("automatic", float | Literal["auto"]),
         ("c", Literal["a", "b"]),
+        ("0.1,0.3,3", INTERVALS),
+        ("0.1,0.3,3,4.5", INTERVALS),
     ],
 )
 def test_a_text_of_another_type_is_refused(text: str, kind: object):

@@ -8,13 +8,14 @@ from typing import get_args
 
 import pytest
 
+from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
 from score_diffusion.run.configs import base
 from score_diffusion.run.data.decoding import MODES as CHANNELS
 from score_diffusion.run.data.options import CROPS
 from score_diffusion.run.distributed.model import PARALLEL
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.scoring import DEQUANTIZATIONS, METHODS
+from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
 from score_diffusion.run.keys import KEYS, MODES, keys_in_words, refuse_unused
 from score_diffusion.run.training.objectives import OBJECTIVES, TIMES
@@ -54,7 +55,7 @@ def test_an_experiment_starts_from_the_declared_defaults():
         ("training.objective", OBJECTIVES, ()),
         ("sampling.checkpoint", CHECKPOINTS, ()),
         ("sampling.grid", GRIDS, ("fitted", "auto")),
-        ("likelihood.method", METHODS, ()),
+        ("likelihood.method", FIGURES, ()),
         ("likelihood.dequantization", DEQUANTIZATIONS, ()),
         ("likelihood.variance", VARIANCES, ()),
     ],
@@ -90,7 +91,9 @@ def test_a_mode_refuses_the_keys_that_it_does_not_use(name: str, mode: str, mess
 
 def test_the_keys_of_a_mode_in_words():
     assert keys_in_words("report", KEYS) == "no keys"
-    assert keys_in_words("evaluate", KEYS) == "data.path, data.memory_gib, data.workers, sampling.*"
+    assert keys_in_words("sample", KEYS) == "sampling.*"
+    assert keys_in_words("evaluate", KEYS).startswith("data.path, ")
+    assert keys_in_words("evaluate", KEYS).endswith("data.workers, sampling.*")
     assert keys_in_words("train", KEYS).split(", ") == [
         *("seed", "data.*", "sde.*", "model.*", "training.*", "sampling.*", "likelihood.*")
     ]

@@ -15,9 +15,8 @@ def get_config() -> ConfigDict:
     config.training.update(
         steps=8, batch_size=8, warmup_steps=2, log_every=3, sample_every=8, checkpoint_every=4
     )
-    config.sampling.update(
-        num_samples=5, batch_size=3, steps=4, ald_levels=3, ald_steps_each=1, rtol=1e-2, atol=1e-2
-    )
-    config.sampling.update(cas_levels=3, cas_step_size=2.0)  # levels so far apart leave no other choice
+    config.sampling.update(num_samples=5, batch_size=3, steps=4)
+    config.sampling.ald.n_steps_each = 1
+    config.sampling.ode.update(rtol=1e-2, atol=1e-2)
     config.likelihood.update(num_images=4, batch_size=3, rtol=1e-2, atol=1e-2)
     return config

@@ -43,7 +43,6 @@ def one_step(predictor, sde, t, s):
     return LinearSampler(sde, times, predictor.stages)
 
 
-@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize(
     "predictor", [EulerMaruyama(), EulerMaruyama(0.0), ReverseDiffusion(), ReverseDiffusion(0.5), Ancestral()]
@@ -104,7 +103,6 @@ def correct(corrector, sde, t, score, x):
     return corrector.step(CountedScore(score, len(x)), x, point, noise, torch.ones(len(x), 1).double())[0]
 
 
-@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize(
     "corrector", [Langevin(0.1, 1000), AnnealedLangevin(0.1, 1000)], ids=["langevin", "ald"]
@@ -130,7 +128,6 @@ def test_langevin_does_not_freeze_outliers_or_explode_on_zero_scores():
     assert correct(Langevin(0.16, 50), sde, 0.9, lambda x, t: 0 * x, start).isfinite().all()
 
 
-@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize("law", [ring(), images()], ids=["ring", "images"])
 @pytest.mark.parametrize("kind", ["pc", "ode", "ald"])
@@ -149,7 +146,6 @@ def test_mixtures_are_sampled_at_the_floor(sde, law, kind):
     assert sliced_wasserstein(samples, law.sample(n, seed=77)) < 2 * sampling_floor(law, n)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)]
 )

@@ -76,14 +76,14 @@ def test_ratio_solves_the_equation(dimension: int) -> None:
     root = math.sqrt(2 * dimension)
 
     def excess(gamma: float) -> float:
-        return norm.cdf(root * (gamma - 1) + 3 * gamma) - norm.cdf(root * (gamma - 1) - 3 * gamma) - 0.5
+        return norm.cdf(root * (gamma - 1) + 3 * gamma) - norm.cdf(root * (gamma - 1) - 3 * gamma) - 0.567
 
     gamma = level_ratio(dimension)
     assert abs(excess(gamma)) < 1e-9
     assert gamma == pytest.approx(brentq(excess, 1, 100, xtol=1e-14), rel=1e-9)
-    # the upper end of the shell contributes nothing in high dimensions: √(2D) (γ - 1) = 3γ
+    # the upper end of the shell contributes nothing in high dimensions: √(2D) (γ - 1) = 3γ - Φ⁻¹(0.567)
     if dimension > 50:
-        assert gamma == pytest.approx(root / (root - 3), rel=1e-6)
+        assert gamma == pytest.approx((root - norm.ppf(0.567)) / (root - 3), rel=1e-6)
 
 
 def test_ratio_is_the_overlap_of_real_gaussians() -> None:
@@ -91,19 +91,20 @@ def test_ratio_is_the_overlap_of_real_gaussians() -> None:
     gamma = level_ratio(D)
     radius = torch.randn(20000, D, generator=generator).norm(dim=1) * gamma  # σ_{i-1} = γ, σ_i = 1
     within = ((radius - math.sqrt(D)).abs() < 3 * gamma / math.sqrt(2)).double()
-    assert abs(within.mean() - 0.5) < 4 * 0.5 / math.sqrt(20000) + 0.01  # 0.01: radii are normal but nearly
+    assert abs(within.mean() - 0.567) < 4 * 0.5 / math.sqrt(20000) + 0.01  # 0.01: radii are normal but nearly
 
 
-def test_numbers_of_levels_are_near_those_of_the_paper() -> None:
-    # which solve the equation but roughly: "≈ 0.5"
-    table = ((3072, 50, 232), (12288, 90, 500), (49152, 190, 1086), (196608, 348, 2311))
-    for dimension, sigma_max, L in table:
-        assert 0.93 < number_of_levels(sigma_max, 0.01, dimension) / L <= 1
+def test_numbers_of_levels_are_the_papers() -> None:
+    """σ_1 and L of Song & Ermon (2020) for CIFAR-10, CelebA, LSUN church, LSUN tower and FFHQ; σ_L = 0.01."""
+    table = ((32, 50, 232), (64, 90, 500), (96, 140, 788), (128, 190, 1086), (256, 348, 2311))
+    for side, sigma_max, L in table:
+        assert number_of_levels(sigma_max, 0.01, 3 * side**2) == L
 
 
-def test_number_of_levels_is_the_least() -> None:
+def test_number_of_levels_is_the_largest_with_that_ratio() -> None:
     L, gamma = number_of_levels(10, 0.02, 64), level_ratio(64)
-    assert (10 / 0.02) ** (1 / (L - 1)) <= gamma < (10 / 0.02) ** (1 / (L - 2))
+    assert (10 / 0.02) ** (1 / L) < gamma <= (10 / 0.02) ** (1 / (L - 1))
+    assert number_of_levels(1.01, 1, 64) == 2  # a ratio below γ still needs both ends
 
 
 def test_ncsnv2_levels() -> None:

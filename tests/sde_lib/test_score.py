@@ -20,9 +20,7 @@ every_prediction = pytest.mark.parametrize("prediction", PREDICTIONS)
 
 
 class ExactNet(nn.Module):
-    """A network that outputs what its prediction type asks for, of an exact law, from what a network sees
-    alone.
-    """
+    """A network that outputs what its prediction type asks for, of an exact law, from its inputs only."""
 
     def __init__(self, law, sde, prediction):
         super().__init__()
@@ -106,7 +104,7 @@ def test_noise_inputs_are_the_labels_of_the_papers():
     torch.testing.assert_close(label("position", VPSDE()), torch.tensor([999.0, 499.5, 0.999]))
     torch.testing.assert_close(label("step", DDPM(linear_betas(1000))), torch.tensor([999.0, 499.0, 0.0]))
     torch.testing.assert_close(label("reversed_step", VESDE()), torch.tensor([0.0, 500.0, 998.0]))
-    # For data in [-1, 1] all σ are twice those for [0, 1], whose logarithm its networks are told.
+    # For data in [-1, 1] all σ are twice those for [0, 1], whose logarithm is the noise input.
     torch.testing.assert_close(
         label("log_half_level", VESDE(0.02, 100.0)), torch.tensor([50, 0.707107, 0.0100855]).log()
     )
@@ -246,6 +244,51 @@ def test_network_runs_in_its_own_dtype():
         torch.randn(3, 2, dtype=torch.float64), torch.rand(3, dtype=torch.float64)
     )
     assert score.dtype == torch.float64
+
+
+# Options.
+
+
+def test_score_model_with_learned_variance():
+    sde = DDPM(linear_betas(100))
+    doubling = Given(lambda x, noise: torch.cat([x, torch.full_like(x, 2 * 0.3 - 1)], dim=1))  # v = 0.3
+    model = ScoreModel(doubling, sde, prediction="x0", learned_variance=True)
+    x, t = torch.rand(2, 3, 4, 4, dtype=torch.float64), torch.tensor([0.2, 0.7])
+    score, v = model.score_and_fraction(x, t)
+    torch.testing.assert_close(v, torch.full_like(x, 0.3))
+    torch.testing.assert_close(score, model(x, t))
+    torch.testing.assert_close(model.denoise(x, t), x)
+    with pytest.raises(ValueError, match=r"must return twice the channels of its input, \(2, 6, 4, 4\)"):
+        ScoreModel(_Echo(), sde, learned_variance=True)(x, t)
+
+
+class _Echo(nn.Module):
+    seen: torch.Tensor
+
+    def forward(self, x, noise, cond=None):
+        self.seen = x
+        return x
+
+
+@pytest.mark.parametrize("prediction", ["noise", "v"])
+def test_unscaled_input(prediction):
+    """scale_input=False shows the network x_t itself and does not change the meaning of its output."""
+    sde, x, t = VESDE(), 30 * torch.rand(2, 3), torch.tensor([0.9, 1.0])
+    net = _Echo()
+    ScoreModel(net, sde, prediction)(x, t)
+    assert net.seen.abs().max() < 2
+    raw = ScoreModel(net, sde, prediction, scale_input=False)
+    raw(x, t)
+    torch.testing.assert_close(net.seen, x)
+
+    class Zero(nn.Module):
+        def forward(self, x, noise, cond=None):
+            return 0 * x
+
+    torch.testing.assert_close(
+        ScoreModel(Zero(), sde, prediction)(x, t),
+        ScoreModel(Zero(), sde, prediction, scale_input=False)(x, t),
+    )
 
 
 def test_errors():

@@ -38,13 +38,13 @@ def test_images_are_kept_as_they_are():
 
 def test_sixteen_bits_give_their_high_byte():
     levels = np.array([[0, 255, 256, 1000, 65279, 65535]], np.uint16)
-    for image in (
-        Image.fromarray(levels),
-        Image.fromarray(levels.astype(np.int32)),
-        reopened(Image.fromarray(levels)),
+    for image, bits in (
+        (Image.fromarray(levels), 0),
+        (Image.fromarray(levels.astype(np.int32)), 16),  # of 32 bits, which say nothing
+        (reopened(Image.fromarray(levels)), 0),
     ):
-        assert ImagePreparation()(image).tolist() == [[[0, 0, 1, 3, 254, 255]]]
-        assert ImagePreparation(channels=3)(image)[2].tolist() == [[0, 0, 1, 3, 254, 255]]
+        assert ImagePreparation(bits=bits)(image).tolist() == [[[0, 0, 1, 3, 254, 255]]]
+        assert ImagePreparation(channels=3, bits=bits)(image)[2].tolist() == [[0, 0, 1, 3, 254, 255]]
 
 
 def test_floating_point_pixels_are_refused():
@@ -78,8 +78,9 @@ def test_alpha_is_kept_where_it_is_asked_for():
     "mode", sorted({*GREY_MODES, *ALPHA_MODES, "RGB", "P", "CMYK", "YCbCr"} - {"La", "I;16N"})
 )
 def test_the_header_tells_the_shape(mode: str, channels: int):
-    image = Image.new(mode, (9, 6))
-    for prepare in (ImagePreparation(channels=channels), ImagePreparation((4, 5), "none", channels)):
+    image, bits = Image.new(mode, (9, 6)), 16 if mode == "I" else 0
+    for size in (None, (4, 5)):
+        prepare = ImagePreparation(size, "none", channels, bits)
         assert prepare(image.copy()).shape == prepare.shape(image)
         assert prepare(image.copy()).dtype == np.uint8
 

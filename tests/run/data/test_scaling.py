@@ -19,12 +19,16 @@ from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Moments, Scaling
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.scoring import bound_held_out, score_held_out
+from score_diffusion.run.inference.scoring import (
+    GaussianDequantization,
+    Scores,
+    UniformDequantization,
+    bound_held_out,
+    score_held_out,
+)
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.main import main
 from score_diffusion.sde_lib import GaussianMixture
-
-CPU = torch.device("cpu")
 
 
 def load(path: Path, array: np.ndarray, **keys: object) -> Dataset:
@@ -162,35 +166,38 @@ def test_likelihoods_are_of_the_users_units(tmp_path: Path):
     plus the sum of log(scale).
     """
     data = load(tmp_path / "a.npy", np.random.default_rng(0).normal(size=(2000, 2)) * [20, 0.03] + 9)
-    sde, config = build_sde(load_config("vpsde").sde), load_config("vpsde")
-    config.likelihood.update(divergence="exact", num_images=100, batch_size=100)
+    config = load_config("vpsde")
+    config.sde.N = 40
+    sde = build_sde(config.sde)
     score = GaussianMixture(torch.zeros(1, 2), torch.ones(1)).score(sde)
     trained = TrainedModel(score, sde, DataInfo.of(data), 0, 1e-5)
-    test = data.scaling.stored_to_user(data.test[:100]).numpy()
+    held_out = data.test[:60]
+    test = data.scaling.stored_to_user(held_out).numpy()
     (mean, std), log_scale = (
         np.array([data.scaling.shift, data.scaling.scale]),
         np.log(data.scaling.scale).sum(),
     )
+
+    def scores(model: TrainedModel, dequantize: Callable = UniformDequantization) -> Scores:
+        options = dict(batch_size=100, seed=0, divergence="exact")
+        return score_held_out(model, held_out, dequantize(model, 0), **options)
+
     truth = (0.5 * ((test - mean) / std) ** 2 + np.log(std) + 0.5 * math.log(2 * math.pi)).sum(1)
-    ode = score_held_out(trained, data, config.likelihood, CPU)
-    np.testing.assert_allclose(ode.values, truth, atol=0.01)
-    bare = replace(data, scaling=Scaling())
-    of_bare = replace(trained, data=DataInfo.of(bare))
-    for dequantization in ("uniform", "gaussian"):
-        config.likelihood.dequantization = dequantization
-        ours, theirs = (
-            score_held_out(t, d, config.likelihood, CPU) for t, d in ((trained, data), (of_bare, bare))
-        )
+    np.testing.assert_allclose(scores(trained).values, truth, atol=0.01)
+    of_bare = replace(trained, data=DataInfo.of(replace(data, scaling=Scaling())))
+    for dequantize in (UniformDequantization, GaussianDequantization):
+        ours, theirs = scores(trained, dequantize), scores(of_bare, dequantize)
         np.testing.assert_allclose(ours.values - theirs.values, log_scale, rtol=1e-9)
-    for terms in (0, 20):
-        config.likelihood.bound_terms = terms
+    for terms in (None, 20):
         ours, theirs = (
-            bound_held_out(t, d, config.likelihood, CPU) for t, d in ((trained, data), (of_bare, bare))
+            bound_held_out(model, held_out, batch_size=100, seed=0, n_terms=terms)
+            for model in (trained, of_bare)
         )
         np.testing.assert_allclose(ours.values - theirs.values, log_scale, rtol=1e-9)
         assert ours.mean == pytest.approx(sum(term.mean for term in ours.terms.values()))
 
 
+@pytest.mark.slow
 def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """The inputs of a new user: numbers from 5000 to 6000, beside a column of a thousandth."""
     rng = np.random.default_rng(0)
@@ -225,7 +232,8 @@ def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pyt
     assert real["sliced_wasserstein"] > 1  # in the user's units
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8)], ids=str)
+@pytest.mark.slow
+@pytest.mark.parametrize("shape", [(1, 16), (2, 8, 8), (1, 8, 8, 8)], ids=str)
 def test_signals_images_and_fields_go_through_all_modes(shape: tuple, cli: Callable, tmp_path: Path):
     values = np.random.default_rng(0).normal(size=(40, *shape)) * 50 + 300
     np.save(tmp_path / "a.npy", values.astype(np.float32))

@@ -104,7 +104,7 @@ def test_an_image_stays_on_its_side_of_the_split_as_others_come(tmp_path: Path):
     for file in sorted(few.rglob("*.png"))[::2]:
         file.unlink()
     names = {
-        path: {data.test.source._images.names[row] for row in data.test.indices}
+        path: {data.test.source._images.name(int(i)).split()[1] for i in data.test.indices}
         for path, data in ((path, load(path, 0.0)) for path in (few, many))
     }
     remaining = {file.relative_to(few).as_posix() for file in few.rglob("*.png")}

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +14,9 @@ from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.user_function import absolute
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.main import main
+
+TINY = str(Path(__file__).parents[1] / "tiny.py")
 
 MODULE = """
 import numpy as np, torch
@@ -105,3 +111,33 @@ def test_mapped_arrays_of_a_function_are_streamed(tmp_path: Path):
     data = load(f"{tmp_path}/mapped.py:load", memory_gib=0.0)
     points = data.scaling.stored_to_user(torch.cat([data.train[:], data.test[:]]))
     np.testing.assert_allclose(sorted(points[:, 0].tolist()), np.arange(0, 80, 2), atol=1e-5)
+
+
+def test_a_run_that_somebody_sent_calls_no_function(
+    trained: Path, module: Path, tmp_path: Path, refused: Callable
+):
+    """Nor does it import the module; a function on the command line or in a configuration file is called."""
+    marker = tmp_path / "executed"
+    (tmp_path / "evil.py").write_text(f"open({str(marker)!r}, 'w')\ndef load(): open({str(marker)!r}, 'w')\n")
+    config = json.loads((trained / "config.json").read_text())
+    for function in (f"{tmp_path / 'evil.py'}:load", "antigravity:fly_away", "os.path:exists"):
+        config["data"]["path"] = function
+        (trained / "config.json").write_text(json.dumps(config))
+        for mode in ("likelihood", "evaluate", "train", "data"):
+            run = ["--mode", mode, "--workdir", str(trained)]
+            for arguments in (run, [*run, "--dry_run"]):
+                sentence = refused(main(arguments))
+                assert f"names the Python function {function} as its data" in sentence
+        assert main(["--mode", "sample", "--workdir", str(trained)]) == 0  # reads no data
+    assert not marker.exists() and "antigravity" not in sys.modules
+    named = f"--config.data.path={tmp_path / 'evil.py'}:load"
+    assert "it returned array: NoneType" in refused(
+        main(["--mode", "data", "--workdir", str(trained), named])
+    )
+    assert marker.exists()
+    (tmp_path / "mine_config.py").write_text(
+        f"import runpy\nconfig = runpy.run_path({TINY!r})['get_config']()\n"
+        f"config.data.path = {str(module) + ':pair'!r}\ndef get_config(): return config\n"
+    )
+    own = ["--config", str(tmp_path / "mine_config.py"), "--workdir", str(tmp_path / "own")]
+    assert main(["--mode", "data", *own]) == 0

@@ -121,7 +121,7 @@ def test_many_processes_train_as_one_does_with_the_whole_batch(
     one = curve(tmp_path / "one")
     assert one.shape == (8, 2) and one.std() > 1e-3
     if arguments == IMPORTANCE:
-        counts = saved["one"].times["steps.counts"]
+        counts = saved["one"].times["counts"]
         assert counts.min() >= 10 and counts.float().std() > 2  # the last batches were drawn by their losses
     for name in cases[1:]:
         assert np.abs(curve(tmp_path / name) - one).max() < 1e-5

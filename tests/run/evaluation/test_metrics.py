@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -92,3 +94,46 @@ def test_sets_that_cannot_be_compared_are_refused():
         sliced_wasserstein(np.zeros((3, 2)), np.zeros((3, 4)))
     with pytest.raises(UserError, match="at least 2"):
         frechet_distance(np.zeros((1, 2)), np.zeros((3, 2)))
+
+
+def embedded(x: np.ndarray, dimension: int) -> np.ndarray:
+    """The same set in more dimensions, turned by a reflection: all distances stay."""
+    padded = np.concatenate([x, np.zeros((len(x), dimension - x.shape[1]))], axis=1)
+    normal = np.random.default_rng(1).normal(size=dimension)
+    return padded - 2 * np.outer(padded @ normal, normal) / (normal @ normal)
+
+
+@pytest.mark.parametrize(("n", "m"), [(20, 20), (30, 9), (600, 1300), (5, 1200)])
+def test_frechet_distance_of_few_samples_of_many_dimensions(n: int, m: int):
+    """From n x m matrices as from D x D ones: in 12 dimensions, and in 1500 that hold the same sets."""
+    a, b = RNG.normal(size=(n, 12)) @ random_covariance(12), RNG.normal(size=(m, 12)) + 0.3
+    expected = np.trace(np.cov(a.T)) + np.trace(np.cov(b.T)) + ((a.mean(0) - b.mean(0)) ** 2).sum()
+    expected -= 2 * np.sqrt(np.linalg.eigvals(np.cov(a.T) @ np.cov(b.T)).real.clip(0)).sum()
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(embedded(a, 1500), embedded(b, 1500)) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(b, a) == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+
+def test_frechet_distance_of_large_images_needs_little_memory():
+    """Of 256x256 colour images a D x D matrix takes 288 GiB."""
+    steps = []
+    a, b = (RNG.integers(0, 256, (count, 3, 256, 256), dtype=np.uint8) for count in (6, 8))
+    tracemalloc.start()
+    distance = frechet_distance(a, b, on_step=lambda i, n: steps.append((i, n)))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    flat = [x.reshape(len(x), -1).astype(float) for x in (a, b)]
+    centred = [x - x.mean(0) for x in flat]
+    cross = np.linalg.svd(centred[0] @ centred[1].T, compute_uv=False).sum() / np.sqrt(5 * 7)
+    traces = (centred[0] ** 2).sum() / 5 + (centred[1] ** 2).sum() / 7
+    expected = ((flat[0].mean(0) - flat[1].mean(0)) ** 2).sum() + traces - 2 * cross
+    assert distance == pytest.approx(expected, rel=1e-9)
+    assert steps == [(8, 8)] and peak < 10 * (a.nbytes + b.nbytes) * 8
+
+
+def test_distances_report_their_progress_to_the_end():
+    a, b = RNG.normal(size=(1100, 3)), RNG.normal(size=(700, 3))
+    for metric in (sliced_wasserstein, nearest_neighbour_distances):
+        steps = []
+        metric(a, b, on_step=lambda i, n, steps=steps: steps.append((i, n)))
+        assert steps and steps[-1][0] == steps[-1][1] and steps == sorted(steps)

@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from scipy.integrate import quad
 from torch import nn
 
+from score_diffusion.run.build_inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.config import load_config, read_config
-from score_diffusion.run.inference.trained_model import load_trained
 from score_diffusion.run.training import post_hoc_averages
 from score_diffusion.run.training.averages import (
     Average,

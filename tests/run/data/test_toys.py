@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.data.toys import TOYS, load_digits
+
+
+def test_digits_are_split_in_halves():
+    digits = load_digits()
+    assert digits.train.shape == (898, 1, 8, 8) and digits.test.shape == (899, 1, 8, 8)
+    assert digits.train.dtype == torch.uint8 and digits.levels == 17
+    assert (digits.train.min(), digits.train.max()) == (0, 16)
+
+
+@pytest.mark.parametrize("name", list(TOYS))
+def test_toys_have_about_unit_variance_and_separate_held_out_points(name: str):
+    options = DataOptions(name=name)
+    toy, again = load_dataset(options), load_dataset(options)
+    assert toy.shape == (2,) and toy.levels is None and len(toy.train) == options.num_points
+    for part in (toy.train, toy.test):
+        assert part.mean(0).abs().max() < 0.05 and (part.std(0) - 1).abs().max() < 0.05
+    assert torch.equal(toy.train, again.train)
+    assert not (toy.train[:500, None] == toy.test[:500]).all(2).any()
