@@ -91,6 +91,7 @@ def test_tables(table):
     )
 
 
+@pytest.mark.slow
 @every_table
 @pytest.mark.parametrize(("steps", "clip"), [(N, None), (50, None), (50, (-1.0, 1.0))])
 @pytest.mark.parametrize("variance", VARIANCES)

@@ -191,6 +191,7 @@ def sampler_for(kind: str, sde: SDE) -> Sampler:
     return ConsistentAnnealedSampler(sde, log_snr_grid(sde, 400), step_size=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ald", "cas"])
 @pytest.mark.parametrize("name", list(SDES))
 def test_samples_of_a_mixture(name: str, kind: str) -> None:

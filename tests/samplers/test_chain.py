@@ -46,6 +46,7 @@ def law_errors(make_sampler, law, steps=(50, 100, 200)):
     return errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("chain", CHAINS)
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_laws_converge_to_the_datas(name, chain):
@@ -59,6 +60,7 @@ def test_laws_converge_to_the_datas(name, chain):
     assert all(0.7 < order < 1.35 for order in orders(errors)), (errors, orders(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ancestral-small", "ddim-0", "ddim-1"])
 def test_respaced_laws_converge(name):
     """So they do on subsequences of one chain of 1,000 steps, for which its network was trained."""
@@ -135,6 +137,7 @@ def test_every_variance_samples(variance, shape):
         )
 
 
+@pytest.mark.slow
 def test_mixtures_are_sampled_at_the_floor():
     law, n, sde = ring(), 400, DDPM(linear_betas(1000))
     for sampler in (

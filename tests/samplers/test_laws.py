@@ -43,6 +43,7 @@ def one_step(predictor, sde, t, s):
     return LinearSampler(sde, times, predictor.stages)
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize(
     "predictor", [EulerMaruyama(), EulerMaruyama(0.0), ReverseDiffusion(), ReverseDiffusion(0.5), Ancestral()]
@@ -103,6 +104,7 @@ def correct(corrector, sde, t, score, x):
     return corrector.step(CountedScore(score, len(x)), x, point, noise, torch.ones(len(x), 1).double())[0]
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize(
     "corrector", [Langevin(0.1, 1000), AnnealedLangevin(0.1, 1000)], ids=["langevin", "ald"]
@@ -128,6 +130,7 @@ def test_langevin_does_not_freeze_outliers_or_explode_on_zero_scores():
     assert correct(Langevin(0.16, 50), sde, 0.9, lambda x, t: 0 * x, start).isfinite().all()
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize("law", [ring(), images()], ids=["ring", "images"])
 @pytest.mark.parametrize("kind", ["pc", "ode", "ald"])

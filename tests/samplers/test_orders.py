@@ -83,6 +83,7 @@ def warm_error(name, sde, law, steps):
     return (x - exact(last)).abs().mean().item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 @pytest.mark.parametrize("name", [n for n in DETERMINISTIC if SAMPLERS[n].nfe_per_step == 1])
 def test_order_of_methods_with_one_evaluation(name, sde):
@@ -91,6 +92,7 @@ def test_order_of_methods_with_one_evaluation(name, sde):
     assert observed_orders(errors)[0] == pytest.approx(SAMPLERS[name].order, abs=0.15), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 @pytest.mark.parametrize("name", [n for n in DETERMINISTIC if SAMPLERS[n].nfe_per_step > 1])
 def test_order_of_single_step_methods(name, sde):
@@ -110,6 +112,7 @@ def law_error(sampler, law):
     return math.hypot(*((a - b).norm().item() for a, b in zip(found, truth, strict=True)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STOCHASTIC)
 def test_weak_order(name):
     """Mean and covariance of Gaussian data converge at the declared order; no Monte-Carlo noise."""
@@ -120,6 +123,7 @@ def test_weak_order(name):
     assert observed_orders(errors)[-1] == pytest.approx(SAMPLERS[name].order, abs=0.15), errors
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 @pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
 def test_adaptive_methods_meet_their_tolerance(method, sde):

@@ -35,6 +35,7 @@ def gaussian_of(shape):
     return Gaussian(torch.full(shape, 0.3), torch.full(shape, 0.25))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 @every_name
 def test_every_sampler_serves_every_sde(name, sde):
@@ -59,6 +60,7 @@ def test_one_step(name):
         make_sampler(name, sde, least - 1)
 
 
+@pytest.mark.slow
 @every_name
 @pytest.mark.parametrize("shape", [(1,), (2,), (3, 5), (1, 4, 4), (2, 2, 2, 2), (1, 2, 1, 2, 2)])
 def test_data_of_every_rank_in_float64(name, shape):
@@ -69,6 +71,7 @@ def test_data_of_every_rank_in_float64(name, shape):
     assert result.nfe_each.shape == (2,) and result.nfe == result.nfe_each.max()
 
 
+@pytest.mark.slow
 @every_name
 def test_samples_depend_on_seed_and_index_alone(name):
     """Bitwise, at any batch size; step sizes of their own included."""
@@ -95,6 +98,7 @@ def test_a_score_that_fails_is_told_by_evaluation_and_time(name):
         make_sampler(name, sde, nfe)(failing, (3, 2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PER_STEP)
 @pytest.mark.parametrize("nfe", [999, 30])
 def test_no_sampler_leaves_the_finite_numbers(name, nfe):
@@ -157,6 +161,7 @@ def test_default_is_a_name():
 # Grids fitted to a score.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("nfe", [8, 20])
 def test_fitted_grid_halves_the_error(nfe):
     """On samples that it was not fitted on."""

@@ -68,6 +68,7 @@ def test_denoiser_is_tweedies(law, sde):
     )
 
 
+@pytest.mark.slow
 @every_sde
 @every_law
 def test_marginal_is_the_law_of_perturbed_samples(law, sde):

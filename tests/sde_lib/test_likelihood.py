@@ -19,6 +19,7 @@ def exact(law, sde, x):
     return law.log_prob_t(sde)(x, torch.full((len(x),), EPS, dtype=torch.float64))
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize("law", [ring(), images(), gaussian(3)], ids=["ring", "images", "gaussian"])
 def test_exact_trace_gives_the_exact_density(law, sde):
@@ -44,6 +45,7 @@ def test_the_prior_costs_little(sde):
     assert ((result.log_prob - exact(law, sde, x)).abs() / 2).max() < 1e-3
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize("probe", ["rademacher", "gaussian"])
 def test_hutchinson_is_unbiased_with_an_honest_error(sde, probe):

@@ -53,6 +53,7 @@ class Perturbed(nn.Module):
         return self.exact(x, noise) + torch.einsum("k,kbd->bd", self.delta, directions)
 
 
+@pytest.mark.slow
 @every_sde
 @every_weighting
 @pytest.mark.parametrize("prediction", PREDICTIONS)

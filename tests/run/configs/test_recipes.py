@@ -24,6 +24,7 @@ RECIPES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("config", "options", "grid"), RECIPES.values(), ids=RECIPES.keys())
 def test_trains_samples_and_scores(config: str, options: dict, grid: str, tmp_path: Path, capsys):
     options = options | {"training.steps": 3, "training.batch_size": 8}
