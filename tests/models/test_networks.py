@@ -57,6 +57,7 @@ def test_every_parameter_gets_a_gradient(case: Case, randomize: Randomize) -> No
         assert p.grad.abs().max() > 1e-6, name
 
 
+@pytest.mark.slow
 def test_it_learns(case: Case) -> None:
     make, shape = case
     net = make()

@@ -77,6 +77,7 @@ def test_a_sample_does_not_depend_on_its_batch(make, randomize) -> None:
     assert torch.allclose(net(x, noise), one_by_one, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_learns(make) -> None:
     net = make(channels=8)
     x, noise = inputs((1, 8, 8))

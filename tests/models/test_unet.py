@@ -102,6 +102,7 @@ def test_ddpm_initialization() -> None:
     assert not net.conv_out.weight.any() and not block.attention.project.weight.any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pyramid", ["none", "skip", "residual"])
 @pytest.mark.parametrize("combine", ["sum", "cat"])
 @pytest.mark.parametrize("filter", ["box", "fir"])

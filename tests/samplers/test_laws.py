@@ -149,6 +149,7 @@ def test_mixtures_are_sampled_at_the_floor(sde, law, kind):
     assert sliced_wasserstein(samples, law.sample(n, seed=77)) < 2 * sampling_floor(law, n)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "order"), [("euler", 1), ("midpoint", 2), ("heun2", 2), ("heun3", 3), ("rk4", 4)]
 )

@@ -29,6 +29,7 @@ def test_derivatives(sde):
     torch.testing.assert_close(sde.dsigma2(t), dsigma2)
 
 
+@pytest.mark.slow
 @every_sde
 def test_simulated_marginals(sde: SDE):
     """Euler-Maruyama paths of the forward SDE have the law of marginal_prob (Kolmogorov-Smirnov)."""

@@ -50,6 +50,7 @@ def expected_bound(sde, score, values, weights, n_levels, variance="small", node
 # The bound.
 
 
+@pytest.mark.slow
 def test_bound_of_grey_levels_approaches_their_entropy():
     """With the exact denoiser of a law on grey levels E[bound] is above its entropy, the true E[-log₂ p], and
     falls to it as N grows. The small variance is right for points; with the large one the bound stays above.
@@ -67,6 +68,7 @@ def test_bound_of_grey_levels_approaches_their_entropy():
     assert gaps[-1] < 0.15, gaps
 
 
+@pytest.mark.slow
 def test_bound_of_a_density_approaches_its_negative_logarithm():
     """The same for a mixture of Gaussians, whose decoder is a density; here the large variance is right."""
     law = line()

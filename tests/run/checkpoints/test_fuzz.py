@@ -153,6 +153,7 @@ def memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reader", READERS)
 def test_damaged_files_end_in_one_sentence(reader: str, tmp_path: Path):
     files, read = READERS[reader](tmp_path)

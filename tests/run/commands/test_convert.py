@@ -50,6 +50,7 @@ def test_a_converted_network_has_the_score_of_its_own(folder, tmp_path):
         torch.testing.assert_close(trained.score(x, t), theirs, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_it_samples_scores_and_goes_back(folder, tmp_path):
     run = tmp_path / "run"
     assert convert("--from", "diffusers", folder, "--workdir", run) == 0

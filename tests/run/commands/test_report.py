@@ -142,6 +142,7 @@ def test_whatever_a_run_holds_is_text(cli: Callable, trained: Path):
     assert "step_<script>.png" in page.words
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", ["", "{", "[1, 2]", '{"bits_per_dim": NaN}'])
 def test_damaged_files_are_named_and_the_rest_is_shown(content: str, cli: Callable, trained: Path):
     (trained / "likelihood.json").write_text(content)
