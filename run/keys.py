@@ -216,7 +216,8 @@ TRAINING = _section("training", NEW_RUN, False, {
 
 SAMPLING = _section("sampling", SAMPLES, True, {
     "checkpoint": Key(
-        "latest", "checkpoint whose weights are used", kind=Literal["latest", "best"], modes=WEIGHTS
+        "latest", "checkpoint whose weights are used; a step takes the one of that step, digests or not",
+        kind=int | Literal["latest", "best"], modes=WEIGHTS,
     ),
     "ema": Key(
         0.0, "average whose weights are used: a decay of training.extra_ema_decays; 0 for training.ema_decay",

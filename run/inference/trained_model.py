@@ -34,8 +34,8 @@ CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
 class WeightsChoice:
     """Which weights of a run to take."""
 
-    checkpoint: str = "latest"
-    """A name in `CHECKPOINTS`."""
+    checkpoint: str | int = "latest"
+    """A name in `CHECKPOINTS`, or a step."""
     ema: float = 0.0
     """The decay of an exponential average; 0 for the first that was tracked."""
     ema_sigma_rel: float = 0.0
@@ -91,10 +91,15 @@ def load_chosen_weights(
     Raises:
         UserError: If they were not tracked in training, or no checkpoint is intact.
     """
-    saved = CHECKPOINTS[choice.checkpoint](workdir)
+    saved = _checkpoint(workdir, choice.checkpoint)
     weights, words = _average(workdir, saved, choice, tracked)
     checkpoint.load_weights(model, weights, workdir)
     return saved.step, words
+
+
+def _checkpoint(workdir: Path, choice: str | int) -> Checkpoint:
+    """The checkpoint of a step, or the one that a name of `CHECKPOINTS` stands for."""
+    return checkpoint.at_step(workdir, choice) if isinstance(choice, int) else CHECKPOINTS[choice](workdir)
 
 
 def _average(

@@ -11,12 +11,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.main import main
 
 ROOT = Path(checkpoint.__file__).parents[2]
 FILES = ("model.safetensors", "ema.safetensors", "averages.safetensors", "training.pt")
@@ -351,3 +353,19 @@ def test_what_is_set_aside_does_not_replace_what_was_set_aside_before(tmp_path: 
         checkpoint.set_aside_damaged(tmp_path, 2)
     aside = [tmp_path / "checkpoints" / name for name in ("damaged-00000004", "damaged-00000004-2")]
     assert [(path / "model.safetensors").read_text() for path in aside] == ["first", "second"]
+
+
+def test_the_weights_of_a_step_can_be_asked_for(trained: Path, capsys, refused):
+    """By sampling.checkpoint: it is the way to use a checkpoint without digests."""
+    draw = ["--mode", "sample", "--workdir", str(trained), "--config.sampling.num_samples=2"]
+    assert main([*draw, "--config.sampling.checkpoint=4"]) == 0
+    (trained / "checkpoints/00000004/sha256.json").unlink()
+    assert main([*draw, "--config.sampling.checkpoint=4"]) == 0
+    assert "00000004 has no sha256.json" in capsys.readouterr().err
+    assert "no checkpoint of step 5: its steps are 4, 8" in refused(
+        main([*draw, "--config.sampling.checkpoint=5"])
+    )
+    with_4, with_8 = (main([*draw, f"--config.sampling.checkpoint={name}"]) for name in (4, "latest"))
+    files = sorted((trained / "samples").glob("*.npz"), key=lambda path: path.stat().st_mtime)
+    first, *_, last = (np.load(path)["samples"] for path in files)
+    assert with_4 == with_8 == 0 and not np.array_equal(first, last)
