@@ -194,7 +194,7 @@ def steps(workdir: Path) -> list[int]:
     """The steps of the checkpoints, intact or not, ascending; empty if there is none.
 
     Raises:
-        UserError: If that cannot be told: the folder of checkpoints cannot be listed, or is a link to
+        UserError: If that cannot be found out: the folder of checkpoints cannot be listed, or is a link to
             nothing.
     """
     return [int(directory.name) for directory in numbered(workdir / FOLDER)]

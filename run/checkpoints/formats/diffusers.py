@@ -2,8 +2,9 @@
 
 The folder is that of the network, or that of a pipeline with `unet/` and `scheduler/`. Two of its forms are
 read and written: DDPM's (DownBlock2D, AttnDownBlock2D, UpBlock2D, AttnUpBlock2D) and NCSN++'s of ScoreSdeVe
-(SkipDownBlock2D and its kin). The network's arguments follow from config.json, the SDE from the scheduler
-(see diffusers_schedulers.py), the tensors from one file or several (see diffusers_weights.py).
+(SkipDownBlock2D, AttnSkipDownBlock2D, SkipUpBlock2D, AttnSkipUpBlock2D). The network's arguments follow from
+config.json, the SDE from the scheduler (see diffusers_schedulers.py), the tensors from one file or several
+(see diffusers_weights.py).
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 SKIP_UP = {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True}
 # What its present code calls the projections of attention, by what old files call them.
 OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+RESIDUAL = dict(
+    norm1="norm1", conv1="conv1", scale_shift="time_emb_proj", norm2="norm2", conv2="conv2",
+    shortcut="conv_shortcut",
+)  # fmt: skip
 SCALES = {"default": "shift", "scale_shift": "scale_shift"}
 SKIP_WIDTH = 128  # below that its blocks, its attention and its output disagree about the number of groups
 LEVELS, BLOCKS, WIDTH, SIDE = 12, 64, 2**15, 2**14  # at most, so that no configuration exhausts the machine
@@ -203,9 +208,9 @@ def rules(net: UNet, flipped: bool) -> Rules:
         result.copy("condition.label.weight", "class_embedding.weight")
     result.layer("conv_in", "conv_in")
     _encoder(result, net)
-    _residual(result, net, "middle.0.residual", "mid_block.resnets.0")
+    result.residual("middle.0.residual", "mid_block.resnets.0", RESIDUAL)
     _attention(result, "middle.0.attention", "mid_block.attentions.0")
-    _residual(result, net, "middle.1.residual", "mid_block.resnets.1")
+    result.residual("middle.1.residual", "mid_block.resnets.1", RESIDUAL)
     _decoder(result, net)
     if net.output_pyramid != "skip":
         result.layer("norm_out", "conv_norm_out")
@@ -216,9 +221,9 @@ def rules(net: UNet, flipped: bool) -> Rules:
 def _encoder(result: Rules, net: UNet) -> None:
     for level, blocks in enumerate(unet_blocks(net.encoder)):
         theirs = f"down_blocks.{level}"
-        _blocks(result, net, f"encoder.{level}", theirs, blocks)
+        _blocks(result, f"encoder.{level}", theirs, blocks)
         if level < len(net.downsample) and net.input_pyramid == "skip":
-            _residual(result, net, f"downsample.{level}", f"{theirs}.resnet_down")
+            result.residual(f"downsample.{level}", f"{theirs}.resnet_down", RESIDUAL)
             result.layer(f"join.{level}.conv", f"{theirs}.skip_conv")
         elif level < len(net.downsample):
             result.layer(f"downsample.{level}.conv", f"{theirs}.downsamplers.0.conv")
@@ -228,7 +233,7 @@ def _decoder(result: Rules, net: UNet) -> None:
     skip = net.output_pyramid == "skip"
     for level, blocks in enumerate(unet_blocks(net.decoder)):
         theirs, last = f"up_blocks.{level}", level == len(net.decoder) - 1
-        _blocks(result, net, f"decoder.{level}", theirs, blocks)
+        _blocks(result, f"decoder.{level}", theirs, blocks)
         if skip:  # the last level's share of the pyramid is the network's output layer
             norm, conv = (
                 ("conv_norm_out", "conv_out") if last else (f"{theirs}.skip_norm", f"{theirs}.skip_conv")
@@ -236,31 +241,18 @@ def _decoder(result: Rules, net: UNet) -> None:
             result.layer(f"to_image.{level}.norm", norm)
             result.layer(f"to_image.{level}.conv", conv)
         if not last and skip:
-            _residual(result, net, f"upsample.{level}", f"{theirs}.resnet_up")
+            result.residual(f"upsample.{level}", f"{theirs}.resnet_up", RESIDUAL)
         elif not last:
             result.layer(f"upsample.{level}.conv", f"{theirs}.upsamplers.0.conv")
 
 
-def _blocks(result: Rules, net: UNet, ours: str, theirs: str, blocks: list[nn.Module]) -> None:
+def _blocks(result: Rules, ours: str, theirs: str, blocks: list[nn.Module]) -> None:
     """The blocks of a level; where it attends once, its only attention is number 0."""
     attentions = count()
     for i, block in enumerate(blocks):
-        _residual(result, net, f"{ours}.{i}.residual", f"{theirs}.resnets.{i}")
+        result.residual(f"{ours}.{i}.residual", f"{theirs}.resnets.{i}", RESIDUAL)
         if isinstance(block.attention, SelfAttention):
             _attention(result, f"{ours}.{i}.attention", f"{theirs}.attentions.{next(attentions)}")
-
-
-def _residual(result: Rules, net: UNet, ours: str, theirs: str) -> None:
-    result.layer(f"{ours}.norm1", f"{theirs}.norm1")
-    result.layer(f"{ours}.conv1", f"{theirs}.conv1")
-    if net.style.modulation == "scale_shift":
-        result.modulated_norm(f"{ours}.scale_shift", f"{theirs}.norm2", f"{theirs}.time_emb_proj")
-    else:
-        result.layer(f"{ours}.scale_shift", f"{theirs}.time_emb_proj")
-        result.layer(f"{ours}.norm2", f"{theirs}.norm2")
-    result.layer(f"{ours}.conv2", f"{theirs}.conv2")
-    if f"{ours}.shortcut.weight" in result.shapes:
-        result.layer(f"{ours}.shortcut", f"{theirs}.conv_shortcut")
 
 
 def _attention(result: Rules, ours: str, theirs: str) -> None:

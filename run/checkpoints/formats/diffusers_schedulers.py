@@ -26,7 +26,7 @@ VARIANCES = {
     **dict.fromkeys(("fixed_large", "fixed_large_log"), "large"),
     "learned_range": "learned",
 }
-# Schedulers that read a table of betas; the first ones bound denoised samples unless they are told not to.
+# Schedulers that read a table of betas; the first ones bound denoised samples by default.
 CLIPPING_SCHEDULERS = ("DDPMScheduler", "DDPMParallelScheduler", "DDIMScheduler", "DDIMParallelScheduler")
 DDPM_SCHEDULERS = (
     *CLIPPING_SCHEDULERS,

@@ -2,7 +2,7 @@
 
 A file is a pickle of `ema`, a module that EDM's persistence stores with the source code of its class; it is
 read by inert_pickle.py, which executes none of it. The arguments that the module was built with are stored,
-too, so that the file describes itself: the preconditioning tells the prediction and the SDE, its model the
+too, so that the file describes itself: the preconditioning gives the prediction and the SDE, its model the
 network.
 
     EDMPrecond      prediction "edm", EDMSDE with the noise levels that EDM samples
@@ -38,6 +38,9 @@ from score_diffusion.run.errors import UserError
 LEVELS, BLOCKS, WIDTH, SIDE, CLASSES = 12, 64, 2**15, 2**14, 2**24  # at most
 FILTERS = {(1, 1): "box", (1, 3, 3, 1): "fir"}
 HEAD_CHANNELS = 64  # of ADM
+RESIDUAL = dict(
+    norm1="norm0", conv1="conv0", scale_shift="affine", norm2="norm1", conv2="conv1", shortcut="skip"
+)  # fmt: skip
 
 PRECONDITIONINGS: dict[str, dict[str, object]] = {  # the defaults of their arguments
     "EDMPrecond": dict(model_type="DhariwalUNet", sigma_data=0.5),
@@ -242,21 +245,21 @@ def rules(net: UNet, side: int) -> Rules:
     for level, blocks in enumerate(unet_blocks(net.encoder)):
         theirs = f"enc.{sizes[level]}"
         if level > 0:
-            _residual(result, net, f"downsample.{level - 1}", f"{theirs}_down")
+            result.residual(f"downsample.{level - 1}", f"{theirs}_down", RESIDUAL)
         if level > 0 and net.input_pyramid == "skip":
             result.layer(f"join.{level - 1}.conv", f"{theirs}_aux_skip")
         elif level > 0 and net.input_pyramid == "residual":
             result.layer(f"shrink.{level - 1}.conv", f"{theirs}_aux_residual")
         for i, block in enumerate(blocks):
-            _block(result, net, f"encoder.{level}.{i}", f"{theirs}_block{i}", block)
+            _block(result, f"encoder.{level}.{i}", f"{theirs}_block{i}", block)
     for i, block in enumerate(net.middle.children()):
-        _block(result, net, f"middle.{i}", f"dec.{sizes[-1]}_in{i}", block)
+        _block(result, f"middle.{i}", f"dec.{sizes[-1]}_in{i}", block)
     for k, blocks in enumerate(unet_blocks(net.decoder)):
         theirs = f"dec.{sizes[len(sizes) - 1 - k]}"
         if k > 0:
-            _residual(result, net, f"upsample.{k - 1}", f"{theirs}_up")
+            result.residual(f"upsample.{k - 1}", f"{theirs}_up", RESIDUAL)
         for i, block in enumerate(blocks):
-            _block(result, net, f"decoder.{k}.{i}", f"{theirs}_block{i}", block)
+            _block(result, f"decoder.{k}.{i}", f"{theirs}_block{i}", block)
         if net.output_pyramid == "skip":
             result.layer(f"to_image.{k}.norm", f"{theirs}_aux_norm")
             result.layer(f"to_image.{k}.conv", f"{theirs}_aux_conv")
@@ -295,26 +298,13 @@ def _label_first(result: Rules) -> None:
     result.rules.append(Rule(ours, theirs, read, write))
 
 
-def _block(result: Rules, net: UNet, ours: str, theirs: str, block: nn.Module) -> None:
-    _residual(result, net, f"{ours}.residual", theirs)
+def _block(result: Rules, ours: str, theirs: str, block: nn.Module) -> None:
+    result.residual(f"{ours}.residual", theirs, RESIDUAL)
     if isinstance(block.attention, SelfAttention):
         result.layer(f"{ours}.attention.norm", f"{theirs}.norm2")
         heads = block.attention.heads
         result.stacked_qkv(f"{ours}.attention.qkv", f"{theirs}.qkv", heads, "head d qkv")
         result.projection(f"{ours}.attention.project", f"{theirs}.proj")
-
-
-def _residual(result: Rules, net: UNet, ours: str, theirs: str) -> None:
-    result.layer(f"{ours}.norm1", f"{theirs}.norm0")
-    result.layer(f"{ours}.conv1", f"{theirs}.conv0")
-    if net.style.modulation == "scale_shift":
-        result.modulated_norm(f"{ours}.scale_shift", f"{theirs}.norm1", f"{theirs}.affine")
-    else:
-        result.layer(f"{ours}.scale_shift", f"{theirs}.affine")
-        result.layer(f"{ours}.norm2", f"{theirs}.norm1")
-    result.layer(f"{ours}.conv2", f"{theirs}.conv1")
-    if f"{ours}.shortcut.weight" in result.shapes:
-        result.layer(f"{ours}.shortcut", f"{theirs}.skip")
 
 
 def read(net: UNet, path: Path) -> Weights:

@@ -21,6 +21,10 @@ from score_diffusion.run.checkpoints.formats.weight_maps import Rules, unet_bloc
 from score_diffusion.run.errors import UserError
 
 GROUPS = 32  # of every norm in its code
+RESIDUAL = dict(
+    norm1="in_layers.0", conv1="in_layers.2", scale_shift="emb_layers.1", norm2="out_layers.0",
+    conv2="out_layers.3", shortcut="skip_connection",
+)  # fmt: skip
 
 
 def rules(net: UNet, legacy: bool) -> Rules:
@@ -37,9 +41,9 @@ def rules(net: UNet, legacy: bool) -> Rules:
         result.copy("condition.label.weight", "label_emb.weight")
     result.layer("conv_in", "input_blocks.0.0")
     _encoder(result, net, legacy)
-    _residual(result, net, "middle.0.residual", "middle_block.0")
+    result.residual("middle.0.residual", "middle_block.0", RESIDUAL)
     _attention(result, "middle.0.attention", "middle_block.1", net.middle[0].attention, legacy)
-    _residual(result, net, "middle.1.residual", "middle_block.2")
+    result.residual("middle.1.residual", "middle_block.2", RESIDUAL)
     _decoder(result, net, legacy)
     result.layer("norm_out", "out.0")
     result.layer("conv_out", "out.2")
@@ -51,10 +55,10 @@ def _encoder(result: Rules, net: UNet, legacy: bool) -> None:
     for level, blocks in enumerate(unet_blocks(net.encoder)):
         if level > 0:
             ours, module = f"downsample.{level - 1}", net.downsample[level - 1]
-            _resampling(result, net, ours, f"{next(theirs)}.0", module, conv="op")
+            _resampling(result, ours, f"{next(theirs)}.0", module, conv="op")
         for i, block in enumerate(blocks):
             ours, name = f"encoder.{level}.{i}", next(theirs)
-            _residual(result, net, f"{ours}.residual", f"{name}.0")
+            result.residual(f"{ours}.residual", f"{name}.0", RESIDUAL)
             _attention(result, f"{ours}.attention", f"{name}.1", block.attention, legacy)
 
 
@@ -63,25 +67,12 @@ def _decoder(result: Rules, net: UNet, legacy: bool) -> None:
     for level, blocks in enumerate(unet_blocks(net.decoder)):
         for i, block in enumerate(blocks):
             ours, name = f"decoder.{level}.{i}", next(theirs)
-            _residual(result, net, f"{ours}.residual", f"{name}.0")
+            result.residual(f"{ours}.residual", f"{name}.0", RESIDUAL)
             _attention(result, f"{ours}.attention", f"{name}.1", block.attention, legacy)
             if i == len(blocks) - 1 and level < len(net.upsample):
                 place = 1 + isinstance(block.attention, SelfAttention)
                 module = net.upsample[level]
-                _resampling(result, net, f"upsample.{level}", f"{name}.{place}", module, conv="conv")
-
-
-def _residual(result: Rules, net: UNet, ours: str, theirs: str) -> None:
-    result.layer(f"{ours}.norm1", f"{theirs}.in_layers.0")
-    result.layer(f"{ours}.conv1", f"{theirs}.in_layers.2")
-    if net.style.modulation == "scale_shift":
-        result.modulated_norm(f"{ours}.scale_shift", f"{theirs}.out_layers.0", f"{theirs}.emb_layers.1")
-    else:
-        result.layer(f"{ours}.scale_shift", f"{theirs}.emb_layers.1")
-        result.layer(f"{ours}.norm2", f"{theirs}.out_layers.0")
-    result.layer(f"{ours}.conv2", f"{theirs}.out_layers.3")
-    if f"{ours}.shortcut.weight" in result.shapes:
-        result.layer(f"{ours}.shortcut", f"{theirs}.skip_connection")
+                _resampling(result, f"upsample.{level}", f"{name}.{place}", module, conv="conv")
 
 
 def _attention(result: Rules, ours: str, theirs: str, module: Tensor | nn.Module, legacy: bool) -> None:
@@ -93,9 +84,9 @@ def _attention(result: Rules, ours: str, theirs: str, module: Tensor | nn.Module
     result.projection(f"{ours}.project", f"{theirs}.proj_out")
 
 
-def _resampling(result: Rules, net: UNet, ours: str, theirs: str, module: nn.Module, conv: str) -> None:
+def _resampling(result: Rules, ours: str, theirs: str, module: nn.Module, conv: str) -> None:
     if isinstance(module, ResidualBlock):
-        _residual(result, net, ours, theirs)
+        result.residual(ours, theirs, RESIDUAL)
     else:
         result.layer(f"{ours}.conv", f"{theirs}.{conv}")
 

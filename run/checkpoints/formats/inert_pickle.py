@@ -167,7 +167,7 @@ def _tensor(value: object) -> Tensor:
 
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple) or not all(type(n) is int and 0 <= n < 2**40 for n in value):
-        raise ValueError("it holds a tensor whose sizes are no sizes")
+        raise ValueError("it holds a tensor with impossible sizes")
     return value
 
 

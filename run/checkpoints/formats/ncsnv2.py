@@ -86,7 +86,8 @@ def _cascades(state: dict[str, Tensor], path: Path) -> int:
             return number
     if any(name.endswith("embed.weight") for name in state):
         raise UserError(
-            f"{path} is a network of NCSN, whose norms know the noise level: only NCSNv2's are read"
+            f"{path} is a network of NCSN, whose norms are conditioned on the noise level: only NCSNv2's are "
+            "read"
         )
     raise UserError(
         f"{path} is not a checkpoint of NCSNv2: expected tensors of the cascades {', '.join(CASCADES[4])}, "

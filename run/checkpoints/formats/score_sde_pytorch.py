@@ -21,6 +21,9 @@ from score_diffusion.run.checkpoints.formats.weight_maps import Rules, unet_bloc
 from score_diffusion.run.errors import UserError
 
 NIN = ("W", "b")
+RESIDUAL = dict(
+    norm1="GroupNorm_0", conv1="Conv_0", scale_shift="Dense_0", norm2="GroupNorm_1", conv2="Conv_1"
+)
 DDPM_GROUPS = 32  # of every norm in its model `ddpm`; its `ncsnpp` has one for four channels, at most 32
 
 
@@ -39,19 +42,11 @@ class _Walk:
 
     def residual(self, ours: str) -> None:
         theirs = self.next()
-        for mine, its in (
-            ("norm1", "GroupNorm_0"),
-            ("conv1", "Conv_0"),
-            ("scale_shift", "Dense_0"),
-            ("norm2", "GroupNorm_1"),
-            ("conv2", "Conv_1"),
-        ):
-            self.rules.layer(f"{ours}.{mine}", f"{theirs}.{its}")
-        if f"{ours}.shortcut.weight" not in self.rules.shapes:
-            return
         if self.net.style.resampling == "biggan":
-            self.rules.layer(f"{ours}.shortcut", f"{theirs}.Conv_2")
-        else:
+            self.rules.residual(ours, theirs, RESIDUAL | dict(shortcut="Conv_2"))
+            return
+        self.rules.residual(ours, theirs, RESIDUAL)
+        if f"{ours}.shortcut.weight" in self.rules.shapes:
             self.rules.projection(f"{ours}.shortcut", f"{theirs}.NIN_0", NIN, transposed=True)
 
     def attention(self, ours: str) -> None:

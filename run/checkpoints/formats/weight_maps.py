@@ -147,6 +147,26 @@ class Rules:
 
         self.rules.append(Rule(_affine(ours), (*_affine(norm), *_affine(linear)), read, write))
 
+    def residual(self, ours: str, theirs: str, names: Mapping[str, str]) -> None:
+        """A residual block.
+
+        Args:
+            ours: The block.
+            theirs: Its name there.
+            names: Their names for norm1, conv1, scale_shift, norm2, conv2 and, if it is a layer of the same
+                layout, shortcut.
+        """
+        its = {layer: f"{theirs}.{name}" for layer, name in names.items()}
+        for layer in ("norm1", "conv1", "conv2"):
+            self.layer(f"{ours}.{layer}", its[layer])
+        if f"{ours}.norm2.weight" in self.shapes:
+            self.layer(f"{ours}.scale_shift", its["scale_shift"])
+            self.layer(f"{ours}.norm2", its["norm2"])
+        else:
+            self.modulated_norm(f"{ours}.scale_shift", its["norm2"], its["scale_shift"])
+        if "shortcut" in its and f"{ours}.shortcut.weight" in self.shapes:
+            self.layer(f"{ours}.shortcut", its["shortcut"])
+
     def read(self, state: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
         """The network's tensors from a file's, in float32.
 
