@@ -15,6 +15,7 @@ of `sde` and `model` given on the command line take precedence. What a network w
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -72,8 +73,8 @@ class Reader:
     """The weights of a file as those of a network on the device "meta"."""
     describe: Callable[[Path, tuple[int, int]], Description] | None = None
     """The network of a file, for images of a size where the file does not say it; None if it says nothing."""
-    arguments: Callable[[ConfigDict], dict[str, object]] = lambda config: {}
-    """Arguments of the configured network that follow from the format, unless they are given."""
+    implied: Callable[[ConfigDict], dict[str, object]] = lambda config: {}
+    """Keys of the configuration that follow from the format, unless they are given."""
     notes: Callable[[ConfigDict], tuple[str, ...]] = lambda config: ()
     """What was assumed where neither the format nor its files say it."""
 
@@ -93,19 +94,27 @@ def _unet(net: nn.Module) -> UNet:
 
 
 def _ddpm_groups(config: ConfigDict) -> dict[str, object]:
-    return {"norm_groups": score_sde_pytorch.DDPM_GROUPS}
+    return {"model.norm_groups": score_sde_pytorch.DDPM_GROUPS}
+
+
+def _large_variance(config: ConfigDict) -> dict[str, object]:
+    """guided-diffusion samples with the large variance where none is learned (sigma_small=False)."""
+    keys = ("sampling.ddpm.variance", "likelihood.variance")
+    return {} if config.model.get("learned_variance") else dict.fromkeys(keys, "large")
 
 
 def _rescaled_timesteps(config: ConfigDict) -> dict[str, object]:
-    """improved-diffusion gives its networks k · 1000/N at step k (rescale_timesteps)."""
-    return {"embedding_scale": 1000 / config.sde.N}
+    """improved-diffusion gives its networks k · 1000/N at step k, too (rescale_timesteps)."""
+    return _large_variance(config) | {"model.embedding_scale": 1000 / config.sde.N}
 
 
-def _timesteps_note(config: ConfigDict) -> tuple[str, ...]:
+def _guided_notes(config: ConfigDict) -> tuple[str, ...]:
+    variance = f"variance of the reverse steps: {config.sampling.ddpm.variance} (learn_sigma, sigma_small)"
     if config.sde.get("N") in (None, 1000):
-        return ()
+        return (variance,)
     scale = config.model.embedding_scale
     return (
+        variance,
         f"noise input: step k times {scale:g} (model.embedding_scale); it is 1 for rescale_timesteps=False, "
         f"{1000 / config.sde.N:g} for True, improved-diffusion's default (--from improved_diffusion)",
     )
@@ -113,15 +122,15 @@ def _timesteps_note(config: ConfigDict) -> tuple[str, ...]:
 
 READERS: dict[str, Reader] = {
     "score_sde_pytorch": Reader(_score_sde(groups_are_known=False)),
-    "score_sde_pytorch:ddpm": Reader(_score_sde(groups_are_known=True), arguments=_ddpm_groups),
+    "score_sde_pytorch:ddpm": Reader(_score_sde(groups_are_known=True), implied=_ddpm_groups),
     "score_sde_pytorch:ncsnpp": Reader(_score_sde(groups_are_known=True)),
     "ncsnv2": Reader(lambda net, path: ncsnv2.read(cast(NCSNv2, net), path), ncsnv2.describe),
     "diffusers": Reader(
         lambda net, path: diffusers.read(_unet(net), path), lambda path, size: diffusers.describe(path)
     ),
-    "guided_diffusion": Reader(_guided(legacy=False), notes=_timesteps_note),
-    "guided_diffusion_legacy": Reader(_guided(legacy=True), notes=_timesteps_note),
-    "improved_diffusion": Reader(_guided(legacy=True), arguments=_rescaled_timesteps, notes=_timesteps_note),
+    "guided_diffusion": Reader(_guided(legacy=False), implied=_large_variance, notes=_guided_notes),
+    "guided_diffusion_legacy": Reader(_guided(legacy=True), implied=_large_variance, notes=_guided_notes),
+    "improved_diffusion": Reader(_guided(legacy=True), implied=_rescaled_timesteps, notes=_guided_notes),
     "edm": Reader(lambda net, path: edm.read(_unet(net), path), lambda path, size: edm.describe(path)),
 }
 WRITERS = ("diffusers",)
@@ -187,11 +196,12 @@ def _configured(
         config = apply_overrides(_described(given, description), overrides, CONVERT_FROM)
         return config, description.image_shape, description.notes
     config = apply_overrides(config, overrides, CONVERT_FROM)
-    implied = reader.arguments(config) if config.model.name == "unet" else {}
+    implied = reader.implied(config) if config.model.name == "unet" else {}
     with config.unlocked(), config.ignore_type():
-        for argument, value in implied.items():
-            if f"model.{argument}" not in dict(overrides):
-                config.model[argument] = value
+        for key, value in implied.items():
+            section, _, name = key.rpartition(".")
+            if key not in dict(overrides):
+                functools.reduce(ConfigDict.get, section.split("."), config)[name] = value
     return config.lock(), (config.data.channels or COLOURS, *size), ()
 
 

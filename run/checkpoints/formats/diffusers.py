@@ -36,6 +36,7 @@ RESIDUAL = dict(
     shortcut="conv_shortcut",
 )  # fmt: skip
 SCALES = {"default": "shift", "scale_shift": "scale_shift"}
+AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")  # parts of pipelines whose networks work on latents
 SKIP_WIDTH = 128  # below that its blocks, its attention and its output disagree about the number of groups
 LEVELS, BLOCKS, WIDTH, SIDE = 12, 64, 2**15, 2**14  # at most, so that no configuration exhausts the machine
 
@@ -77,6 +78,7 @@ def describe(folder: Path) -> Description:
     Raises:
         UserError: If the folder is not complete, or a network that UNet cannot be.
     """
+    _refuse_latents(folder)
     config = Settings.from_json(_network_folder(folder) / CONFIG, DEFAULTS)
     config.choice("_class_name", ("UNet2DModel",))
     blocks = config.names("down_block_types", [*DOWN, *SKIP_DOWN], LEVELS)
@@ -97,6 +99,16 @@ def describe(folder: Path) -> Description:
         clip=scheduler.clip,
         notes=scheduler.notes,
     )
+
+
+def _refuse_latents(folder: Path) -> None:
+    """Refuses a pipeline whose network does not work on images."""
+    for part in AUTOENCODERS:
+        if (folder / part).is_dir():
+            raise UserError(
+                f"{folder} is a pipeline of latent diffusion: its unet works on the latents of its {part}, "
+                "which has no counterpart here"
+            )
 
 
 def _network_folder(folder: Path) -> Path:

@@ -223,6 +223,22 @@ def test_rescaled_timesteps(source, given, scale, tmp_path, capsys):
     assert f"noise input: step k times {scale:g} (model.embedding_scale)" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("given", "variance"), [((), "large"), (("--config.sampling.ddpm.variance=small",), "small")]
+)
+def test_variances_that_are_not_learned_are_large(given, variance, tmp_path, capsys):
+    """guided-diffusion's default (sigma_small=False); config adm64 samples with a learned one."""
+    path, *rest = adm(tmp_path)
+    state = torch.load(path)
+    torch.save(state | {f"out.2.{part}": state[f"out.2.{part}"][:3] for part in ("weight", "bias")}, path)
+    fixed = ("--config.model.learned_variance=false", "--config.model.out_channels=3")
+    plain = ("--config.training.objective=dsm",)
+    arguments = [path, *rest, *fixed, *plain, *given, "--workdir", tmp_path / "run"]
+    assert convert("--from", "guided_diffusion", *arguments) == 0
+    assert read_config(tmp_path / "run").sampling.ddpm.variance == variance
+    assert f"variance of the reverse steps: {variance} (learn_sigma, sigma_small)" in capsys.readouterr().out
+
+
 def test_a_number_of_heads_instead_of_their_size(tmp_path, capsys):
     heads = ("--config.model.head_channels=None", "--config.model.heads=2")
     arguments = [*adm(tmp_path), *heads, "--workdir", tmp_path / "run"]

@@ -212,6 +212,14 @@ def test_configurations_that_are_none_are_refused(content, match, tmp_path):
         diffusers.describe(tmp_path)
 
 
+def test_networks_of_latents_are_refused(tmp_path):
+    """Their betas and blocks would pass, and the samples would be no images."""
+    peer("ddpm").save_pretrained(tmp_path / "unet")
+    (tmp_path / "vqvae").mkdir()
+    with pytest.raises(UserError, match="its unet works on the latents of its vqvae"):
+        diffusers.describe(tmp_path)
+
+
 def test_damaged_folders(tmp_path):
     with pytest.raises(UserError, match="expected config.json and"):
         diffusers.describe(tmp_path)
