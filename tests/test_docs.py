@@ -19,7 +19,7 @@ SNIPPETS = [
 ]
 WIDTH = 100
 NOT_WRAPPED = {  # to be wrapped: this list only shrinks
-    *("choosing_a_sampler.md", "data.md", "extending.md", "networks.md", "notation.md", "samplers.md"),
+    *("choosing_a_sampler.md", "data.md", "networks.md", "notation.md", "samplers.md"),
     *("scaling.md", "training.md"),
 }
 
@@ -63,6 +63,17 @@ def test_files_that_are_named_exist(path):
     for name in re.findall(rf"`((?:{folders})/[\w./]+)`", path.read_text()):
         if "NAME" not in name:
             assert (ROOT / name).exists(), f"{path.name} names {name}, which does not exist"
+
+
+def test_each_recipe_names_as_many_files_as_it_says():
+    text = (ROOT / "docs/extending.md").read_text()
+    recipes = re.findall(r"^## A new (.*): (\d) files\n(.*?)(?=^## )", text, re.M | re.S)
+    files = {what: re.findall(r"^\d\. `([\w./]+)`", steps, re.M) for what, _, steps in recipes}
+    assert {what: len(names) for what, names in files.items()} == {what: int(n) for what, n, _ in recipes}
+    most = {"SDE": 3, "sampler": 3, "network": 3, "metric": 2, "checkpoint format": 2}
+    assert {what: int(n) for what, n, _ in recipes} == most
+    for name in (name for names in files.values() for name in names):
+        assert (ROOT / name).exists() or "NAME" in name and (ROOT / name).parent.is_dir(), name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)

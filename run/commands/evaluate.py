@@ -98,10 +98,7 @@ def _compare(file: SampleFile, dataset: Dataset, trained: TrainedModel, workdir:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    return {
-        "frechet_distance": _with_bar("Fréchet distance", metrics.frechet_distance, a, b),
-        "sliced_wasserstein": _with_bar("Wasserstein distance", metrics.sliced_wasserstein, a, b),
-    }
+    return {name: _with_bar(name.replace("_", " "), metric, a, b) for name, metric in metrics.METRICS.items()}
 
 
 def _median_distance(samples: np.ndarray, reference: np.ndarray) -> float:

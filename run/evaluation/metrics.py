@@ -171,3 +171,10 @@ def nearest_neighbour_distances(
             np.minimum(nearest[i], distances.amin(1).numpy(), out=nearest[i])
         on_step(i.stop, len(a))
     return nearest
+
+
+METRICS: dict[str, Callable[..., float]] = {
+    "frechet_distance": frechet_distance,
+    "sliced_wasserstein": sliced_wasserstein,
+}
+"""Distances of two sets, metric(a, b, on_step=...), under the names that `--mode evaluate` reports."""

@@ -10,6 +10,7 @@ import scipy.optimize
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation.metrics import (
+    METRICS,
     frechet_distance,
     nearest_neighbour_distances,
     sliced_wasserstein,
@@ -137,3 +138,13 @@ def test_distances_report_their_progress_to_the_end():
         steps = []
         metric(a, b, on_step=lambda i, n, steps=steps: steps.append((i, n)))
         assert steps and steps[-1][0] == steps[-1][1] and steps == sorted(steps)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_every_metric_is_a_symmetric_distance(name: str):
+    a, b = RNG.normal(size=(30, 2, 3)), RNG.normal(size=(20, 2, 3)) + 1
+    steps: list[tuple[int, int]] = []
+    distance = METRICS[name](a, b, on_step=lambda i, n: steps.append((i, n)))
+    assert distance > 0.1 and METRICS[name](b, a) == pytest.approx(distance)
+    assert METRICS[name](a, a) == pytest.approx(0, abs=1e-6)
+    assert all(0 < i <= n for i, n in steps)
