@@ -35,7 +35,7 @@ def advance_to(bar: tqdm, position: int, total: int) -> None:
 def warn(message: str) -> None:
     """Prints something that does not end the command to stderr, on rank 0 only."""
     if is_first():
-        print(f"warning: {message}", file=sys.stderr)
+        print("warning:", " ".join(message.split()), file=sys.stderr)  # names of files may hold line breaks
 
 
 def format_duration(seconds: float) -> str:

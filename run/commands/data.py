@@ -84,8 +84,13 @@ def _classes(dataset: Dataset) -> str:
     if dataset.labels is None:
         return "none"
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
-    shown = [f"{name} {count:,}" for name, count in zip(dataset.classes, counts, strict=True)]
+    shown = [f"{_printable(name)} {count:,}" for name, count in zip(dataset.classes, counts, strict=True)]
     return ", ".join(shown[:20]) + (f", and {len(shown) - 20} more" if len(shown) > 20 else "")
+
+
+def _printable(name: str) -> str:
+    """The name of a class, which may be that of any folder."""
+    return "".join(character if character.isprintable() else "?" for character in name)
 
 
 def _suggestions(inputs: torch.Tensor) -> list[tuple[str, object]]:

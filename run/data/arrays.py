@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -35,6 +36,8 @@ class ArraySource(Source):
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
+        self._file = Path(array.filename) if isinstance(array, np.memmap) and array.filename else None
+        self._end = array.offset + array.nbytes if self._file is not None else 0  # of the array in the file
         # Of other arrays `take`, which works without Python's lock, would first copy the whole.
         self._plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
@@ -42,7 +45,14 @@ class ArraySource(Source):
         return len(self._array)
 
     def rows(self, indices: Tensor) -> np.ndarray:
-        """Some samples as they stand in the array."""
+        """Some samples as they stand in the array.
+
+        Raises:
+            UserError: If the file that the array is mapped from has become shorter.
+        """
+        if self._file is not None and self._file.stat().st_size < self._end:
+            # reading behind its end would be a SIGBUS, which ends the process without a word
+            raise UserError(f"data file {self._file} has become shorter since it was opened: restore it")
         return self._array.take(indices.numpy(), axis=0) if self._plain else self._array[indices.numpy()]
 
     def chunks(self, indices: Tensor, title: str) -> Iterator[Tensor]:

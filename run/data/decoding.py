@@ -12,6 +12,7 @@ size          Lanczos resampling with a window that grows with the reduction: an
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -28,6 +29,8 @@ ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 ORIENTATION, ON_ITS_SIDE = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
 
 Image.MAX_IMAGE_PIXELS = None  # data.max_megapixels takes its place
+# Of damaged tags Pillow would warn image by image; a file that cannot be read is named all the same.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def open_image(file: Path | IO[bytes], max_megapixels: float, page: int = 0) -> Image.Image:

@@ -9,11 +9,11 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar, warn
-from score_diffusion.run.data.decoding import ImagePreparation, declared_bits
+from score_diffusion.run.data.decoding import FORMATS, ImagePreparation, declared_bits
 from score_diffusion.run.data.images import Images
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.sources import Source, Stream
@@ -37,6 +37,8 @@ class BadFile(UserError):
 
 def reason(error: Exception) -> str:
     """The first line of what a decoder said."""
+    if isinstance(error, UnidentifiedImageError):
+        return f"it is not of a format that is read: {', '.join(FORMATS)}"
     return str(error).split("\n")[0].strip() or type(error).__name__
 
 

@@ -31,6 +31,8 @@ class DataInfo:
     num_train: int
     """0 for weights from another library, which were not trained here."""
     num_test: int
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their indices; empty for data without labels."""
     digest: str = ""
     """Of the contents; empty where their source does not tell it cheaply."""
 
@@ -38,13 +40,13 @@ class DataInfo:
         lengths = (*self.shape, self.num_train + 1, self.num_test + 1)
         if not self.shape or not all(type(n) is int and n > 0 for n in lengths):
             raise ValueError(f"shape and counts must be whole numbers, got {self.shape} and {lengths[-2:]}")
-        if not (isinstance(self.name, str) and isinstance(self.digest, str)):
-            raise TypeError("name and digest must be text")
+        if not all(isinstance(text, str) for text in (self.name, self.digest, *self.classes)):
+            raise TypeError("name, digest and classes must be text")
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
-        return cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.digest)
+        return cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.classes, dataset.digest)
 
     @property
     def levels(self) -> int | None:
@@ -92,7 +94,8 @@ def read_data_info(workdir: Path) -> DataInfo:
         fields = json.loads(path.read_text())
         scaling = dict(fields["scaling"])
         scaling |= {key: tuple(scaling[key]) for key in ("shift", "scale")}
-        return DataInfo(**dict(fields, shape=tuple(fields["shape"]), scaling=Scaling(**scaling)))
+        fields |= {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])}
+        return DataInfo(**fields | {"scaling": Scaling(**scaling)})
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:

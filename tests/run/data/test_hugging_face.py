@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -63,6 +64,27 @@ def test_splits_images_and_labels(hub: object, memory_gib: float, tmp_path: Path
     assert torch.equal(data.test[:], torch.from_numpy(PIXELS[20:].transpose(0, 3, 1, 2)))
 
 
+def test_three_splits(hub: object, tmp_path: Path):
+    """The validation set is for the loss during training, the test set for scores; labels stay with both."""
+    rows = {"train": slice(20), "valid": slice(20, 25), "test": slice(25, 30)}
+    hub.DatasetDict({key: images_and_labels(hub, some) for key, some in rows.items()}).save_to_disk(
+        tmp_path / "a"
+    )
+    data = load(tmp_path / "a")
+    for samples, labels, first in (
+        (data.validation, data.validation_labels, 20),
+        (data.test, data.test_labels, 25),
+    ):
+        assert torch.equal(samples, torch.from_numpy(PIXELS[first : first + 5].transpose(0, 3, 1, 2)))
+        assert labels.tolist() == (PIXELS[first : first + 5, 0, 0, 0] % 2).tolist()
+
+
+def test_packages_that_run_code_of_a_data_set_are_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(__version__="2.14.5"))
+    with pytest.raises(UserError, match="needs the package datasets 4 or later, got 2.14.5"):
+        load("ylecun/mnist")
+
+
 def test_what_does_not_fit_is_one_sentence(hub: object, tmp_path: Path):
     text = hub.Dataset.from_dict({"text": ["a", "b"]})
     text.save_to_disk(tmp_path / "text")
@@ -74,7 +96,7 @@ def test_what_does_not_fit_is_one_sentence(hub: object, tmp_path: Path):
     hub.Dataset.from_dict(
         {"image": [{"bytes": b"no image", "path": None}] * 3}, features=hub.Features(image=hub.Image())
     ).save_to_disk(tmp_path / "broken")
-    with pytest.raises(UserError, match="image 0 of .*broken, split train cannot be read"):
+    with pytest.raises(UserError, match="3 of 3 images cannot be read: image 0 of .*broken, split train"):
         load(tmp_path / "broken")
     with pytest.raises(UserError, match="cannot be loaded .*: check the name"):
         load(tmp_path / "nothing")

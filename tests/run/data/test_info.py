@@ -113,7 +113,8 @@ def test_built_in_data_are_the_same_anywhere(tmp_path: Path):
     [
         ("shape", None), ("shape", "x"), ("shape", [1, -8, 8]), ("shape", [1, "8", 8]), ("shape", []),
         ("num_train", "898"), ("num_train", -1), ("num_test", 1.5), ("num_test", None), ("name", 3),
-        ("digest", 7), ("scaling", None), ("scaling", []), ("scaling", {"levels": "17"}),
+        ("digest", 7), ("classes", [1]), ("classes", 3),
+        ("scaling", None), ("scaling", []), ("scaling", {"levels": "17"}),
         ("scaling", {"levels": 1}), ("scaling", {"shift": ["a"], "scale": [1.0]}),
         ("scaling", {"shift": [0.0], "scale": [0.0]}), ("scaling", {"shift": [float("nan")], "scale": [1.0]}),
         ("scaling", {"shift": [0.0, 1.0], "scale": [1.0]}), ("scaling", {"dtype": "object"}),

@@ -158,6 +158,16 @@ def test_points_that_are_no_numbers_are_refused_though_they_are_streamed(tmp_pat
         load(tmp_path / "points.npy", 0.0)
 
 
+def test_a_mapped_file_that_is_cut_is_one_sentence(tmp_path: Path):
+    """And no SIGBUS, which would end the training without a word."""
+    for array in (np.zeros((5000, 4, 4, 3), np.uint8), np.random.default_rng(0).normal(size=(5000, 4))):
+        np.save(tmp_path / "a.npy", array)
+        data = load(tmp_path / "a.npy", 0.0)
+        os.truncate(tmp_path / "a.npy", 4096)
+        with pytest.raises(UserError, match="a.npy has become shorter since it was opened"):
+            data.train[torch.tensor([len(data.train) - 1])]
+
+
 def test_of_a_large_stream_a_part_is_looked_at():
     class Numbers(Source):
         shape, dtype = (1,), torch.float32
