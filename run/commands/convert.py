@@ -59,6 +59,7 @@ from score_diffusion.sde_lib import ScoreModel
 
 GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
+TRIED_SIDE = 128  # pixels of a side at which a network is tried, at most twice this; a power of 2
 Overrides = Sequence[tuple[str, str]]
 
 
@@ -166,7 +167,7 @@ def import_checkpoint(
     net = cast(nn.Module, model.net)
     weights = reader.read(net, path)
     net.load_state_dict(dict(weights.ema), assign=True)
-    run_once(model, shape)
+    run_once(model, (shape[0], *_small_size(net, shape[1:])))
     with _nothing_left_on_failure(workdir):
         saved = checkpoint.save(workdir, _checkpoint(model, weights, config), config.training.keep)
         write_data_info(workdir, info)
@@ -181,6 +182,15 @@ def import_checkpoint(
     ]
     print_result(f"Converted from {source}", rows)
     return 0
+
+
+def _small_size(net: nn.Module, size: Sequence[int]) -> list[int]:
+    """A size that the network takes if and only if it takes the given one, which may be larger than fits into
+    memory: large sides give way to others with the same remainder.
+    """
+    divisor = 2 ** (len(net.encoder) - 1) if isinstance(net, UNet) else 1
+    enough = max(TRIED_SIDE, divisor)
+    return [side if side <= enough else enough + side % enough for side in size]
 
 
 def _configured(

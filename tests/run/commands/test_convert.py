@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from score_diffusion.run.build_inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.formats import guided_diffusion, score_sde_pytorch
 from score_diffusion.run.config import read_config
+from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.main import main
 from score_diffusion.sde_lib import DDPM, linear_betas
 from tests.run.checkpoints.formats import restated_edm, restated_ncsnv2
@@ -309,6 +311,24 @@ def test_a_full_disk_leaves_nothing_that_refuses_the_same_command(folder, tmp_pa
         patch.setattr(os, "fsync", full)
         assert "No space left on device" in refused(convert(*export))
     assert not back.exists() and convert(*export) == 0
+
+
+@pytest.mark.parametrize(
+    ("size", "fits"), [([16384, 16384], True), ([16384, 200], True), ([16384, 16383], False)]
+)
+def test_a_network_is_not_tried_at_a_size_that_does_not_fit_into_memory(
+    size, fits, folder, tmp_path, refused
+):
+    """Activations for these images would take 17 GB and more each."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | dict(sample_size=size)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    code = convert("--from", "diffusers", folder, "--workdir", tmp_path / "run")
+    if fits:
+        assert code == 0 and read_data_info(tmp_path / "run").shape == (1, *size)
+    else:
+        assert "divisible by 2" in refused(code)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # KiB
 
 
 def test_wrong_networks_are_refused(folder, tmp_path, refused):
