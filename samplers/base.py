@@ -1,4 +1,4 @@
-"""What all samplers share: the call, the loop, the randomness of each sample, and the record that comes back.
+"""What all samplers share: the call, the loop, the randomness of each sample, and the result.
 
     result = sampler(score, shape, seed=0)
 
@@ -32,7 +32,7 @@ from score_diffusion.sde_lib import (
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation
 
 State = Any
-"""What a sampler carries from step to step besides x: nothing, a running average, a method's history."""
+"""What a sampler carries from step to step besides x, such as a running average; None for nothing."""
 
 
 @dataclass(frozen=True)
@@ -42,20 +42,20 @@ class SampleResult:
     samples: Tensor
     """The samples, shape (B, *shape)."""
     nfe: int
-    """Evaluations of the score function per sample, counted where it is called; where samples choose their
-    own steps, those of the sample with the most.
+    """Evaluations of the score function per sample, counted where it is called; the largest number where
+    samples choose their own steps.
     """
     nfe_each: Tensor
     """Evaluations of each sample, shape (B,)."""
     times: Tensor
     """The time grid, shape (steps + 1,), float64, from T down."""
     trajectory: Tensor | None
-    """The states at these times, shape (steps + 1, B, *shape), before any final denoising; None unless asked
-    for.
+    """The states at these times, shape (steps + 1, B, *shape), before any final denoising; None unless
+    requested.
     """
 
 
-PIECE = 16384  # numbers; torch's sums over more are split among threads when they are alone in a batch
+PIECE = 16384  # numbers; torch splits longer sums among threads if the batch has no other
 
 
 def mean_square_each(x: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ def mean_square_each(x: Tensor) -> Tensor:
 
 class CountedScore(ScoreWrapper):
     """A score function that counts its evaluations, takes one time for all samples or one for each, and
-    remembers where its values stop being finite.
+    records where its values stop being finite.
 
     Args:
         score: The score function.
@@ -76,29 +76,29 @@ class CountedScore(ScoreWrapper):
     def __init__(self, score: ScoreFunction, batch: int) -> None:
         super().__init__(score)
         self._batch = batch
-        self._sums: list[Tensor] = []  # one number a call, left on the device: reading it would wait for it
+        self._sums: list[Tensor] = []  # one number per call, left on the device: reading would wait for it
         self._times: list[Tensor] = []
-        self._of_all = 0
-        self._of_some: Tensor | None = None
+        self._shared = 0
+        self._individual: Tensor | None = None
 
     @property
     def calls(self) -> int:
         """Number of calls so far."""
         return len(self._sums)
 
-    def of_each(self) -> Tensor:
+    def evaluations_each(self) -> Tensor:
         """Evaluations of each sample so far, shape (B,), on the CPU."""
-        of_all = torch.full((self._batch,), self._of_all)
-        return of_all if self._of_some is None else of_all + self._of_some.cpu()
+        shared = torch.full((self._batch,), self._shared)
+        return shared if self._individual is None else shared + self._individual.cpu()
 
     def __call__(
         self, x: Tensor, t: float | Tensor, cond: Condition = None, *, among: Tensor | None = None
     ) -> Tensor:
         """The score of x, shape (n, *shape), at time t, a number or of shape (n,).
 
-        `among` holds the indices (n,) of the samples where x is not the whole batch.
+        `among` holds the indices (n,) of these samples if x is not the whole batch.
         """
-        t = self._each(x, t)
+        t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, among)
         return super().__call__(x, t, cond)
 
@@ -106,7 +106,7 @@ class CountedScore(ScoreWrapper):
         self, x: Tensor, t: float | Tensor, cond: Condition = None
     ) -> tuple[Tensor, Tensor]:
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
-        t = self._each(x, t)
+        t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, None)
         return super().score_and_fraction(x, t, cond)
 
@@ -114,14 +114,14 @@ class CountedScore(ScoreWrapper):
         score, *fraction = inner(x, t, cond)
         if score.shape != x.shape:
             raise InputError(
-                f"the score must have the shape of x, {tuple(x.shape)}, it has {tuple(score.shape)}"
+                f"the score must have the shape of x, {tuple(x.shape)}, got {tuple(score.shape)}"
             )
         self._sums.append(score.sum())
         self._times.append(t)
         return (score, *fraction)
 
     @staticmethod
-    def _each(x: Tensor, t: float | Tensor) -> Tensor:
+    def _times_each(x: Tensor, t: float | Tensor) -> Tensor:
         if isinstance(t, Tensor):
             return t
         return torch.full((len(x),), t, dtype=torch.float64, device=x.device)
@@ -129,11 +129,11 @@ class CountedScore(ScoreWrapper):
     def _count(self, n: int | Tensor, x: Tensor, among: Tensor | None) -> None:
         """Adds n evaluations, one number or one per row of x, of all samples or of some."""
         if among is None and isinstance(n, int):
-            self._of_all += n
+            self._shared += n
             return
-        if self._of_some is None:
-            self._of_some = torch.zeros(self._batch, dtype=torch.long, device=x.device)
-        self._of_some[slice(None) if among is None else among] += n
+        if self._individual is None:
+            self._individual = torch.zeros(self._batch, dtype=torch.long, device=x.device)
+        self._individual[slice(None) if among is None else among] += n
 
     def first_failure(self) -> tuple[int, float] | None:
         """Index and time of the first evaluation with values that are not finite; waits for the device."""
@@ -141,6 +141,18 @@ class CountedScore(ScoreWrapper):
             if not total.isfinite():
                 return k, float(t.max())
         return None
+
+
+def _checked_shape(shape: Sequence[int], x_T: Tensor | None) -> tuple[int, ...]:
+    """The shape (B, *shape) of a batch, if it is one and x_T has it."""
+    shape = tuple(shape)
+    if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+        raise InputError(f"shape must be (B, *shape) of positive integers, got {shape}")
+    if x_T is not None and (tuple(x_T.shape) != shape or not x_T.is_floating_point()):
+        raise InputError(
+            f"x_T must be a floating-point tensor of shape {shape}, got {tuple(x_T.shape)} of {x_T.dtype}"
+        )
+    return shape
 
 
 class Sampler(ABC):
@@ -171,9 +183,8 @@ class Sampler(ABC):
             )
         self.sde = sde
         self.times = times
-        self.denoise = (
-            denoise and sde.sigma(times[-1]).item() > 0
-        )  # without noise Tweedie's formula is 0/0, and the identity
+        # Without noise there is nothing to remove, and Tweedie's formula would be 0/0.
+        self.denoise = denoise and sde.sigma(times[-1]).item() > 0
 
     @abstractmethod
     def integrate(
@@ -190,8 +201,8 @@ class Sampler(ABC):
             score: The score function; it takes one time for all samples, or one for each.
             x: States at the first time, shape (B, *shape).
             noise: The samples' streams of randomness.
-            record: Takes the states at each of the times after the first; None where nobody asked for them.
-            on_step: Takes the number of steps done and the number of all steps.
+            record: Called with the states at each time after the first; None if no trajectory is requested.
+            on_step: Called with the number of finished steps and the number of all steps.
 
         Returns:
             States at the last time, shape (B, *shape).
@@ -216,9 +227,9 @@ class Sampler(ABC):
         Args:
             score: The score function `score(x, t)`.
             shape: Shape of the batch, (B, *shape).
-            seed: Seed of the run. Sample k of the call depends on (seed, first + k) alone.
-            x_T: Start states at the first time, shape `shape`; None to draw them from the prior. They bring
-                their device and dtype.
+            seed: Seed of the run. Sample k of the call depends only on (seed, first + k).
+            x_T: Start states at the first time, shape `shape`, whose device and dtype are used; None to draw
+                them from the prior.
             first: Index of the first sample within its run.
             device: Where to sample; None for the device of a score that has one (`ScoreModel.device`), else
                 the CPU.
@@ -227,39 +238,26 @@ class Sampler(ABC):
             on_step: Called as on_step(i, n) after step i of n, for progress bars.
 
         Returns:
-            Samples, the number of score evaluations per sample, the time grid and, if asked for, the
+            The samples, the number of score evaluations per sample, the time grid and, if requested, the
             trajectory.
 
         Raises:
-            InputError: If the shape is not (B, *shape), x_T disagrees with it, the score changes it, or the
-                result is not finite.
+            InputError: If the shape is not (B, *shape), x_T or the score does not have it, or the result is
+                not finite.
         """
-        shape = tuple(shape)
-        if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise InputError(f"shape must be (B, *shape) of positive integers, got {shape}")
+        shape = _checked_shape(shape, x_T)
         if x_T is not None:
-            if tuple(x_T.shape) != shape or not x_T.is_floating_point():
-                raise InputError(
-                    f"x_T must be a floating-point tensor of shape {shape}, "
-                    f"got {tuple(x_T.shape)} of {x_T.dtype}"
-                )
             device, dtype = x_T.device, x_T.dtype
-        elif device is None:
-            device = score_device(score)
-        noise = SampleNoise(seed, first, shape, device, dtype)
+        noise = SampleNoise(seed, first, shape, score_device(score) if device is None else device, dtype)
         x = self.sde.prior_std * noise.normal() if x_T is None else x_T
-        states = [x]
-        counted = CountedScore(in_dtype(score, dtype), shape[0])
-
-        def record(state: Tensor) -> None:
-            states.append(state.to(dtype))
-
-        x = self.integrate(counted, x, noise, record if trajectory else None, on_step or (lambda i, n: None))
+        states, counted = [x], CountedScore(in_dtype(score, dtype), shape[0])
+        record = (lambda state: states.append(state.to(dtype))) if trajectory else None
+        x = self.integrate(counted, x, noise, record, on_step or (lambda i, n: None))
         if self.denoise:
             x = tweedie(self.sde, counted, x, self.times[-1:].to(x.device).expand(len(x)))
         if not x.isfinite().all():
             raise InputError(self._failure(counted))
-        nfe_each = counted.of_each()
+        nfe_each = counted.evaluations_each()
         path = torch.stack(states) if trajectory else None
         return SampleResult(x, int(nfe_each.max()), nfe_each, self.times, path)
 
@@ -267,21 +265,21 @@ class Sampler(ABC):
         failure = score.first_failure()
         if failure is None:
             return (
-                f"{type(self).__name__} left the finite numbers after finite scores: take smaller steps "
-                "(more of them, a lower snr)"
+                f"{type(self).__name__} produced NaN or infinity although every score was finite: take "
+                "smaller steps (more of them, or a lower snr)"
             )
         return (
-            f"{type(self).__name__} met a score that is not finite at evaluation {failure[0] + 1} of "
+            f"{type(self).__name__} got a score that is not finite at evaluation {failure[0] + 1} of "
             f"{score.calls}, t = {failure[1]:.6g}: check the score function there, or take smaller steps "
-            "(more of them, a lower snr)"
+            "(more of them, or a lower snr)"
         )
 
 
 class StepSampler(Sampler):
-    """A sampler that goes from each time of its grid to the next by a step of its own."""
+    """A sampler with a function for the step from each time of its grid to the next."""
 
     def initial_state(self, x: Tensor) -> State:
-        """What `step` carries from one step to the next besides x."""
+        """The state that the first step gets, for starting states x."""
         return None
 
     @abstractmethod
@@ -290,15 +288,15 @@ class StepSampler(Sampler):
     ) -> tuple[Tensor, State]:
         """The step from the k-th time of the grid to the next.
 
-        Coefficients are numbers that depend on k alone: computed in float64 when the sampler is made, they
-        cost nothing here.
+        Coefficients depend only on k: they are computed in float64 when the sampler is made and cost nothing
+        here.
 
         Args:
             score: The score function; it takes one time for all samples, or one for each.
             x: States at times[k], shape (B, *shape).
             k: Index of the step, from 0.
             noise: The samples' streams of randomness.
-            state: What the last step returned, first `initial_state(x)`.
+            state: What the previous step returned, `initial_state(x)` in the first.
 
         Returns:
             States at times[k + 1], shape (B, *shape), and the state for the next step.

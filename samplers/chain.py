@@ -2,8 +2,8 @@
 
 With x̂_0 = (x_t + σ_t² score)/α_t and ε̂ = (x_t - α_t x̂_0)/σ_t, from x_t to x_s:
 
-    ancestral   x_s = mean of q(x_s | x_t, x̂_0) + √Σ z,  Σ from β̃ to β   (Ho et al., 2020, Algorithm 2)
-    DDIM        x_s = α_s x̂_0 + √(σ_s² - η² β̃) ε̂ + η √β̃ z                (Song et al., 2021, eqs. 12, 16)
+    ancestral   x_s = mean of q(x_s | x_t, x̂_0) + √Σ z,  β̃ <= Σ <= β    (Ho et al., 2020, Algorithm 2)
+    DDIM        x_s = α_s x̂_0 + √(σ_s² - η² β̃) ε̂ + η √β̃ z               (Song et al., 2021, eqs. 12, 16)
 
 where β = σ²_{t|s} and β̃ = σ²_{t|s} σ_s²/σ_t² is the variance of q(x_s | x_t, x_0). DDIM at η = 1 is
 ancestral sampling with Σ = β̃; at η = 0 it is the Euler step of the probability-flow ODE in the variable σ/α,
@@ -42,7 +42,7 @@ from score_diffusion.sde_lib import (
 
 
 class AncestralSampler(StepSampler):
-    """DDPM's ancestral sampling (Ho et al., 2020, Algorithm 2). A step to a time without noise is its mean.
+    """DDPM's ancestral sampling (Ho et al., 2020, Algorithm 2). A step to a time without noise adds none.
 
     Args:
         sde, times, denoise: As for every `Sampler`.
@@ -69,9 +69,8 @@ class AncestralSampler(StepSampler):
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
-        """A draw from p(x_s | x_t), or its mean where σ_s = 0."""
-        t, s = self.times[k].item(), self.times[k + 1].item()
-        t, s = (torch.full((len(x),), v, dtype=torch.float64, device=x.device) for v in (t, s))
+        """Draws from p(x_s | x_t), or returns its mean where σ_s = 0."""
+        t, s = self.times[k : k + 2].to(x.device)[:, None].expand(-1, len(x))
         mean, var = reverse_transition(self.sde, score, x, s, t, self.variance, self.clip)
         std = torch.where(expand(self.sde.sigma(s), x) > 0, var.sqrt(), 0.0)
         return mean + std * noise.normal(), None

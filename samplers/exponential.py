@@ -61,7 +61,7 @@ UNIPC_VARIANTS = ("bh1", "bh2")
 
 
 @dataclass(frozen=True)
-class Row:
+class MultistepStep:
     """A step x_s = keep · x_t + Σ_j weights[j] v_{-j} + std · z, and its correction with the value at s.
 
     `correction` holds the weight of the value at s and then those that replace `weights`; None for no
@@ -75,14 +75,15 @@ class Row:
 
 
 def multistep_stages(
-    times: Tensor, values: Sequence[tuple[float, float]], rows: Sequence[Row]
+    times: Tensor, values: Sequence[tuple[float, float]], rows: Sequence[MultistepStep]
 ) -> list[Stage]:
     """The table of a multistep method, in which each correction is part of the step that follows it.
 
     The corrected x_t is the predicted one plus a combination of values that are known by then, so that the
     next step from it is a step from the predicted x_t with other weights.
     """
-    stages, adjustment = [], ()
+    stages: list[Stage] = []
+    adjustment: tuple[float, ...] = ()
     for t, value, row in zip(times[:-1].tolist(), values, rows, strict=True):
         moved = [row.keep * a for a in adjustment]
         stages.append(Stage(t, value, row.keep, add_weights(row.weights, moved), row.std))
@@ -183,7 +184,7 @@ def exponential_adams_stages(
     for i in range(steps):
         count = min(order, i + 1)
         correction = weights(i, i + 1, count + 1) if corrector and i < steps - 1 else None
-        rows.append(Row(keep[i].item(), weights(i, i, count), correction=correction))
+        rows.append(MultistepStep(keep[i].item(), weights(i, i, count), correction=correction))
     return multistep_stages(at.t, values[:-1], rows)
 
 
@@ -214,7 +215,7 @@ def dpm_solver_stages(sde: SDE, times: Tensor, order: int, stochasticity: Stocha
         first = -alpha[i] * math.expm1(-z)
         k = min(order, i + 1)
         if k == 1:
-            weights = (first,)
+            weights: tuple[float, ...] = (first,)
         elif k == 2:
             slope = first * h[i] / (2 * h[i - 1])
             weights = (first + slope, -slope)
@@ -226,7 +227,7 @@ def dpm_solver_stages(sde: SDE, times: Tensor, order: int, stochasticity: Stocha
             on_a = linear * (1 + r0 / (r0 + r1)) + square / (r0 + r1)
             on_b = -(linear * r0 + square) / (r0 + r1)
             weights = (first + on_a / r0, -on_a / r0 + on_b / r1, -on_b / r1)
-        rows.append(Row(keep[i], weights, std[i]))
+        rows.append(MultistepStep(keep[i], weights, std[i]))
     return multistep_stages(at.t, denoised_values(at)[:-1], rows)
 
 
@@ -251,7 +252,7 @@ def unipc_stages(sde: SDE, times: Tensor, order: int, variant: str) -> list[Stag
         on_c = [-alpha[i] * B * rho / r for rho, r in zip(corrected, [*ratios, 1.0], strict=True)]
         weights = (first - sum(on), *on)
         correction = (on_c[-1], first - sum(on_c), *on_c[:-1]) if i < steps - 1 else None
-        rows.append(Row(keep[i], weights, correction=correction))
+        rows.append(MultistepStep(keep[i], weights, correction=correction))
     return multistep_stages(at.t, denoised_values(at)[:-1], rows)
 
 

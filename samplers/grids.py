@@ -21,7 +21,8 @@ from torch import Tensor
 from score_diffusion.sde_lib import SDE, InputError, chain_times
 
 
-def _checked(sde: SDE, steps: int, eps: float | None) -> float:
+def _checked_end(sde: SDE, steps: int, eps: float | None) -> float:
+    """The last time of a grid."""
     eps = sde.sampling_eps if eps is None else eps
     if not isinstance(steps, int) or steps < 1:
         raise InputError(f"steps must be a positive integer, got {steps!r}")
@@ -36,18 +37,18 @@ def _evenly(first: float, last: float, steps: int) -> Tensor:
 
 def _noisy_ends(sde: SDE, steps: int, eps: float | None) -> Tensor:
     """(T, eps), both with a finite log SNR."""
-    ends = torch.tensor([sde.T, _checked(sde, steps, eps)], dtype=torch.float64)
+    ends = torch.tensor([sde.T, _checked_end(sde, steps, eps)], dtype=torch.float64)
     first, last = sde.log_snr(ends).tolist()
     if not (math.isfinite(first) and math.isfinite(last)):
         raise InputError(
-            f"log SNR must be finite at both ends of the grid, it is {first} at T and {last} at eps; "
+            f"log SNR must be finite at both ends of the grid; it is {first} at T and {last} at eps: "
             "choose another eps"
         )
     return ends
 
 
 def _with_ends(times: Tensor, ends: Tensor) -> Tensor:
-    """The times, their ends exactly those of the path."""
+    """The times with their ends set to the exact values."""
     times[[0, -1]] = ends
     return times
 
@@ -66,7 +67,7 @@ def uniform_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     Raises:
         InputError: If steps is not a positive integer or eps does not lie in [0, T).
     """
-    return _evenly(sde.T, _checked(sde, steps, eps), steps)
+    return _evenly(sde.T, _checked_end(sde, steps, eps), steps)
 
 
 def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -86,7 +87,8 @@ def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
             at an end.
     """
     ends = _noisy_ends(sde, steps, eps)
-    return _with_ends(sde.time_at_log_snr(_evenly(*sde.log_snr(ends).tolist(), steps)), ends)
+    first, last = sde.log_snr(ends).tolist()
+    return _with_ends(sde.time_at_log_snr(_evenly(first, last, steps)), ends)
 
 
 def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -94,8 +96,9 @@ def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
     Arguments, result and errors as for `uniform_grid`.
     """
-    ends = torch.tensor([sde.T, _checked(sde, steps, eps)], dtype=torch.float64)
-    return _with_ends(_evenly(*ends.sqrt().tolist(), steps).square(), ends)
+    ends = torch.tensor([sde.T, _checked_end(sde, steps, eps)], dtype=torch.float64)
+    first, last = ends.sqrt().tolist()
+    return _with_ends(_evenly(first, last, steps).square(), ends)
 
 
 def karras_times(sde: SDE, first: float, last: float, steps: int, rho: float = 7.0) -> Tensor:
@@ -114,19 +117,19 @@ def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     return _with_ends(karras_times(sde, first, last, steps), ends)
 
 
-def clock(noise_level: Tensor, scale: float = 1.0) -> Tensor:
+def clock(log_sigma: Tensor, scale: float = 1.0) -> Tensor:
     """τ = √log(1 + (σ̃/scale)²) for log σ̃ of any shape.
 
-    VP with α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t) has τ ∝ t but for β_0 (at scale 1): τ is the
-    time that this SDE would show, whatever SDE the noise level comes from. It grows as σ̃ near the data and
-    as √(2 log σ̃) far away.
+    VP has α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t), hence τ ∝ t up to the term of β_0 (at scale 1): τ
+    is the time at which VP has the noise level σ̃, which may be of any SDE. It grows like σ̃ near the data and
+    like √(2 log σ̃) far away.
     """
-    return torch.nn.functional.softplus(2 * (noise_level - math.log(scale))).sqrt()
+    return torch.nn.functional.softplus(2 * (log_sigma - math.log(scale))).sqrt()
 
 
 def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
-    """Times with √τ uniform in the clock τ of `clock`: for VP close to the quadratic grid, and the same noise
-    levels for every SDE.
+    """Times with √τ uniform, τ that of `clock`: the same noise levels for every SDE, for VP nearly those of
+    the quadratic grid.
 
     Arguments, result and errors as for `log_snr_grid`.
     """
@@ -136,13 +139,13 @@ def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
 
 def clock_times(sde: SDE, tau: Tensor) -> Tensor:
-    """The times at which the clock shows τ > 0, float64, same shape."""
+    """The times at which `clock` gives τ > 0, float64, same shape."""
     return sde.time_at_log_snr(-torch.expm1(tau.double().square()).log())
 
 
 def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
-    """Times of the SDE's discrete chain, evenly respaced: `steps` of them from the last to the first, rounded
-    to the nearest (Nichol & Dhariwal, 2021, Section 4), and then t = 0.
+    """Times of the SDE's discrete chain: `steps` of them from the last to the first, evenly spaced and
+    rounded to the nearest (Nichol & Dhariwal, 2021, Section 4), and then t = 0.
 
     Args:
         sde: The SDE.
@@ -152,14 +155,14 @@ def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
         Times, shape (steps + 1,), float64, from T down to 0.
 
     Raises:
-        InputError: If steps is not a positive integer or exceeds the chain's.
+        InputError: If steps is not a positive integer or exceeds that of the chain.
     """
     times = chain_times(sde)
     longest = len(times) - 1
     steps = longest if steps is None else steps
     if not isinstance(steps, int) or not 1 <= steps <= longest:
         raise InputError(
-            f"steps must be an integer in 1..{longest}, the steps of the chain of {sde}, got {steps!r}"
+            f"steps must be an integer from 1 to {longest}, the steps of the chain of {sde}, got {steps!r}"
         )
     kept = torch.linspace(0, longest - 1, steps, dtype=torch.float64).round().long()
     return torch.cat([times[kept], times[-1:]])

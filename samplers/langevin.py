@@ -74,7 +74,7 @@ class _AnnealedSampler(StepSampler):
     def _step_size_by_rule(self) -> float:
         """The step size that `step_size="auto"` stands for."""
 
-    def _ascend(self, score: CountedScore, x: Tensor, k: int) -> Tensor:
+    def _step_along_score(self, score: CountedScore, x: Tensor, k: int) -> Tensor:
         # In the coordinates of x = α x̃ a step size a_i = r σ̃² becomes α² a_i = r σ².
         return torch.add(x, score(x, self._t[k]), alpha=self.step_size / 2 * self._sigma[k] ** 2)
 
@@ -112,10 +112,10 @@ class AnnealedLangevinSampler(_AnnealedSampler):
         ratio = ((log_levels[0] - log_levels[-1]) / (len(self.times) - 1)).exp()
         return relative_step_size(ratio.item(), self.n_steps_each)
 
-    def _at_level(self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise) -> Tensor:
+    def _langevin_steps(self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise) -> Tensor:
         std = math.sqrt(self.step_size) * self._sigma[k]
         for _ in range(self.n_steps_each):
-            x = self._ascend(score, x, k).add_(noise.normal(), alpha=std)
+            x = self._step_along_score(score, x, k).add_(noise.normal(), alpha=std)
         return x
 
     def integrate(
@@ -126,13 +126,13 @@ class AnnealedLangevinSampler(_AnnealedSampler):
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        return super().integrate(score, self._at_level(score, x, 0, noise), noise, record, on_step)
+        return super().integrate(score, self._langevin_steps(score, x, 0, noise), noise, record, on_step)
 
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
         """Keeps x̃ from the k-th level as it is, then takes the Langevin steps at the next."""
-        return self._at_level(score, x * (self._alpha[k + 1] / self._alpha[k]), k + 1, noise), None
+        return self._langevin_steps(score, x * (self._alpha[k + 1] / self._alpha[k]), k + 1, noise), None
 
 
 class ConsistentAnnealedSampler(_AnnealedSampler):
@@ -181,4 +181,4 @@ class ConsistentAnnealedSampler(_AnnealedSampler):
         alpha_ts = self._alpha[k] / self._alpha[k + 1]
         kept = (1 - self.step_size / 2) * self._sigma[k] / (alpha_ts * self._sigma[k + 1])
         std = math.sqrt(max(0.0, 1 - kept**2)) * self._sigma[k + 1]
-        return (self._ascend(score, x, k) / alpha_ts).add_(noise.normal(), alpha=std), None
+        return (self._step_along_score(score, x, k) / alpha_ts).add_(noise.normal(), alpha=std), None

@@ -178,7 +178,7 @@ class GridCoefficients:
         self.f, self.g2 = sde.dlog_alpha(self.t), sde.g2(self.t)
 
 
-def one_stage_a_step(
+def one_stage_per_step(
     times: Tensor,
     value: tuple[Tensor | float, Tensor | float],
     keep: Tensor,
@@ -217,10 +217,11 @@ def stages_of_step(
     Returns:
         The stages, each in terms of the states before it.
     """
-    stages, K_old, W_old = [], 1.0, ()
+    stages: list[Stage] = []
+    K_old, W_old = 1.0, list[float]()
     for i, (t, value, (K, W)) in enumerate(zip(times, values, rows, strict=True)):
         keep = K / K_old
         weights = add_weights(W, [-keep * w for w in W_old])[::-1]
         stages.append(Stage(t, value, keep, weights, ends_step=ends_step and i == len(times) - 1))
-        K_old, W_old = K, W
+        K_old, W_old = K, list(W)
     return stages

@@ -1,10 +1,9 @@
-"""Sampling by the probability-flow ODE (Song et al., 2021, Section 4.3), dx/dt = f x - ½ g² score(x, t),
-and what its being a bijection of noise and data allows: codes, reconstruction, interpolation.
+"""Sampling by the probability-flow ODE (Song et al., 2021, Section 4.3), dx/dt = f x - ½ g² score(x, t), and
+the codes, reconstruction and interpolation that it allows as a bijection of noise and data.
 
-Adaptive methods choose a step size for each sample (`adaptive.py`), the fixed-step methods are
-torchdiffeq's, in the steps of the time grid: a sample does not depend on its neighbours with either. States
-are float64, whatever the network computes in: the solver's error estimate is a difference of nearly equal
-numbers.
+Adaptive methods choose a step size for each sample (`adaptive.py`); the fixed-step methods are torchdiffeq's,
+on the time grid. With both a sample does not depend on its neighbours. States are float64, whatever the dtype
+of the network: the error estimate of a solver is a difference of nearly equal numbers.
 
 Reference:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
@@ -21,31 +20,32 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from score_diffusion.samplers.adaptive import PAIRS, solve_each
+from score_diffusion.samplers.adaptive import PAIRS, check_tolerances, solve_each
 from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
 from score_diffusion.samplers.chain import DDIMSampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand, in_dtype
-from score_diffusion.sde_lib.ode_solver import FIXED_METHODS
 
-ODE_METHODS = (*reversed(PAIRS), *FIXED_METHODS)
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
-"""Evaluations per step of each method with the steps of the grid."""
+"""The fixed-step methods, with their evaluations per step."""
+
+ODE_METHODS = (*reversed(PAIRS), *EVALUATIONS_PER_STEP)
 
 
 class ODESampler(Sampler):
     """The probability-flow ODE, by an adaptive method or a fixed-step one of torchdiffeq.
 
     Args:
-        sde, times, denoise: As for every `Sampler`. The grid holds the steps of a fixed-step method and the
-            times of the trajectory of an adaptive one.
-        method: Solver, adaptive (dopri5, bosh3, adaptive_heun) or with the steps of the grid.
+        sde, times, denoise: As for every `Sampler`. The grid holds the steps of a fixed-step method; for an
+            adaptive one only its ends matter, and where a trajectory is recorded.
+        method: The solver, dopri5, bosh3 and adaptive_heun with adaptive steps, the others with those of the
+            grid.
         rtol: Relative tolerance of an adaptive method, met by every sample.
         atol: Absolute tolerance of an adaptive method, met by every sample.
 
     Raises:
-        InputError: If the method is unknown.
+        InputError: If the method is unknown, or a tolerance is not positive.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class ODESampler(Sampler):
     ) -> None:
         super().__init__(sde, times, denoise)
         check_name("method", method, ODE_METHODS)
+        check_tolerances(rtol, atol)
         self.method, self.rtol, self.atol = method, rtol, atol
 
     def integrate(
@@ -74,15 +75,15 @@ class ODESampler(Sampler):
 
     @torch.no_grad()
     def encode(self, score: ScoreFunction, x: Tensor) -> Tensor:
-        """The codes x_T of data x: the same ODE from the grid's last time up to its first.
+        """Computes the codes x_T of data x by the same ODE from the last time of the grid up to the first.
 
         Args:
             score: The score function.
-            x: States at the grid's last time (data, but for its little noise), shape (B, *shape).
+            x: States at the last time, which are data up to a little noise, shape (B, *shape).
 
         Returns:
-            States at the first time, shape (B, *shape), whose decoding, `sampler(score, shape, x_T=code)`,
-            gives x back up to the solver's error.
+            States at the first time, shape (B, *shape). Decoding them, `sampler(score, shape, x_T=code)`,
+            reproduces x up to the error of the solver.
         """
         counted = CountedScore(in_dtype(score, x.dtype), len(x))
         return self._solve(counted, x.double(), self.times.flip(0), None, lambda i, n: None).to(x)
@@ -101,7 +102,7 @@ class ODESampler(Sampler):
             f, g2 = self.sde.dlog_alpha(t), self.sde.g2(t)
             return expand(f, x_t) * x_t - expand(g2 / 2, x_t) * score(x_t, t, among=index)
 
-        if self.method in FIXED_METHODS:
+        if self.method in EVALUATIONS_PER_STEP:
             for i in range(len(times) - 1):
                 pair = times[i : i + 2]
                 x = odeint(lambda t, x_t: dynamics(x_t, t.expand(len(x_t))), x, pair, method=self.method)[-1]
@@ -119,8 +120,9 @@ class ODESampler(Sampler):
             self.atol,
             lambda done: on_step(round(100 * done), 100),
         )
-        for state in states[1:] if record is not None else ():
-            record(state)
+        if record is not None:
+            for state in states[1:]:
+                record(state)
         return states[-1]
 
 
@@ -137,8 +139,8 @@ def reconstruction_error(sampler: ODESampler | DDIMSampler, score: ScoreFunction
 
 
 def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
-    """Spherical linear interpolation of codes (Shoemake, 1985), which keeps the norm of noise: decoded, a
-    path of samples from one to the other.
+    """Interpolates codes on the sphere (Shoemake, 1985), which keeps the norm of noise. Decoded, they are a
+    path from one sample to the other.
 
     Args:
         a: Codes, shape (B, *shape).
@@ -152,11 +154,11 @@ def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
         InputError: If the shapes differ.
     """
     if a.shape != b.shape:
-        raise InputError(f"a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
+        raise InputError(f"a and b must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
     u, v = a.flatten(1), b.flatten(1)
     cosine = torch.nn.functional.cosine_similarity(u, v, dim=1).clamp(-1, 1)
     angle = cosine.arccos()[None, :, None]  # (1, B, 1)
     w = weights.to(a)[:, None, None]
     straight = (1 - w) * u + w * v
-    round_ = (((1 - w) * angle).sin() * u + (w * angle).sin() * v) / angle.sin()
-    return torch.where(angle.sin() < 1e-6, straight, round_).reshape(len(weights), *a.shape)
+    curved = (((1 - w) * angle).sin() * u + (w * angle).sin() * v) / angle.sin()
+    return torch.where(angle.sin() < 1e-6, straight, curved).reshape(len(weights), *a.shape)

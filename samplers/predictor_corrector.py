@@ -1,5 +1,5 @@
-"""Predictor-corrector sampling (Song et al., 2021, Algorithm 1): a solver's step in time, then MCMC steps at
-the time reached.
+"""Predictor-corrector sampling (Song et al., 2021, Algorithm 1): a step of a solver to the next time, then
+MCMC steps at that time.
 
 The predictors are the one-step methods of `predictors.py`. Correctors move along the score at a fixed time,
 x ← x + ε score + √(2ε) z:
@@ -61,7 +61,7 @@ class Corrector:
         noise: SampleNoise,
         ratio: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """The states after `n_steps` Langevin steps at a point (t, α, σ), and the ratio to carry on."""
+        """The states after `n_steps` Langevin steps at a point (t, α, σ), and the new ratio."""
         t, alpha, sigma = point
         for _ in range(self.n_steps):
             gradient = score(x, t)
@@ -76,12 +76,12 @@ class Langevin(Corrector):
     """Step size ε = 2 α_t² (r ‖z‖/‖score‖)² (Song et al., 2021, Algorithms 4 and 5).
 
     The paper averages both norms over the batch, which makes a sample depend on its neighbours. With the
-    norms of one sample alone the step size depends on the state, and Langevin dynamics with step size ε(x)
-    settle in a law proportional to p(x)/ε(x): in D dimensions the variance grows by 2/D of itself, a doubling
-    for points. Here ‖z‖² is its expectation D, and σ²‖score‖²/D - at most 1 on average, and slowly changing -
-    is averaged along the sample's own path over about 1000/D steps, so that the bias is small in every
-    dimension. α_t is the mean coefficient α(t) of the SDE, the cumulative product that the paper's notation
-    means: the rule does not depend on N.
+    norms of one sample only, the step size depends on the state, and Langevin dynamics with step size ε(x)
+    converge to a law proportional to p(x)/ε(x): in D dimensions the variance grows by the factor 1 + 2/D, a
+    doubling for points in the plane. Here ‖z‖² is replaced by its expectation D. σ²‖score‖²/D, which is at
+    most 1 on average and changes slowly, is averaged along the path of the sample over about 1000/D steps,
+    so that the bias is small in every dimension. α_t is the coefficient α(t) of the mean, the cumulative
+    product in the paper's notation: the rule does not depend on N.
     """
 
     averaged_numbers = 1000
@@ -90,7 +90,7 @@ class Langevin(Corrector):
     def update_ratio(self, ratio: Tensor, score: Tensor, sigma: float) -> Tensor:
         elements = score[0].numel()
         now = sigma**2 * mean_square_each(score).reshape(ratio.shape)
-        # at most 1: with a larger ratio an outlier's steps would be too short to bring it back
+        # at most 1: with a larger ratio the steps of an outlier would be too short to bring it back
         return torch.lerp(ratio, now, min(1.0, elements / self.averaged_numbers)).clamp(self.smallest, 1.0)
 
 
@@ -106,10 +106,11 @@ class PCSampler(StepSampler):
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        predictor: The step from each time to the next, a name in `PREDICTORS`, or a `Predictor` with its own
-            settings such as `EulerMaruyama(stochasticity=0.5)`.
-        corrector: The Langevin steps at each time, a name in `CORRECTORS`.
-        snr: Signal-to-noise ratio of a corrector step, 0.16 for small images (Song et al., 2021, Appendix G).
+        predictor: The step from each time to the next. Besides a name in `PREDICTORS` it may be a `Predictor`
+            with other settings, such as `EulerMaruyama(stochasticity=0.5)`.
+        corrector: The rule for the Langevin steps at each time. A name in `CORRECTORS`.
+        snr: Signal-to-noise ratio of a corrector step. 0.16 suits small images (Song et al., 2021, Appendix
+            G).
         n_corrector_steps: Number of corrector steps after each predictor step.
 
     Raises:
@@ -135,7 +136,7 @@ class PCSampler(StepSampler):
         check_name("corrector", corrector, CORRECTORS)
         if isinstance(predictor, NoPredictor) and corrector == "none":
             raise InputError(
-                "predictor and corrector are both 'none': nothing would move; choose one of them"
+                "predictor and corrector are both 'none', and nothing would move: choose at least one"
             )
         self.predictor = predictor
         self._stages = predictor.stages(sde, self.times)

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.grids import Grid
-from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, one_stage_a_step
+from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, one_stage_per_step
 from score_diffusion.sde_lib import SDE, InputError
 
 Stochasticity = float | Callable[[Tensor], Tensor]
@@ -72,7 +72,7 @@ class EulerMaruyama(Predictor):
         step, eta = -times.diff(), stochasticity_at(self.stochasticity, times[:-1])
         weight = (1 + eta.square()) / 2 * at.g2 * step
         std = eta * (at.g2.clamp_min(0.0) * step).sqrt()
-        return one_stage_a_step(times, (0.0, 1.0), 1 - at.f * step, weight, std)
+        return one_stage_per_step(times, (0.0, 1.0), 1 - at.f * step, weight, std)
 
 
 class ReverseDiffusion(Predictor):
@@ -85,7 +85,7 @@ class ReverseDiffusion(Predictor):
         alpha_ts, var_ts = sde.transition(times[1:], times[:-1])
         eta = stochasticity_at(self.stochasticity, times[:-1])
         weight = (1 + eta.square()) / 2 * var_ts
-        return one_stage_a_step(times, (0.0, 1.0), 2 - alpha_ts, weight, eta * var_ts.sqrt())
+        return one_stage_per_step(times, (0.0, 1.0), 2 - alpha_ts, weight, eta * var_ts.sqrt())
 
 
 class Ancestral(Predictor):
@@ -113,7 +113,7 @@ def ddim_stages(sde: SDE, times: Tensor, eta: float) -> list[Stage]:
     var = eta**2 * sde.transition(times[1:], times[:-1])[1] * (sigma_s / sigma_t).square()  # η² β̃
     keep = (sigma_s.square() - var).clamp_min(0.0).sqrt() / sigma_t
     denoised = (1 / alpha_t, sigma_t.square() / alpha_t)
-    return one_stage_a_step(times, denoised, keep, alpha_s - keep * alpha_t, var.sqrt())
+    return one_stage_per_step(times, denoised, keep, alpha_s - keep * alpha_t, var.sqrt())
 
 
 PREDICTORS: dict[str, type[Predictor]] = {

@@ -239,8 +239,8 @@ def edm(
     Raises:
         InputError: If the method is unknown, or log(α/σ) is infinite on the grid.
     """
-    no_churn = dict(S_churn=0.0, S_tmin=0.0, S_tmax=math.inf, S_noise=1.0)
-    return LinearSampler(sde, times, partial(edm_stages, method=method, **no_churn), denoise=denoise)
+    table = partial(edm_stages, method=method, S_churn=0.0, S_tmin=0.0, S_tmax=math.inf, S_noise=1.0)
+    return LinearSampler(sde, times, table, denoise=denoise)
 
 
 def edm_churn(
@@ -268,8 +268,8 @@ def edm_churn(
     Raises:
         InputError: If S_churn is negative, or log(α/σ) is infinite on the grid.
     """
-    churn = dict(S_churn=S_churn, S_tmin=S_tmin, S_tmax=S_tmax, S_noise=S_noise)
-    return LinearSampler(sde, times, partial(edm_stages, method="heun", **churn), denoise=denoise)
+    table = partial(edm_stages, method="heun", S_churn=S_churn, S_tmin=S_tmin, S_tmax=S_tmax, S_noise=S_noise)
+    return LinearSampler(sde, times, table, denoise=denoise)
 
 
 def restart(

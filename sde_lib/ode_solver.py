@@ -10,7 +10,6 @@ from torchdiffeq import odeint
 from score_diffusion.sde_lib.errors import InputError
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
-FIXED_METHODS = ("euler", "midpoint", "heun2", "heun3", "rk4")
 
 Dynamics = Callable[[Tensor, Tensor], Tensor]
 

@@ -230,7 +230,9 @@ def test_chain_grid():
         assert set(grid.tolist()) <= set(chain_grid(sde).tolist())
     assert chain_grid(VESDE(N=5)).tolist() == [1, 0.75, 0.5, 0.25, 0]
     for steps in (0, 1001, 2.0):
-        with pytest.raises(ValueError, match=r"steps must be an integer in 1..1000, the steps of the chain"):
+        with pytest.raises(
+            ValueError, match=r"steps must be an integer from 1 to 1000, the steps of the chain"
+        ):
             chain_grid(sde, steps)
 
 

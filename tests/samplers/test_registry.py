@@ -220,7 +220,7 @@ def test_counts_of_each_sample():
     counted = CountedScore(lambda x, t: x, 3)
     counted(torch.zeros(3, 2), 0.5)
     counted(torch.zeros(2, 2), torch.tensor([0.5, 0.4]), among=torch.tensor([0, 2]))
-    assert counted.of_each().tolist() == [2, 1, 2] and counted.calls == 2
+    assert counted.evaluations_each().tolist() == [2, 1, 2] and counted.calls == 2
     result = ODESampler(VPSDE())(ring().score(VPSDE()), (20, 2), seed=0)
     assert len(result.nfe_each.unique()) > 1 and result.nfe == result.nfe_each.max()
 

@@ -122,7 +122,7 @@ def test_the_samplers_meter_counts_what_a_wrapper_says(model):
     counted(torch.zeros(3, 2), 0.7)
     counted(torch.zeros(2, 2), torch.tensor([0.6, 0.4]), among=torch.tensor([0, 2]))
     counted(torch.zeros(3, 2), 0.3)
-    assert counted.of_each().tolist() == [5, 3, 4] and counted.calls == 3
+    assert counted.evaluations_each().tolist() == [5, 3, 4] and counted.calls == 3
     assert evaluations(lambda x, t: x, torch.ones(3)) == 1
 
 
