@@ -81,7 +81,7 @@ class DDIMSampler(LinearSampler):
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        eta: η in [0, 1]: 0 is deterministic, 1 is ancestral sampling with the small variance.
+        eta: Stochasticity η in [0, 1], 0 for DDIM, 1 for ancestral sampling with the small variance.
         clip: Bound on the absolute value of x̂_0, 1 for pixel values, or two bounds; 0 for none.
 
     Raises:

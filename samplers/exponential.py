@@ -340,7 +340,7 @@ def dpmpp_sde(
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
     """
     table = partial(dpm_solver_stages, order=1, stochasticity=stochasticity)
     return LinearSampler(sde, times, table, denoise=denoise)
@@ -357,7 +357,7 @@ def dpmpp_2m_sde(
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
     """
     table = partial(dpm_solver_stages, order=2, stochasticity=stochasticity)
     return LinearSampler(sde, times, table, denoise=denoise)
@@ -374,7 +374,7 @@ def dpmpp_3m_sde(
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
     """
     table = partial(dpm_solver_stages, order=3, stochasticity=stochasticity)
     return LinearSampler(sde, times, table, denoise=denoise)
@@ -393,7 +393,7 @@ def unipc(
 
     Args:
         sde, times, denoise: As for every `Sampler`; the grid must end with noise.
-        order: p >= 1 of predictor and corrector, less in the first and last steps as in the paper's code.
+        order: Order p >= 1 of predictor and corrector, lower in the first and the last steps.
         variant: The function B(h), h for bh1 and e^h - 1 for bh2.
 
     Raises:

@@ -59,7 +59,9 @@ class _AnnealedSampler(StepSampler):
 
     def __init__(self, sde: SDE, times: Tensor | Grid, denoise: bool, step_size: float | str) -> None:
         times = times_of(sde, times)
-        super().__init__(sde, times if sde.sigma(times[-1]) > 0 else times[:-1], denoise)
+        if times.ndim == 1 and len(times) and sde.sigma(times[-1]) == 0:
+            times = times[:-1]
+        super().__init__(sde, times, denoise)
         if isinstance(step_size, str):
             if step_size != AUTO:
                 raise InputError(f"step_size must be a number or {AUTO!r}, got {step_size!r}")
@@ -85,9 +87,9 @@ class AnnealedLangevinSampler(_AnnealedSampler):
     Args:
         sde, times, denoise: As for every `Sampler`.
         n_steps_each: Number of Langevin steps at each level.
-        step_size: r = ε/σ̃_L² in (0, 4), relative to the variance of the noise, or "auto" for NCSNv2's rule.
-            A step at level i has a_i = r σ̃_i²; the bias grows with r. The rule, Technique 4 for geometric
-            levels, is `relative_step_size`.
+        step_size: Size of a Langevin step relative to the variance of the noise, "auto" for NCSNv2's rule. It
+            is r = ε/σ̃_L² in (0, 4), a step at level i has a_i = r σ̃_i²; the bias grows with r. The rule,
+            Technique 4 for geometric levels, is `relative_step_size`.
 
     Raises:
         InputError: If n_steps_each is below 1 or the step size does not lie in (0, 4).
@@ -142,9 +144,10 @@ class ConsistentAnnealedSampler(_AnnealedSampler):
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        step_size: r = 2η, 2ε/σ̃_L² for the ε of the paper, or "auto" for a rule. It lies in
-            [2 (1 - γ), 2 (1 + γ)] for the smallest ratio γ of a level to the one before. The rule is 1.1
-            times the lower bound, but at least 0.2 and at most 2, a full denoising in each step.
+        step_size: Size of a step relative to the variance of the noise, "auto" for a rule. It is r = 2η,
+            2ε/σ̃_L² for the ε of the paper, and lies in [2 (1 - γ), 2 (1 + γ)] for the smallest ratio γ of a
+            level to the one before. The rule is 1.1 times the lower bound, but at least 0.2 and at most 2, a
+            full denoising in each step.
 
     Raises:
         InputError: If the step size does not lie between these bounds.

@@ -135,7 +135,7 @@ def euler_maruyama(
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
     """
     return LinearSampler(sde, times, EulerMaruyama(stochasticity).stages, denoise=denoise)
 
@@ -151,7 +151,7 @@ def reverse_diffusion(
 
     Args:
         sde, times, denoise: As for every `Sampler`.
-        stochasticity: η >= 0: 1 for the reverse SDE, 0 for the probability-flow ODE.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
     """
     return LinearSampler(sde, times, ReverseDiffusion(stochasticity).stages, denoise=denoise)
 

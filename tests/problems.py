@@ -129,3 +129,20 @@ def moments(law: Gaussian) -> tuple[Tensor, Tensor]:
 def observed_orders(errors: list[float]) -> list[float]:
     """log₂ of the ratio of each error to the next: the order of convergence where steps double."""
     return [math.log2(a / b) for a, b in zip(errors[:-1], errors[1:], strict=True)]
+
+
+def _cumulative(law: GaussianMixture, x: Tensor) -> Tensor:
+    """The cumulative distribution function of a law on the line."""
+    z = (x - law._means[:, 0]) / law._variances[:, 0].sqrt()
+    return (law._log_weights.exp() * torch.special.ndtr(z)).sum(-1, keepdim=True)
+
+
+def flow(sde: SDE, law: GaussianMixture, x: Tensor, t: float, s: float) -> Tensor:
+    """The probability flow from t to s: on the line it carries every quantile to the same quantile."""
+    share, end = _cumulative(law.marginal(sde, t), x), law.marginal(sde, s)
+    low, high = torch.full_like(x, -200.0), torch.full_like(x, 200.0)
+    for _ in range(90):
+        middle = (low + high) / 2
+        below = _cumulative(end, middle) < share
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2

@@ -12,8 +12,10 @@ from score_diffusion.samplers import (
     ODESampler,
     PCSampler,
     log_snr_grid,
+    make_sampler,
     uniform_grid,
 )
+from score_diffusion.samplers.base import CountedScore
 from score_diffusion.sde_lib import VPSDE, ScoreModel, SubVPSDE, tweedie
 from tests.problems import SDES, images, ring
 
@@ -94,12 +96,6 @@ def test_trajectory_and_times(sampler):
     )
 
 
-def test_trajectory_of_the_adaptive_ode():
-    result = ODESampler(SDE, GRID)(ring().score(SDE), (3, 2), trajectory=True)
-    assert result.trajectory.shape == (9, 3, 2)
-    torch.testing.assert_close(result.trajectory[-1], result.samples)
-
-
 def test_x_T_and_progress():
     x_T = torch.randn(4, 2, dtype=torch.float64)
     seen = []
@@ -133,36 +129,11 @@ def test_device_comes_from_the_score():
     assert not PCSampler(SDE, GRID)(model, (2, 2)).samples.requires_grad
 
 
-def test_grids():
-    for sde in SDES.values():
-        for grid in (uniform_grid, log_snr_grid):
-            times = grid(sde, 10)
-            assert (
-                times[0] == sde.T
-                and times[-1] == sde.sampling_eps
-                and (times.diff() < 0).all()
-                and len(times) == 11
-            )
-        steps = sde.log_snr(log_snr_grid(sde, 10)).diff()
-        torch.testing.assert_close(steps, steps[:1].expand(10), rtol=1e-6, atol=0)
-        torch.testing.assert_close(
-            uniform_grid(sde, 4).diff(), torch.full((4,), -(1 - sde.sampling_eps) / 4).double()
-        )
-
-
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda s: PCSampler(SDE, predictor="heun"), "predictor must be one of euler_maruyama"),
-        (lambda s: PCSampler(SDE, corrector="mala"), "corrector must be one of langevin"),
-        (lambda s: PCSampler(SDE, predictor="none", corrector="none"), "nothing would move"),
-        (lambda s: PCSampler(SDE, snr=0), "snr > 0"),
         (lambda s: PCSampler(SDE, torch.tensor([0.1, 0.5])), "strictly decreasing"),
         (lambda s: PCSampler(SDE, torch.tensor([1.5, 0.5])), r"in \[0, T\]"),
-        (lambda s: ODESampler(SDE, method="rk45"), "method must be one of dopri5"),
-        (lambda s: AnnealedLangevinSampler(SDE, step_size=5), "step_size"),
-        (lambda s: uniform_grid(SDE, 0), "steps must be a positive integer"),
-        (lambda s: log_snr_grid(SDE, 5, eps=0), "log SNR must be finite"),
         (lambda s: s(lambda x, t: x, (2,)), r"shape must be \(B, \*shape\)"),
         (lambda s: s(lambda x, t: x, (2, 2), x_T=torch.zeros(3, 2)), "x_T must be"),
         (lambda s: s(lambda x, t: x[:1], (2, 2)), "must have the shape of x"),
@@ -173,3 +144,22 @@ def test_grids():
 def test_errors(act, message):
     with pytest.raises(ValueError, match=message):
         act(PCSampler(SubVPSDE(), GRID))
+
+
+def test_counts_of_each_sample():
+    """Samples that have arrived are evaluated no more."""
+    counted = CountedScore(lambda x, t: x, 3)
+    counted(torch.zeros(3, 2), 0.5)
+    counted(torch.zeros(2, 2), torch.tensor([0.5, 0.4]), among=torch.tensor([0, 2]))
+    assert counted.evaluations_each().tolist() == [2, 1, 2] and counted.calls == 2
+    result = ODESampler(VPSDE())(ring().score(VPSDE()), (20, 2), seed=0)
+    assert len(result.nfe_each.unique()) > 1 and result.nfe == result.nfe_each.max()
+
+
+def test_final_denoising_is_tweedie():
+    sde, law = VPSDE(), ring()
+    plain, denoised = (
+        make_sampler("eabm", sde, 10 + d, denoise=bool(d))(law.score(sde), (4, 2), seed=1) for d in (0, 1)
+    )
+    last = plain.times[-1:].expand(4)
+    torch.testing.assert_close(denoised.samples, tweedie(sde, law.score(sde), plain.samples, last))

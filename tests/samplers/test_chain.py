@@ -218,24 +218,6 @@ def test_mistakes_are_told(make, message):
 # The grid.
 
 
-def test_chain_grid():
-    """All steps, or evenly spaced ones from the last to the first (Nichol & Dhariwal, Section 4), then 0."""
-    sde = DDPM(linear_betas(1000))
-    assert chain_grid(sde).tolist() == [*(k / 1000 for k in range(1000, -1, -1))]
-    assert (chain_grid(sde, 4) * 1000).round().tolist() == [1000, 667, 334, 1, 0]
-    assert chain_grid(sde, 1).tolist() == [1.0, 0.0]
-    for steps in (2, 17, 250, 999):
-        grid = chain_grid(sde, steps)
-        assert len(grid) == steps + 1 and (grid.diff() < 0).all() and grid.dtype == torch.float64
-        assert set(grid.tolist()) <= set(chain_grid(sde).tolist())
-    assert chain_grid(VESDE(N=5)).tolist() == [1, 0.75, 0.5, 0.25, 0]
-    for steps in (0, 1001, 2.0):
-        with pytest.raises(
-            ValueError, match=r"steps must be an integer from 1 to 1000, the steps of the chain"
-        ):
-            chain_grid(sde, steps)
-
-
 def test_denoising_without_noise_left_is_nothing():
     """A grid that ends at σ = 0 leaves no noise: no evaluation at t = 0, where the score is infinite."""
     sde, law = DDPM(linear_betas(50)), gaussian(2)

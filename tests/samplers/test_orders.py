@@ -14,17 +14,15 @@ from score_diffusion.samplers import (
     GRIDS,
     SAMPLERS,
     Grid,
-    ODESampler,
     make_sampler,
-    uniform_grid,
 )
 from score_diffusion.samplers.base import CountedScore
 from score_diffusion.samplers.linear import apply_stage
-from score_diffusion.sde_lib import VPSDE, Gaussian, GaussianMixture
-from tests.problems import ALL_SDES, exact_moments, line, moments, observed_orders
+from score_diffusion.sde_lib import VPSDE, Gaussian
+from tests.problems import ALL_SDES, exact_moments, flow, line, moments, observed_orders
 
 DETERMINISTIC = [n for n, spec in SAMPLERS.items() if not spec.stochastic and spec.nfe_per_step]
-# Small variance leaves out a share 1/k of the k-th step's noise and nears order 1 slowly, see test_ancestral.
+# Small variance leaves out a share 1/k of the k-th step's noise and nears order 1 slowly, see test_chain.
 STOCHASTIC = [n for n, spec in SAMPLERS.items() if spec.stochastic and spec.order and n != "ddpm"]
 # Where the paper's settings do not converge to the law: noise above 1, a fixed number of steps in each
 # restart.
@@ -32,23 +30,6 @@ CONVERGENT = {
     "edm_churn": lambda steps: {"S_noise": 1.0},
     "restart": lambda steps: {"intervals": ((0.06, 0.3, 3, (steps + 1) // 4),)},
 }
-
-
-def distribution(law: GaussianMixture, x):
-    """The cumulative distribution function of a law on the line."""
-    z = (x - law._means[:, 0]) / law._variances[:, 0].sqrt()
-    return (law._log_weights.exp() * torch.special.ndtr(z)).sum(-1, keepdim=True)
-
-
-def flow(sde, law, x, t, s):
-    """The probability flow from t to s: on the line it carries every quantile to the same quantile."""
-    share, end = distribution(law.marginal(sde, t), x), law.marginal(sde, s)
-    low, high = torch.full_like(x, -200.0), torch.full_like(x, 200.0)
-    for _ in range(90):
-        middle = (low + high) / 2
-        below = distribution(end, middle) < share
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return (low + high) / 2
 
 
 def sampler_on(name, sde, steps):
@@ -121,18 +102,3 @@ def test_weak_order(name):
         errors.append(law_error(sampler_on(name, sde, n), law))
     assert errors[-1] < 0.1
     assert observed_orders(errors)[-1] == pytest.approx(SAMPLERS[name].order, abs=0.15), errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
-@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
-def test_adaptive_methods_meet_their_tolerance(method, sde):
-    """The exact flow within a few tolerances, with fewer evaluations for a looser one."""
-    law, x_T, costs = line(), starts(sde), []
-    exact = flow(sde, law, x_T, sde.T, sde.sampling_eps)
-    for tolerance in (1e-4, 1e-6):
-        sampler = ODESampler(sde, uniform_grid(sde, 1), method=method, rtol=tolerance, atol=tolerance)
-        result = sampler(law.score(sde), x_T.shape, x_T=x_T)
-        assert (result.samples - exact).abs().median() < 20 * tolerance
-        costs.append(result.nfe)
-    assert costs[0] < costs[1]

@@ -1,34 +1,37 @@
-"""Every sampler by name: the smallest budgets, every SDE, data of every rank, failures, fitted grids."""
+"""Every sampler by name: its options and cost, the smallest budgets, every SDE, data of every rank, failures.
+
+A new sampler is its file, an export and an entry of the table: `Toy` and `test_a_new_sampler...` count it.
+"""
 
 from __future__ import annotations
 
+from typing import Literal, Union, get_args, get_origin
+
 import pytest
 import torch
+from torch import Tensor
 
 from score_diffusion.samplers import (
     DEFAULT,
-    GRIDS,
     SAMPLERS,
-    AdaptiveSDESampler,
-    FixedBatches,
-    LinearSampler,
-    ODESampler,
-    Stage,
-    clock_grid,
-    eabm,
-    fit_grid,
+    AnnealedLangevin,
+    Cost,
+    EulerMaruyama,
+    Grid,
+    Option,
+    SamplerSpec,
+    StepSampler,
     make_sampler,
-    uniform_grid,
+    sampler_grid,
+    sampler_options,
+    sampler_table,
 )
-from score_diffusion.samplers.base import CountedScore
-from score_diffusion.sde_lib import VPSDE, Gaussian, ScoreModel, tweedie
+from score_diffusion.samplers.predictors import NoPredictor
+from score_diffusion.sde_lib import SDE, VPSDE, Gaussian, InputError, tweedie
 from tests.problems import ALL_SDES, images, ring, sampling_floor, sliced_wasserstein
 
 every_name = pytest.mark.parametrize("name", list(SAMPLERS))
 PER_STEP = [name for name, spec in SAMPLERS.items() if spec.nfe_per_step]
-
-
-ONE_STEP = clock_grid(VPSDE(), 1)
 
 
 def gaussian_of(shape):
@@ -114,16 +117,6 @@ def test_the_law_is_at_the_floor_in_few_evaluations(name):
     assert sliced_wasserstein(samples, law.sample(n, seed=9)) < 1.3 * sampling_floor(law, n)
 
 
-def test_grids():
-    for name, grid in GRIDS.items():
-        for sde in ALL_SDES.values():
-            times = grid(sde, 10)
-            assert len(times) == 11 and times.dtype == torch.float64 and (times.diff() < 0).all()
-            assert times[0] == sde.T and times[-1] == (0 if name == "chain" else sde.sampling_eps)
-    listed = torch.tensor([1.0, 0.4, 0.01])
-    assert make_sampler("eabm", VPSDE(), grid=listed).times.tolist() == listed.double().tolist()
-
-
 @pytest.mark.parametrize(
     ("act", "message"),
     [
@@ -132,21 +125,6 @@ def test_grids():
         (lambda: make_sampler("ode", VPSDE(), 10), "set rtol and atol instead"),
         (lambda: make_sampler("eabm", VPSDE(), 10, "chain"), r"log\(α/σ\) must be finite"),
         (lambda: make_sampler("restart", VPSDE(), 60, torch.tensor([1.0, 0.5])), "a restart needs"),
-        (
-            lambda: LinearSampler(
-                VPSDE(), uniform_grid(VPSDE(), 1), lambda s, t: [Stage(1.0, (0, 1), 1, (1, 1))]
-            ),
-            "2 weights after only 1",
-        ),
-        (
-            lambda: LinearSampler(
-                VPSDE(), uniform_grid(VPSDE(), 2), lambda s, t: [Stage(1.0, (0, 1), 1, (1,))]
-            ),
-            "2 steps of the grid",
-        ),
-        (lambda: eabm(VPSDE(), clock_grid(VPSDE(), 3), order=0), "order >= 1"),
-        (lambda: AdaptiveSDESampler(VPSDE(), rtol=0), "above 0"),
-        (lambda: FixedBatches(lambda x, t: x, 0), "at least 1"),
     ],
 )
 def test_mistakes_are_told(act, message):
@@ -158,77 +136,157 @@ def test_default_is_a_name():
     assert DEFAULT in SAMPLERS and SAMPLERS[DEFAULT].nfe_per_step == 1
 
 
-# Grids fitted to a score.
+# The table.
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("nfe", [8, 20])
-def test_fitted_grid_halves_the_error(nfe):
-    """On samples that it was not fitted on."""
-    law, sde = ring(), VPSDE()
-    score = law.score(sde)
-
-    def make(times):
-        return make_sampler("eabm", sde, grid=times)
-
-    start = clock_grid(sde, nfe)
-    fitted = fit_grid(make, score, sde, start, (2,), seed=0)
-    assert len(fitted) == nfe + 1 and fitted[0] == sde.T and fitted[-1] == start[-1]
-    x_T = torch.randn(100, 2, generator=torch.Generator().manual_seed(77), dtype=torch.float64)
-    exact = ODESampler(sde, start[[0, -1]], rtol=1e-9, atol=1e-10)(score, (100, 2), x_T=x_T).samples
-    error = {
-        key: (make(times)(score, (100, 2), x_T=x_T).samples - exact).norm(dim=1).median().item()
-        for key, times in (("start", start), ("fitted", fitted))
-    }
-    assert error["fitted"] < 0.5 * error["start"], error
+COSTS = [(name, {}) for name in PER_STEP] + [
+    ("pc", {"n_corrector_steps": 3}),
+    ("pc", {"n_corrector_steps": 3, "corrector": "none"}),
+    ("pc", {"predictor": "none", "n_corrector_steps": 2}),
+    ("pc", {"predictor": NoPredictor()}),
+    ("pc", {"predictor": EulerMaruyama(0.5)}),
+    ("ald", {"n_steps_each": 1}),
+    ("edm", {"method": "rk4"}),
+    ("restart", {"intervals": ((0.1, 0.5, 2, 3), (1.0, 2.0, 1, 2))}),
+    *(("ode", {"method": method}) for method in ("euler", "midpoint", "heun2", "heun3", "rk4")),
+]
 
 
-def test_one_step_has_nothing_to_fit():
+@pytest.mark.parametrize(("name", "options"), COSTS)
+def test_the_cost_is_what_a_run_evaluates(name, options):
+    """On grids of two sizes, and for nfe: the most steps that fit, the denoising included."""
+    sde, law = VPSDE(), gaussian_of((2,))
+    cost = SAMPLERS[name].cost_with(options)
+    for steps in (6, 9):
+        sampler = make_sampler(name, sde, grid=Grid("log_snr", steps), options=options)
+        assert sampler(law.score(sde), (2, 2)).nfe == steps * cost.per_step + cost.extra
+    nfe = 7 * cost.per_step + cost.extra
+    result = make_sampler(name, sde, nfe, "log_snr", denoise=True, options=options)(law.score(sde), (2, 2))
+    assert result.nfe == 6 * cost.per_step + cost.extra + 1 <= nfe
+
+
+def test_options_reach_the_constructor():
     sde = VPSDE()
-    grid = clock_grid(sde, 1)
-    fitted = fit_grid(
-        lambda t: make_sampler("eabm", sde, grid=t), ring().score(sde), sde, grid, (2,), batch=4
+    options = {"snr": 0.3, "corrector": "ald", "n_corrector_steps": 2}
+    sampler = make_sampler("pc", sde, 40, options=options)
+    assert type(sampler.corrector) is AnnealedLangevin
+    assert (sampler.corrector.snr, sampler.corrector.n_steps) == (0.3, 2)
+    assert make_sampler("ddpm", sde, 10, options={"clip": 1.0}).clip == (-1.0, 1.0)
+    churned, plain = (make_sampler("edm_churn", sde, 20, options=o).stages for o in ({}, {"S_churn": 0}))
+    assert len(churned) > len(plain) and plain == make_sampler("edm", sde, 20).stages
+
+
+@every_name
+def test_the_defaults_are_those_of_the_constructor(name):
+    """By name without arguments, with all options given, or by the constructor: the same samples."""
+    sde, law, spec = VPSDE(N=50), gaussian_of((2,)), SAMPLERS[name]
+    spelled_out = {option.name: option.default for option in sampler_options(name).values()}
+    by_name = make_sampler(name, sde, denoise=True)
+    samples = [
+        sampler(law.score(sde), (3, 2)).samples
+        for sampler in (
+            by_name,
+            make_sampler(name, sde, denoise=True, options=spelled_out),
+            spec.make(sde, denoise=True),
+            spec.make(sde, by_name.times, denoise=True),
+        )
+    ]
+    assert all(torch.equal(samples[0], other) for other in samples[1:])
+
+
+def test_the_default_cost_is_about_fifty_evaluations():
+    """That of the deterministic methods and of the stochastic solvers, with the denoising."""
+    for name in PER_STEP:
+        if name not in ("pc", "ddpm", "ald", "cas"):
+            cost, steps = SAMPLERS[name].cost_with({}), SAMPLERS[name].default_grid.steps
+            assert 49 <= cost.per_step * steps + cost.extra + 1 <= 50, name
+
+
+def test_the_grid_of_a_sampler():
+    """nfe decides the steps; a chain that is asked for by name is taken whole; a grid is taken as it is."""
+    assert sampler_grid("heun", 21) == Grid("clock", 10)
+    assert sampler_grid("heun", 21, "karras", denoise=True) == Grid("karras", 10)
+    assert sampler_grid("pc", 21, options={"corrector": "none"}) == Grid("clock", 21)
+    assert sampler_grid("unipc") == Grid("log_snr", 49)
+    assert sampler_grid("unipc", grid="karras") == Grid("karras", 49)
+    assert sampler_grid("ald", grid="chain") == Grid("chain") == sampler_grid("ddpm")
+    listed = torch.tensor([1.0, 0.4, 0.01])
+    assert sampler_grid("eabm", 10, listed) is listed
+    assert sampler_grid("eabm", 10, Grid("uniform", 3)) == Grid("uniform", 3)
+
+
+def test_an_option_of_another_sampler_is_refused_by_name():
+    with pytest.raises(InputError, match="^snr is an option of pc, not of eabm$"):
+        make_sampler("eabm", VPSDE(), 10, options={"snr": 0.2})
+    with pytest.raises(InputError, match="^clip is an option of ddim, ddpm, not of pc$"):
+        make_sampler("pc", VPSDE(), 10, options={"clip": 1.0})
+    with pytest.raises(InputError, match="unknown option 'srn' of pc, did you mean 'snr'.*predictor"):
+        make_sampler("pc", VPSDE(), 10, options={"srn": 0.2})
+    with pytest.raises(InputError, match="unknown option 'magic' of heun; it has none"):
+        make_sampler("heun", VPSDE(), 10, options={"magic": 0.2})
+
+
+@every_name
+def test_options_are_explained_and_have_defaults_of_their_type(name):
+    for option in sampler_options(name).values():
+        assert (
+            option.explanation[0].isupper()
+            and option.explanation.endswith(".")
+            and 10 < len(option.explanation) < 110
+        ), option
+        members = get_args(option.type) if get_origin(option.type) is Union else (option.type,)
+        names = [name for m in members if get_origin(m) is Literal for name in get_args(m)]
+        types = tuple(get_origin(m) or m for m in members if get_origin(m) is not Literal)
+        assert option.default in names or isinstance(option.default, types), option
+
+
+def test_the_table_of_all_samplers():
+    header, *rows = sampler_table()
+    assert header[0] == "name" and [row[0] for row in rows] == list(SAMPLERS)
+    assert all(len(row) == len(header) for row in rows)
+    table = {row[0]: row[-1] for row in rows}
+    assert table["pc"] == "predictor=reverse_diffusion, corrector=langevin, snr=0.16, n_corrector_steps=1"
+    assert "S_churn=40.0" in table["edm_churn"] and "step_size=auto" in table["cas"] and table["heun"] == ""
+
+
+class Toy(StepSampler):
+    """Denoises, then adds the noise of the next time: what a file of samplers/ would hold.
+
+    Args:
+        sde, times, denoise: As for every `Sampler`.
+        strength: Factor of the noise. One is the noise of the next time.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        times: Tensor | Grid = Grid("log_snr", 20),
+        *,
+        denoise: bool = True,
+        strength: float = 1.0,
+    ) -> None:
+        super().__init__(sde, times, denoise)
+        self.strength = strength
+
+    def step(self, score, x, k, noise, state):
+        t, s = self.times[k : k + 2].to(x.device)
+        x_0 = tweedie(self.sde, score, x, t.expand(len(x)))
+        return self.sde.alpha(s) * x_0 + self.strength * self.sde.sigma(s) * noise.normal(), None
+
+
+def test_a_new_sampler_is_its_file_and_an_entry(monkeypatch):
+    """It samples by name, is listed with its options, and its options reach it; nothing else is touched."""
+    toy = SamplerSpec(Toy, order=None, cost=Cost(1), stochastic=True, paper="none")
+    monkeypatch.setitem(SAMPLERS, "toy", toy)
+    sde, law, n = VPSDE(), gaussian_of((2,)), 500
+    result = make_sampler("toy", sde, 200, denoise=True)(law.score(sde), (n, 2), dtype=torch.float64)
+    assert result.nfe == 200 and abs(result.samples.mean() - 0.3) < 0.1
+    option = sampler_options("toy")["strength"]
+    assert option == Option("strength", 1.0, float, "Factor of the noise.")
+    assert make_sampler("toy", sde, options={"strength": 0.5}).strength == 0.5
+    assert sampler_table()[-1] == (
+        *("toy", "SDE", "-", "1", "log_snr", "20", "all", "none"),
+        "strength=1.0",
     )
-    assert torch.equal(fitted, grid)
-
-
-# Scores in batches of one size.
-
-
-def test_fixed_batches_make_a_network_independent_of_the_batch():
-    """Bit for bit, for a network whose convolutions and matrix products are not."""
-    from score_diffusion.models import UNet
-
-    torch.manual_seed(0)
-    net = UNet(1, channels=16, multipliers=(1, 2), blocks_per_level=1, heads=2)
-    for parameter in net.parameters():  # the last layers of a new network are zero
-        torch.nn.init.normal_(parameter, std=0.1)
-    model = ScoreModel(net.eval(), VPSDE())
-    score = FixedBatches(model, 4)
-    assert score.device == model.device
-    x, t = torch.randn(10, 1, 8, 8), torch.rand(10) + 0.01
-    with torch.no_grad():
-        whole = score(x, t)
-        for sizes in ((1, 9), (3, 7), (10,), (1,) * 10):
-            pieces = [score(a, b) for a, b in zip(x.split(sizes), t.split(sizes), strict=True)]
-            assert torch.equal(whole, torch.cat(pieces))
-        torch.testing.assert_close(whole, model(x, t), rtol=1e-4, atol=1e-4)
-
-
-def test_counts_of_each_sample():
-    """Samples that have arrived are evaluated no more."""
-    counted = CountedScore(lambda x, t: x, 3)
-    counted(torch.zeros(3, 2), 0.5)
-    counted(torch.zeros(2, 2), torch.tensor([0.5, 0.4]), among=torch.tensor([0, 2]))
-    assert counted.evaluations_each().tolist() == [2, 1, 2] and counted.calls == 2
-    result = ODESampler(VPSDE())(ring().score(VPSDE()), (20, 2), seed=0)
-    assert len(result.nfe_each.unique()) > 1 and result.nfe == result.nfe_each.max()
-
-
-def test_final_denoising_is_tweedie():
-    sde, law = VPSDE(), ring()
-    plain, denoised = (
-        make_sampler("eabm", sde, 10 + d, denoise=bool(d))(law.score(sde), (4, 2), seed=1) for d in (0, 1)
-    )
-    last = plain.times[-1:].expand(4)
-    torch.testing.assert_close(denoised.samples, tweedie(sde, law.score(sde), plain.samples, last))
+    with pytest.raises(InputError, match="strength is an option of toy, not of eabm"):
+        make_sampler("eabm", sde, options={"strength": 2.0})

@@ -15,18 +15,24 @@ from score_diffusion.samplers import (
     Sampler,
     base,
     log_snr_grid,
+    make_sampler,
 )
 from score_diffusion.sde_lib import (
     SDE,
     VESDE,
+    VPSDE,
     Gaussian,
+    GaussianMixture,
+    InputError,
     geometric_levels,
     level_times,
+    noisy_times,
     relative_step_size,
     variance_ratio,
 )
-from tests.problems import SDES, ring, sampling_floor, sliced_wasserstein
+from tests.problems import SDES, images, ring, sampling_floor, sliced_wasserstein
 
+every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 POINT = torch.tensor([0.7, -1.0], dtype=torch.float64)
 
 
@@ -227,3 +233,59 @@ def test_errors() -> None:
     for step_size in (1.0, 3.0):
         with pytest.raises(ValueError, match=r"step_size must lie in \[1.07168, 2.92832\] .* 0.464159"):
             ConsistentAnnealedSampler(sde, times, step_size=step_size)
+    with pytest.raises(InputError, match="step_size must be a number or 'auto', got 'rule'"):
+        AnnealedLangevinSampler(sde, times, step_size="rule")
+
+
+# The step sizes by rule, the levels of a chain.
+
+
+@pytest.mark.parametrize("n_steps_each", [2, 5, 20])
+def test_auto_is_technique_4_of_the_levels(n_steps_each: int) -> None:
+    """The step size at which the noise keeps the variance of the levels as nearly as it can."""
+    ratio = 1.2
+    sde = VESDE(0.05, 0.05 * ratio**30)
+    times = level_times(sde, geometric_levels(sde.sigma_max, sde.sigma_min, 31))
+    sampler = AnnealedLangevinSampler(sde, times, n_steps_each=n_steps_each, step_size="auto")
+    assert sampler.step_size == pytest.approx(relative_step_size(ratio, n_steps_each), rel=1e-6)
+    off = [abs(variance_ratio(f * sampler.step_size, ratio, n_steps_each) - 1) for f in (0.9, 1.0, 1.1)]
+    assert off[1] <= min(off[0], off[2])
+
+
+@pytest.mark.parametrize(("levels", "expected"), [(200, 0.2), (20, None), (2, 2.0)])
+def test_auto_of_consistent_sampling(levels: int, expected: float | None) -> None:
+    """1.1 times the least step size, within [0.2, 2], which the constructor accepts for any levels."""
+    sde = VESDE(0.01, 10.0)
+    times = log_snr_grid(sde, levels)
+    least = 2 * (1 - math.exp(-math.log(1000) / levels))
+    sampler = ConsistentAnnealedSampler(sde, times)
+    assert sampler.step_size == pytest.approx(1.1 * least if expected is None else expected, rel=1e-3)
+    ConsistentAnnealedSampler(sde, times, step_size=sampler.step_size)
+
+
+@pytest.mark.parametrize("name", ["ald", "cas"])
+def test_the_chain_gives_the_noisy_times_of_the_sde(name: str) -> None:
+    """All levels of NCSN's chain; of VP's, whose chain ends without noise, all but the last time."""
+    ncsn = VESDE(0.02, 2.0, N=10)
+    sampler = make_sampler(name, ncsn, grid="chain")
+    torch.testing.assert_close(ncsn.sigma(sampler.times), geometric_levels(2.0, 0.02, 10), rtol=1e-6, atol=0)
+    vp, law = VPSDE(N=21), ring()
+    sampler = make_sampler(name, vp, grid="chain", denoise=True)
+    assert torch.equal(sampler.times, noisy_times(vp).flip(0)) and len(sampler.times) == 20
+    result = sampler(law.score(vp), (3, 2))
+    assert result.samples.isfinite().all() and result.nfe == (20 * 5 + 1 if name == "ald" else 20)
+    shorter, longer = (
+        ConsistentAnnealedSampler(vp, torch.tensor(times), step_size=2.0)
+        for times in ([1.0, 0.5], [1.0, 0.5, 0.0])
+    )
+    assert torch.equal(shorter.times, longer.times)
+
+
+@pytest.mark.slow
+@every_sde
+@pytest.mark.parametrize("law", [ring(), images()], ids=["ring", "images"])
+def test_mixtures_are_sampled_at_the_floor(sde: SDE, law: GaussianMixture) -> None:
+    """200 levels of 5 steps: within twice the distance between two true sample sets."""
+    n = 400 if law.shape == (2,) else 100
+    samples = AnnealedLangevinSampler(sde)(law.score(sde), (n, *law.shape), seed=1).samples
+    assert sliced_wasserstein(samples, law.sample(n, seed=77)) < 2 * sampling_floor(law, n)
