@@ -20,6 +20,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import Key
 from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, SAMPLES
 from score_diffusion.samplers import SAMPLERS
+from score_diffusion.samplers.options import argument_texts
 
 TABLES: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
 """Keys whose value names a class or function, the arguments of which are further keys of the section."""
@@ -117,13 +118,7 @@ def arguments(function: Callable[..., object]) -> dict[str, Key]:
 def explanations(function: Callable[..., object]) -> dict[str, str]:
     """One sentence for each argument, from "Args:" of the docstring or the comments of the signature."""
     found = dict(re.findall(r"^ +(\w+): .*?,  # (.+)$", inspect.getsource(function), re.MULTILINE))
-    documentation = inspect.getdoc(function) or ""
-    entries = re.search(r"^Args:\n((?: +.*\n?)+)", documentation, re.MULTILINE)
-    for name, text in re.findall(
-        r"^ {4}(\w+): (.+(?:\n {5,}.+)*)", entries[1] if entries else "", re.MULTILINE
-    ):
-        found[name] = " ".join(text.split())
-    return {name: _as_clause(text) for name, text in found.items()}
+    return {name: _as_clause(text) for name, text in (found | argument_texts(function)).items()}
 
 
 def _as_clause(text: str) -> str:

@@ -66,14 +66,15 @@ def constructor_options(make: Callable[..., object]) -> dict[str, Option]:
     """
     parameters = _checked_parameters(make)
     hints = get_type_hints(make.__init__ if inspect.isclass(make) else make, include_extras=True)
-    explanations = _explanations(inspect.getdoc(make) or "")
+    texts = argument_texts(make)
     options = {}
     for name, parameter in parameters.items():
         if name in COMMON:
             continue
-        if name not in explanations:
+        if name not in texts:
             raise TypeError(f"{_title(make)} must explain {name} in the Args section of its docstring")
-        options[name] = Option(name, parameter.default, _writable_type(hints[name]), explanations[name])
+        first_sentence = re.split(r"(?<=\.)\s", texts[name])[0]
+        options[name] = Option(name, parameter.default, _writable_type(hints[name]), first_sentence)
     return options
 
 
@@ -114,8 +115,10 @@ def _writable_type(annotation: Any) -> Any:  # noqa: ANN401
     return Union[tuple(numbers + kept)]  # noqa: UP007
 
 
-def _explanations(docstring: str) -> dict[str, str]:
-    """The first sentence of each entry of the Args section."""
-    section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", docstring, re.MULTILINE)
-    entries = re.findall(r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", section.group(1) if section else "", re.M)
-    return {name: re.split(r"(?<=\.)\s", " ".join(text.split()))[0] for name, text in entries}
+def argument_texts(function: Callable[..., object]) -> dict[str, str]:
+    """The texts of the Args section of a docstring, each on one line, by the name of the argument."""
+    section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", inspect.getdoc(function) or "", re.MULTILINE)
+    entries = re.findall(
+        r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", section[1] if section else "", re.MULTILINE
+    )
+    return {name: " ".join(text.split()) for name, text in entries}

@@ -19,8 +19,7 @@ SNIPPETS = [
 ]
 WIDTH = 100
 NOT_WRAPPED = {  # to be wrapped: this list only shrinks
-    *("choosing_a_sampler.md", "data.md", "networks.md", "notation.md", "samplers.md"),
-    *("scaling.md", "training.md"),
+    *("data.md", "networks.md", "notation.md", "scaling.md", "training.md"),
 }
 
 

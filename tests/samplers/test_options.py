@@ -9,7 +9,7 @@ import pytest
 from torch import Tensor
 
 from score_diffusion.samplers import Grid, Names, Option
-from score_diffusion.samplers.options import check_name, constructor_options, default_grid
+from score_diffusion.samplers.options import argument_texts, check_name, constructor_options, default_grid
 from score_diffusion.sde_lib import SDE, InputError
 
 
@@ -59,6 +59,15 @@ def test_options_of_a_class():
         Option("pairs", ((1, 2.0),), Sequence[tuple[int, float]], "Pairs of numbers."),
     ]
     assert default_grid(Thing) == Grid("karras", 7)
+
+
+def test_the_texts_of_arguments():
+    """Each on one line, of a function or a class, with the sections around them left out."""
+    texts = argument_texts(Thing)
+    assert list(texts) == ["flag", "number", "amount", "name", "size", "bound", "pairs"]
+    assert texts["flag"] == "Whether to. More about it, with a colon: here."
+    assert texts["number"] == "The number of things, on two lines."
+    assert argument_texts(lambda: None) == {}
 
 
 def test_a_function_without_options_has_none():
