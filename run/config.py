@@ -7,11 +7,12 @@ constructors that these sections name.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import importlib.util
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -79,7 +80,8 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(
             f"{stem} has no experiment {experiment!r}; choose one of {', '.join(map(repr, experiments))}"
         )
-    config = module.get_config(experiment) if experiment else module.get_config()
+    with _the_users_code(name):
+        config = module.get_config(experiment) if experiment else module.get_config()
     _check_has_all_keys(config, name)
     complete(config)
     check(config)
@@ -93,11 +95,18 @@ def _import_file(path: Path) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"user_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None, "a .py file has a loader"
     module = importlib.util.module_from_spec(spec)
-    try:
+    with _the_users_code(str(path)):
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is the user's to see, in one sentence
-        raise UserError(f"configuration file {path} does not run: {type(error).__name__}: {error}") from error
     return module
+
+
+@contextlib.contextmanager
+def _the_users_code(source: str) -> Iterator[None]:
+    """Puts whatever a configuration file raises into one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"configuration {source} does not run: {type(error).__name__}: {error}") from error
 
 
 def _check_has_all_keys(config: ConfigDict, source: str) -> None:

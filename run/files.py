@@ -10,11 +10,18 @@ from pathlib import Path
 
 
 def write_durable(path: Path, data: bytes) -> None:
-    """Writes and flushes to the disk, so that a later rename cannot expose an empty file."""
-    with open(path, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    """Writes and flushes to the disk, so that a later rename cannot expose an empty file.
+
+    Raises:
+        OSError: With the name of the file, which a full disk alone would not give.
+    """
+    try:
+        with open(path, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib import rc_context
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 from PIL import Image
 
 from score_diffusion.run.files import write_atomic
+
+# Notebooks name a backend in the environment, and matplotlib cannot be imported where that is not installed.
+# No backend is needed here: figures are drawn on the canvases below.
+_backend = os.environ.pop("MPLBACKEND", None)
+try:
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+finally:
+    if _backend is not None:
+        os.environ["MPLBACKEND"] = _backend
 
 SHORT_LINE = 12  # points of a line that are marked, so that a single one can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read

@@ -18,7 +18,6 @@ from string import Template
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
@@ -293,7 +292,7 @@ def _picture(path: Path, caption: str = "") -> str:
     return _image(path.read_bytes(), "png", caption or path.name)
 
 
-def _figure(figure: Figure, caption: str) -> str:
+def _figure(figure: plots.Figure, caption: str) -> str:
     return _image(plots.svg(figure), "svg+xml", caption)
 
 

@@ -73,6 +73,7 @@ def test_bad_overrides_are_refused(key: str, text: str, message: str):
         ("x = (", "does not run: SyntaxError"),
         ("raise RuntimeError('no')", "does not run: RuntimeError: no"),
         ("x = 1", "must define get_config"),
+        ("def get_config(): return {}['key']", "does not run: KeyError: 'key'"),
         ("get_config = dict", "ConfigDict"),
         ("from ml_collections import ConfigDict as get_config", "lacks .*training.steps"),
     ],

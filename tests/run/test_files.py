@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -60,3 +61,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(OSError, match="No space"):
         write_numbered(tmp_path / "a", "", b"new")
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+
+
+def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch):
+    """The operating system names the file in an error of open(), not in one of write()."""
+
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError) as error:
+        write_atomic(tmp_path / "a.json", b"{}")
+    assert error.value.errno == errno.ENOSPC and "a.json" in error.value.filename
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +10,8 @@ import pytest
 from PIL import Image
 
 from score_diffusion.run import plots
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -68,3 +73,24 @@ def test_curves(tmp_path: Path):
     plots.save_loss_curve(tmp_path / "loss.png", [1, 10, 100], [1.0, 0.5, 0.1])
     plots.save_histogram(tmp_path / "histogram.png", np.arange(30.0), "bits/dim")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "loss.png"]
+
+
+def test_every_mode_draws_where_a_notebook_names_a_backend_that_is_not_installed(tiny: str, tmp_path: Path):
+    """Jupyter, Colab and Kaggle set MPLBACKEND, which importing matplotlib refused."""
+    code = (
+        "import os\n"
+        "from score_diffusion.run.main import main\n"
+        f"common = ['--workdir', {str(tmp_path / 'run')!r}, '--config', {tiny!r}]\n"
+        "for mode in ('data', 'train', 'sample', 'likelihood', 'evaluate', 'report'):\n"
+        "    assert main(['--mode', mode, *common]) == 0, mode\n"
+        "assert os.environ['MPLBACKEND'] == 'module://matplotlib_inline.backend_inline'\n"
+    )
+    environment = {
+        **os.environ,
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "OMP_NUM_THREADS": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
