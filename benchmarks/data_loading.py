@@ -33,10 +33,10 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_training import build_trainer
 from score_diffusion.run.config import load_config
 from score_diffusion.run.console import print_table
 from score_diffusion.run.data.load import load_dataset
-from score_diffusion.run.training.trainer import Trainer
 
 
 def make_images(count: int) -> np.ndarray:
@@ -74,14 +74,14 @@ class Contestant:
         start = time.perf_counter()
         dataset = load_dataset(data_options(config.data))
         self.start_seconds = time.perf_counter() - start
-        self.device, self.trainer = device, Trainer(config, dataset, device)
+        self.device, self.trainer = device, build_trainer(config, dataset, device)
         self.trainer.advance()
 
     def reading_speed(self, steps: int) -> float:
         """Images per second when batches are read and not used."""
-        feed, first = self.trainer.feed, self.trainer.step
+        loader, first = self.trainer.batches.loader, self.trainer.step
         start = self._clock()
-        count = sum(len(feed.read(feed.order.places(first + k))) for k in range(steps))
+        count = sum(len(loader.read(loader.order.positions(first + k))) for k in range(steps))
         return count / (self._clock() - start)
 
     def training_speed(self, steps: int) -> float:
@@ -89,7 +89,7 @@ class Contestant:
         start = self._clock()
         for _ in range(steps):
             self.trainer.advance()
-        return steps * self.trainer.config.training.batch_size / (self._clock() - start)
+        return steps * self.trainer.batches.order.batch_size / (self._clock() - start)
 
     def _clock(self) -> float:
         if self.device.type == "cuda":

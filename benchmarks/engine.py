@@ -22,6 +22,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
+from score_diffusion.run.build_training import build_trainer
 from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.scaling import Scaling
@@ -30,13 +31,13 @@ from score_diffusion.run.training.trainer import Trainer
 from score_diffusion.sde_lib import denoising_score_matching, dequantize
 
 
-def bare_loop(trainer: Trainer, dataset: Dataset) -> Callable[[], None]:
+def bare_loop(trainer: Trainer, section: ConfigDict, dataset: Dataset) -> Callable[[], None]:
     """One step of the smallest training loop, with its own copy of the model and its own optimizer."""
-    section, device = trainer.config.training, trainer.device
+    device = trainer.device
     model, average = copy.deepcopy(trainer.model), copy.deepcopy(trainer.model)
     weights, averages = list(model.parameters()), list(average.parameters())
     optimizer = torch.optim.Adam(weights, lr=section.learning_rate, fused=True)
-    data, sde = dataset.train.to(device), trainer.sde
+    data, sde = dataset.train.to(device), model.sde
 
     def step() -> None:
         samples = data[torch.randint(len(data), (section.batch_size,), device=device)]
@@ -66,11 +67,11 @@ def timed(step: Callable[[], object], steps: int, device: torch.device) -> float
 def measure(name: str, config: ConfigDict, dataset: Dataset, rounds: int, steps: int) -> str:
     """One row of the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    trainer = Trainer(config, dataset, device)
+    trainer = build_trainer(config, dataset, device)
     contestants = {
-        "bare": bare_loop(trainer, dataset),
+        "bare": bare_loop(trainer, config.training, dataset),
         "engine": trainer.advance,
-        "data": lambda: trainer.read(trainer.draw(trainer.step)),
+        "data": lambda: trainer.batches.read(trainer.batches.draw(trainer.step)),
     }
     seconds: dict[str, list[float]] = {key: [] for key in contestants}
     for step in contestants.values():

@@ -9,6 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import FITTED, build_model, build_sampler, build_sde, grid_times
+from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.fitted_grid import fitted_times
@@ -25,7 +26,6 @@ from score_diffusion.run.inference.trained_model import (
     load_chosen_weights,
     score_of_class,
 )
-from score_diffusion.run.training.objectives import build_times
 from score_diffusion.samplers import Sampler, clip_bounds, find_sampler
 from score_diffusion.sde_lib import ScoreModel
 
@@ -39,7 +39,11 @@ def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> Tra
     section, info = config.sampling, read_data_info(workdir)
     model, step, words = load_score_model(workdir, config, device)
     label = None if section.label == -1 else section.label
-    score = model if label is None else score_of_class(model, label, labels_trained=info.num_train == 0)
+    score = (
+        model
+        if label is None
+        else score_of_class(model, label, labels_trained=info.num_train == 0 or config.training.conditional)
+    )
     first_time = build_times(config.training, model.sde).first
     return TrainedModel(score, model.sde, info, step, first_time, _weights_choice(section), words, label)
 

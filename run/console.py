@@ -9,10 +9,13 @@ from tqdm import tqdm
 from score_diffusion.run.distributed.processes import is_first
 
 
-def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0) -> tqdm:
+def progress_bar(
+    total: int | None, title: str, unit: str, initial: int = 0, delay: float = 0.0, leave: bool = True
+) -> tqdm:
     """A bar with rate and remaining time; in a log file one line every 10 s instead of ten a second.
 
-    What ends within `delay` seconds shows none. Only rank 0 shows it.
+    Work that ends within `delay` seconds shows none; `leave` keeps the bar on the screen afterwards. Only
+    rank 0 shows it.
     """
     return tqdm(
         total=total,
@@ -20,6 +23,7 @@ def progress_bar(total: int | None, title: str, unit: str, initial: int = 0, del
         unit=unit,
         initial=initial,
         delay=delay,
+        leave=leave,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
         disable=not is_first(),

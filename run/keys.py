@@ -166,6 +166,12 @@ TRAINING = _section("training", NEW_RUN, False, {
         25.0, "seconds that a process may keep the others waiting in a step before training ends",
         above=0, may_change=True,
     ),
+    "init_from": Key(
+        "", "run directory whose averaged weights a new training starts from (fine-tuning); empty for none"
+    ),
+    "conditional": Key(
+        False, "condition the network on the class labels of the data; it needs model.num_classes"
+    ),
     "ema_decay": Key(
         0.999,
         "decay of the average used for sampling, min(ema_decay, (1 + n)/(10 + n)) after n updates",
@@ -210,6 +216,12 @@ TRAINING = _section("training", NEW_RUN, False, {
     ),
     "log_every": Key(50, "steps between two points of the loss curve", least=1, may_change=True),
     "sample_every": Key(1000, "steps between two pictures of samples", least=1, may_change=True),
+    "preview_samples": Key(
+        AUTO,
+        "samples in such a picture, 0 for no pictures; auto: 64 images or the batch size if that is smaller, "
+        "1,000 points",
+        least=0, kind=int | Literal["auto"], may_change=True,
+    ),
     "checkpoint_every": Key(1000, "steps between two checkpoints", least=1, may_change=True),
     "keep": Key(3, "newest checkpoints to keep, besides the best", least=1, may_change=True),
 })  # fmt: skip

@@ -43,7 +43,7 @@ from score_diffusion.run.checkpoints.directory import (
 )
 from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.distributed.model import in_pieces
+from score_diffusion.run.distributed.model import is_sharded
 from score_diffusion.run.errors import UserError
 
 FOLDER = "checkpoints"
@@ -129,7 +129,7 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     target = folder / f"{checkpoint.step:08d}"
     if processes.is_first():
         remove_temporaries(folder)
-    if any(map(in_pieces, checkpoint.model.values())):
+    if any(map(is_sharded, checkpoint.model.values())):
         from score_diffusion.run.checkpoints import sharded  # slow to import
 
         small, tensors = _small_files(checkpoint.with_tensors({})), checkpoint.tensors()

@@ -10,20 +10,19 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import build_model, build_sampler, build_sde, data_options
+from score_diffusion.run.build_training import build_objective, build_times, check_batch_size
 from score_diffusion.run.config import config_text
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.load import load_dataset
-from score_diffusion.run.training.objectives import build_objective, build_times
-from score_diffusion.run.training.resolve_auto import resolve_levels
-from score_diffusion.run.training.trainer import check
+from score_diffusion.run.resolve_auto import resolve_levels
 from score_diffusion.sde_lib import ScoreModel, denoising_score_matching
 
 
 def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     """Prints the configuration, the parameter count and the memory of training; returns the exit code."""
     if mode in ("train", "data"):
-        check(config.training)
+        check_batch_size(config.training)
         dataset = load_dataset(data_options(config.data))
         config, data = resolve_levels(config, dataset), DataInfo.of(dataset)
     else:

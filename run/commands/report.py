@@ -21,6 +21,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
+from score_diffusion.run.build_training import total_training_steps
 from score_diffusion.run.config import changed_keys, flatten
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.info import DATA_FILE, read_data_info
@@ -28,8 +29,7 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
 from score_diffusion.run.inference.sample_files import SAMPLES
-from score_diffusion.run.training.log import logged, read_log
-from score_diffusion.run.training.trainer import total_steps
+from score_diffusion.run.training.log import finite_values, read_log
 
 REPORT_FILE = "report.html"
 MOST_PICTURES = 12  # of the pictures drawn while training, so that the page stays small; evenly spaced
@@ -115,7 +115,7 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
             lines.append(("data", error))
     if rows:
         last = rows[-1]
-        lines.append(("steps", f"{last['step']:,} of {total_steps(config.training):,}"))
+        lines.append(("steps", f"{last['step']:,} of {total_training_steps(config.training):,}"))
         lines += [("time", format_duration(last["seconds"]))] if "seconds" in last else []
         lines += [(name, _number(values[-1])) for name, values in _last_losses(rows).items() if values]
     else:
@@ -137,13 +137,13 @@ def _configuration(config: ConfigDict) -> list[str]:
 
 
 def _last_losses(rows: list[dict]) -> dict[str, list[float]]:
-    return {f"loss, {name}": logged(rows, key)[1] for name, key in CURVES["loss"].items()}
+    return {f"loss, {name}": finite_values(rows, key)[1] for name, key in CURVES["loss"].items()}
 
 
 def _curves(rows: list[dict]) -> list[str]:
     images = []
     for title, keys in CURVES.items():
-        lines = {name: logged(rows, key) for name, key in keys.items()}
+        lines = {name: finite_values(rows, key) for name, key in keys.items()}
         lines = {name: line for name, line in lines.items() if line[0]}
         if lines:
             positive = title in LOGARITHMIC and all(min(y) > 0 for _, y in lines.values())

@@ -1,17 +1,22 @@
-"""Training in a run directory: starting or going on, the loop, what it writes, signals and the report."""
+"""`--mode train`: starts a training in a run directory, or resumes the one that is there."""
 
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run import plots
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_training import (
+    build_loop_settings,
+    build_preview,
+    build_trainer,
+    initial_weights,
+    number_of_classes,
+    total_training_steps,
+)
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import (
     CONFIG_FILE,
@@ -33,32 +38,23 @@ from score_diffusion.run.data.info import (
 )
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.interruptions import (
-    StopRequest,
-    full_disk_explained,
-    stop_if_all_are_skipped,
+from score_diffusion.run.resolve_auto import resolve, take_resolved
+from score_diffusion.run.training.interruptions import StopRequest, full_disk_explained
+from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE, NullRecorder, Recorder
+from score_diffusion.run.training.loop import TrainingLoop
+from score_diffusion.run.training.run_directory import (
+    locked,
+    move_leftovers_aside,
+    preview_path,
+    record_progress,
+    refuse_if_checkpoints_vanished,
+    refuse_if_locked,
 )
-from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE, Recorder, Silence
-from score_diffusion.run.training.post_hoc_averages import clear_snapshots, save_snapshot
-from score_diffusion.run.training.resolve_auto import resolve_levels, resolve_precision, take_resolved
-from score_diffusion.run.training.trainer import Trainer, learning_rate, total_steps
-from score_diffusion.samplers import make_sampler
-
-PREVIEW_IMAGES, PREVIEW_POINTS, PREVIEW_NFE = 64, 1000, 15
-
-
-def save_preview(trainer: Trainer, path: Path) -> None:
-    """A picture of samples from the average and one fixed noise, by a short probability-flow ODE."""
-    count = PREVIEW_POINTS if len(trainer.shape) == 1 else PREVIEW_IMAGES
-    sampler = make_sampler("eabm", trainer.sde, PREVIEW_NFE, denoise=True)
-    samples = sampler(trainer.ema.module, (count, *trainer.shape), device=trainer.device).samples
-    if processes.is_first():  # all have drawn them: weights in pieces need all processes
-        values = trainer.scaling.model_to_user(samples).cpu().numpy()
-        plots.save_samples(path, values, trainer.scaling.limits)
+from score_diffusion.run.training.trainer import Trainer
 
 
 def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
-    """Trains, or goes on training, in a run directory.
+    """Trains in a run directory, or resumes training there.
 
     Args:
         config: The configuration.
@@ -69,117 +65,59 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         The exit code: 0, or 128 + n when signal n stopped the training.
 
     Raises:
-        UserError: If the directory holds another run, the data cannot be used, or training diverges.
+        UserError: If the directory holds another run or is in use, the data cannot be used, or training
+            diverges.
     """
-    if checkpoint.exists(workdir) and (workdir / CONFIG_FILE).exists():
+    refuse_if_locked(workdir)
+    resumes = _has_checkpoint(workdir)
+    if resumes:
         config = take_resolved(config, read_config(workdir))
-    _check_same_run(config, workdir)
-    dataset = _load_data(config, workdir)
-    config = resolve_precision(resolve_levels(config, dataset), device, dataset.shape)
-    trainer = Trainer(config, dataset, device)
-    seconds = 0.0
-    if checkpoint.exists(workdir):
-        saved = checkpoint.latest(workdir, trainer.pieces())
-        trainer.restore(saved, workdir)
-        seconds = saved.seconds
-        print(f"resuming {workdir} at step {saved.step}")
+    _check_same_run(config, workdir, resumes)
+    _check_ranks_agree(config)
+    dataset = load_data(data_options(config.data), read_data_info(workdir) if resumes else None)
+    config = resolve(config, dataset, device)
+    initial = None if resumes else initial_weights(config, dataset)
+    trainer = build_trainer(config, dataset, device, initial)
+    with locked(workdir), full_disk_explained(workdir):
+        if _has_checkpoint(workdir) != resumes:
+            raise UserError(f"another training has just started in {workdir}: give the same command again")
+        return _run(config, dataset, trainer, workdir)
+
+
+def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) -> int:
+    """Trains in a run directory that is locked."""
+    seconds = _restore(trainer, workdir)
     print(changed_text(config))
-    if getattr(trainer.model.net, "condition_sizes", {}).get("label"):
-        warn("the network has classes, and training does not tell them: it learns to draw without one")
-    processes.wait()  # until every process has seen the directory as it was
-    with full_disk_explained(workdir):
-        recorder = Silence()
-        if processes.is_first():
-            if trainer.step:
-                checkpoint.set_aside_damaged(workdir, trainer.step)
-            else:
-                _clear_leftovers(workdir)
-            save_config(config, workdir)
-            write_data_info(workdir, DataInfo.of(dataset))
-            recorder = Recorder(workdir, trainer.step, total_steps(config.training))
-        with StopRequest() as stop, recorder:
-            clock = _clock(seconds)
-            ended = _loop(trainer, recorder, workdir, stop, clock)
-    return _report(trainer, workdir, ended, clock(), recorder.loss, stop)
+    if number_of_classes(trainer.model) and not config.training.conditional:
+        warn("class labels are not used in training: the model will be unconditional")
+    processes.wait()  # until every rank has seen the directory as it was
+    recorder: Recorder | NullRecorder = NullRecorder()
+    if processes.is_first():
+        _prepare_directory(config, dataset, trainer.step, workdir)
+        recorder = Recorder(workdir, trainer.step, total_training_steps(config.training))
+    preview = build_preview(config, dataset)
+    settings = build_loop_settings(config.training)
+    with StopRequest() as stop, recorder:
+        loop = TrainingLoop(trainer, settings, preview, workdir, recorder, stop, seconds)
+        ended = loop.run()
+    _report(config.training, trainer, workdir, ended, loop.seconds, recorder.loss, stop.signal)
+    return 128 + stop.signal if ended == "signal" else 0
 
 
-def _clock(seconds: float) -> Callable[[], float]:
-    start = time.perf_counter() - seconds
-    return lambda: time.perf_counter() - start
+def _has_checkpoint(workdir: Path) -> bool:
+    return (workdir / CONFIG_FILE).exists() and checkpoint.exists(workdir)
 
 
-def _ending(trainer: Trainer, seconds: float, stop: StopRequest) -> str | None:
-    """What ends training now: "signal", or the key of `training` whose limit is reached; None to go on.
-
-    Every process asks after every step, and gets the same answer.
-    """
-    section = trainer.config.training
-    stop.agree(expired=bool(section.max_minutes) and seconds >= 60 * section.max_minutes)
-    if stop.signal:
-        return "signal"
-    if trainer.step >= total_steps(section):
-        return "steps" if trainer.step >= section.steps else "images"
-    return "max_minutes" if stop.expired else None
-
-
-def _loop(
-    trainer: Trainer, recorder: Recorder, workdir: Path, stop: StopRequest, clock: Callable[[], float]
-) -> str:
-    """Steps until the end; returns what ended it.
-
-    The log has points at fixed steps alone: a run that was stopped in between goes on to log what it would
-    have.
-    """
-    section = trainer.config.training
-    ended = _ending(trainer, clock(), stop)
-    while ended is None:
-        trainer.advance()
-        recorder.advance()
-        step, ended = trainer.step, _ending(trainer, clock(), stop)
-        scheduled = step % section.checkpoint_every == 0 or ended in ("steps", "images")
-        log, save = scheduled or step % section.log_every == 0, scheduled or ended is not None
-        if log or save:
-            means = trainer.running.means()
-            stop_if_all_are_skipped(trainer, means, workdir)
-        if log:
-            trainer.running.reset()
-        saved = trainer.checkpoint(clock()) if save else None
-        if log:
-            rate = learning_rate(step - 1, section)
-            recorder.log(step, means, rate, clock(), saved.held_out_loss if saved else None)
-        if section.ema_sigma_rels and step % section.snapshot_every == 0:
-            # before a checkpoint: a run that goes on from it would make none
-            save_snapshot(workdir, step, trainer.averages)
-        if saved:
-            checkpoint.save(workdir, saved, section.keep)
-            recorder.save_loss_curve()
-        if step % section.sample_every == 0 or ended not in (None, "signal"):
-            save_preview(trainer, _preview_path(workdir, step))
-            recorder.show_picture(_preview_path(workdir, step), step)
-            processes.wait()  # here and not in the next step, where patience is short
-    return ended
-
-
-def _preview_path(workdir: Path, step: int) -> Path:
-    return workdir / "samples" / f"step_{step:08d}.png"
-
-
-def _clear_leftovers(workdir: Path) -> None:
-    """Removes what a start that did not reach its first checkpoint left."""
-    clear_snapshots(workdir)
-    for picture in _preview_path(workdir, 0).parent.glob("step_*.png"):
-        picture.unlink()
-
-
-def _check_same_run(config: ConfigDict, workdir: Path) -> None:
-    """Going on with other settings would be neither the old run nor the new one."""
+def _check_same_run(config: ConfigDict, workdir: Path, resumes: bool) -> None:
+    """Refuses a directory that holds something else, and settings that differ from those of its run."""
     if not (workdir / CONFIG_FILE).exists():
-        if workdir.exists() and any(not _is_no_part_of_a_run(path) for path in workdir.iterdir()):
+        if workdir.exists() and any(not _is_ours(path) for path in workdir.iterdir()):
             raise UserError(
-                f"{workdir} is not empty and holds no {CONFIG_FILE} of a run: give another --workdir"
+                f"{workdir} is not empty and holds no run, {CONFIG_FILE} is missing: give another --workdir"
             )
         return
-    if not checkpoint.exists(workdir):
+    if not resumes:
+        refuse_if_checkpoints_vanished(workdir)
         return
     saved = read_config(workdir)
     keys = declared_keys(saved) | declared_keys(config)
@@ -193,39 +131,71 @@ def _check_same_run(config: ConfigDict, workdir: Path) -> None:
         raise UserError(f"{workdir} holds a run with other settings ({changes}): give another --workdir")
 
 
-def _is_no_part_of_a_run(path: Path) -> bool:
-    """Hidden files, and what `--mode data` drew before the training."""
+def _is_ours(path: Path) -> bool:
     return path.name.startswith(".") or is_data_picture(path)
 
 
-def _load_data(config: ConfigDict, workdir: Path) -> Dataset:
-    """The data, which are those of a run that goes on."""
-    info = read_data_info(workdir) if checkpoint.exists(workdir) else None
-    return load_data(data_options(config.data), info)
+def _check_ranks_agree(config: ConfigDict) -> None:
+    """Refuses ranks that were started with different settings."""
+    mine = flatten(config)
+    first = processes.from_first(lambda: mine)
+    differing = [key for key in mine | first if mine.get(key) != first.get(key)]
+    problem = [f"rank {processes.rank()} has another {differing[0]} than rank 0"] if differing else []
+    problems = processes.gather(problem)
+    for sentence in processes.from_first(lambda: problems or []):
+        raise UserError(f"{sentence}: start all processes with the same settings")
+
+
+def _restore(trainer: Trainer, workdir: Path) -> float:
+    """Restores the newest checkpoint, if there is any; returns the seconds of training so far."""
+    if not checkpoint.exists(workdir):
+        return 0.0
+    saved = checkpoint.latest(workdir, trainer.state_to_read_into())
+    trainer.restore(saved, workdir)
+    print(f"resuming {workdir} at step {saved.step}")
+    return saved.seconds
+
+
+def _prepare_directory(config: ConfigDict, dataset: Dataset, step: int, workdir: Path) -> None:
+    """Leaves in a run directory what belongs to a training at this step."""
+    if step:
+        checkpoint.set_aside_damaged(workdir, step)
+        record_progress(workdir, step)
+    else:
+        folder = move_leftovers_aside(workdir)
+        if folder is not None:
+            warn(f"an earlier start ended before its first checkpoint: its files are now in {folder}")
+    save_config(config, workdir)
+    write_data_info(workdir, DataInfo.of(dataset))
 
 
 def _report(
-    trainer: Trainer, workdir: Path, ended: str, seconds: float, loss: float | None, stop: StopRequest
-) -> int:
-    section = trainer.config.training
+    section: ConfigDict,
+    trainer: Trainer,
+    workdir: Path,
+    ended: str,
+    seconds: float,
+    loss: float | None,
+    signal_number: int,
+) -> None:
     rows: list[tuple[str, object]] = [
-        ("steps", f"{trainer.step:,} of {total_steps(section):,}"),
+        ("steps", f"{trainer.step:,} of {total_training_steps(section):,}"),
         ("images", f"{trainer.step * section.batch_size:,}"),
         ("time", format_duration(seconds)),
         *([] if loss is None else [("loss", f"{loss:.4f}")]),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{trainer.step:08d}"),
-        ("samples", _preview_path(workdir, trainer.step)),
+        ("samples", preview_path(workdir, trainer.step)),
         ("loss curve", workdir / LOSS_CURVE),
         ("log", workdir / LOG_FILE),
     ]
     rows = [(name, value) for name, value in rows if not isinstance(value, Path) or value.exists()]
     if ended == "signal":
-        title = f"Training stopped by {signal.Signals(stop.signal).name}"
-        rows.append(("to go on", "give the same command again"))
+        title = f"Training stopped by {signal.Signals(signal_number).name}"
+        rows.append(("to resume", "give the same command again"))
     elif ended == "max_minutes":
         title = f"Training stopped at its time limit, training.max_minutes={section.max_minutes:g}"
-        rows.append(("to go on", "give the same command again with a larger --config.training.max_minutes"))
+        rows.append(("to resume", "give the same command again with a larger --config.training.max_minutes"))
     else:
-        title = f"Training finished, training.{ended}={section[ended]:,}"
+        limit = "steps" if trainer.step >= section.steps else "images"
+        title = f"Training finished, training.{limit}={section[limit]:,}"
     print_result(title, rows)
-    return 128 + stop.signal if ended == "signal" else 0

@@ -1,11 +1,11 @@
 """One model trained by several processes.
 
-    ddp     every process has the whole model; gradients are averaged over the processes while the backward
-            pass goes on (Li et al., 2020)
-    fsdp    weights, gradients, optimizer state and averages are cut in W pieces, one for each process; a
-            block's weights are gathered when it computes (Zhao et al., 2023)
+    ddp     every rank has the full model; gradients are averaged over the ranks during the backward pass
+            (Li et al., 2020)
+    fsdp    weights, gradients, optimizer state and averages are sharded over the W ranks; the weights of a
+            block are gathered when it computes (Zhao et al., 2023)
 
-Process r computes the losses of the r-th part of a batch, and the mean of their gradients is that of the
+Rank r computes the losses of the r-th share of a batch, and the mean of the ranks' gradients is that of the
 whole batch, up to rounding.
 
 References:
@@ -18,6 +18,7 @@ References:
 from __future__ import annotations
 
 import warnings
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
@@ -27,7 +28,7 @@ PARALLEL = ("ddp", "fsdp")
 
 
 def replicate(net: nn.Module, group: ProcessGroup) -> DistributedDataParallel:
-    """A network of the same weights, whose backward pass averages the gradients over the processes (DDP)."""
+    """A network of the same weights, whose backward pass averages the gradients over the ranks (DDP)."""
     device = next(net.parameters()).device
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # broadcast_buffers is renamed in torch 2.13
@@ -35,34 +36,34 @@ def replicate(net: nn.Module, group: ProcessGroup) -> DistributedDataParallel:
             net,
             device_ids=[device] if device.type == "cuda" else None,
             process_group=group,
-            broadcast_buffers=False,  # constants
+            broadcast_buffers=False,  # they are constants
             gradient_as_bucket_view=True,  # no second copy of the gradients
         )
 
 
 def shard(net: nn.Module, group: ProcessGroup) -> None:
-    """Cuts a network's weights in pieces, in place (FSDP2): each block of its lists by itself, then the rest.
+    """Shards a network's weights in place (FSDP2): each block of its module lists by itself, then the rest.
 
-    A block's weights are gathered for its forward and its backward pass, so that a process holds its piece of
-    all weights and the whole of one block's.
+    The weights of a block are gathered for its forward and its backward pass, so that a rank holds its shard
+    of all weights and the full weights of one block.
     """
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.fsdp import fully_shard  # slow to import, and few need it
+    from torch.distributed.fsdp import fully_shard  # slow to import, and rarely needed
 
     mesh = DeviceMesh.from_group(group, next(net.parameters()).device.type)
     lists = [module for module in net.modules() if isinstance(module, nn.ModuleList)]
     for block in (block for blocks in reversed(lists) for block in blocks):  # the inner ones first
         if not isinstance(block, nn.ModuleList):
             fully_shard(block, mesh=mesh)
-    # after every forward pass back to pieces: without a backward pass nothing else would bring them back
+    # Resharded after every forward pass: without a backward pass nothing else would reshard them.
     fully_shard(net, mesh=mesh, reshard_after_forward=True)
 
 
-def in_pieces(x: Tensor) -> bool:
+def is_sharded(x: Tensor) -> bool:
     """Whether a tensor is a DTensor, whose module is slow to import."""
     return hasattr(x, "full_tensor")
 
 
-def full(x: Tensor) -> Tensor:
-    """The whole of a tensor that may be in pieces."""
-    return x.full_tensor() if in_pieces(x) else x
+def full_tensor(x: Tensor) -> Tensor:
+    """The full tensor of one that may be sharded."""
+    return cast(Any, x).full_tensor() if is_sharded(x) else x

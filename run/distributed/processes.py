@@ -1,17 +1,17 @@
-"""Several processes at one job, as torchrun starts them; one process takes the same path through the code.
+"""Several processes that work on one command, started by torchrun; one process runs the same code.
 
     torchrun --nproc-per-node 4 run/main.py --mode sample
 
-Rank r of W processes ("ranks") works on a share of its own, and rank 0 collects, prints and writes. Without
-torchrun there is rank 0 of 1: its share is everything, and no process group exists.
+Rank r of W processes ("ranks") works on its own share, and rank 0 collects, prints and writes. Without
+torchrun there is only rank 0: its share is everything, and there is no process group.
 
-    who waits for whom                     group                          for how long
-    the gradients and losses of a step     `step_group`: gloo, or nccl    as training.patience says
-    everything else                        the default one: gloo          PATIENCE
+    what ranks wait for                    group                              at most
+    the gradients and losses of a step     `step_group`: gloo, or nccl        training.patience
+    everything else                        the default group: gloo            TIMEOUT
 
-Ranks take a training step at the same time, so that one that keeps the others waiting hangs; but rank 0 may
-be busy with a checkpoint, and a share of samples may take long. A rank that dies is noticed by torchrun,
-which ends the others, and by its neighbours, whose connections break.
+All ranks take a training step at the same time, so that a rank that keeps the others waiting must be stuck;
+but rank 0 may be busy with a checkpoint, and a share of samples may take long. When a rank dies, torchrun
+notices and ends the others, and their connections to it break.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from score_diffusion.run.errors import UserError
 
-PATIENCE = timedelta(hours=12)  # of one rank with another that has work of its own
+TIMEOUT = timedelta(hours=12)  # of one rank that waits for another outside of training steps
 T = TypeVar("T")
 
 
@@ -44,18 +44,18 @@ def world_size() -> int:
 
 
 def is_first() -> bool:
-    """Whether this process is the one that prints and writes."""
+    """Whether this is rank 0, the one that prints and writes."""
     return rank() == 0
 
 
 def local_rank() -> int:
-    """The number of this process on its machine: that of its GPU."""
+    """The number of this process among those on its machine, which is the number of its GPU."""
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
 @contextlib.contextmanager
 def joined_processes() -> Iterator[None]:
-    """Joins the other processes that torchrun started, if any, for the block. Only rank 0 prints in it.
+    """Joins the other processes that torchrun started, if any, for the block, in which only rank 0 prints.
 
     Raises:
         UserError: If another process is lost.
@@ -65,9 +65,9 @@ def joined_processes() -> Iterator[None]:
         return
     try:
         store, number, size = next(rendezvous("env://"))
-        # After a restart by torchrun the store may hold the addresses of the life before.
+        # After a restart by torchrun the store may hold the addresses of the processes before it.
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
-        dist.init_process_group("gloo", timeout=PATIENCE, store=store, rank=number, world_size=size)
+        dist.init_process_group("gloo", timeout=TIMEOUT, store=store, rank=number, world_size=size)
         with open(os.devnull, "w") as nowhere:
             with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(nowhere):
                 yield
@@ -75,8 +75,8 @@ def joined_processes() -> Iterator[None]:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
             raise
         raise UserError(
-            f"rank {rank()} lost another process of the job ({_reason(error)}): it died, see what it said, "
-            "or took longer than training.patience; the run directory is intact, the same command goes on"
+            f"rank {rank()} lost another process of the job ({_reason(error)}): it died, see its messages, "
+            "or took longer than training.patience; the run directory is intact, the same command resumes it"
         ) from error
     dist.destroy_process_group()
 
@@ -87,7 +87,7 @@ def _reason(error: RuntimeError) -> str:
 
 
 def share(n: int) -> range:
-    """The indices below n that this rank works on: consecutive ones, as many as every other's or one more."""
+    """The indices below n that this rank works on: consecutive, equally many on each rank or one more."""
     ranks, each, rest = world_size(), *divmod(n, world_size())
     starts = [r * each + min(r, rest) for r in range(ranks + 1)]
     return range(starts[rank()], starts[rank() + 1])
@@ -97,16 +97,16 @@ def gather(items: list[T]) -> list[T] | None:
     """The items of all ranks in the order of the ranks, on rank 0; None on the others."""
     if world_size() == 1:
         return items
-    parts = [None] * world_size() if is_first() else None
+    parts: list[list[T]] | None = [[] for _ in range(world_size())] if is_first() else None
     dist.gather_object(items, parts)
     return None if parts is None else [item for part in parts for item in part]
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What `make` returns or raises on rank 0, on every rank; it is called there alone."""
+    """Calls `make` on rank 0 only; what it returns or raises there, every rank returns or raises."""
     if world_size() == 1:
         return make()
-    message = [None, None]  # result, error
+    message: list[Any] = [None, None]  # result, error
     if is_first():
         try:
             message[0] = make()
@@ -119,37 +119,38 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def wait() -> None:
-    """Returns when every rank has come here."""
+    """Returns when every rank has called it."""
     if world_size() > 1:
         dist.barrier()
 
 
-class Agreement:
+class DelayedMaximum:
     """The largest of the numbers that the ranks give, one call late where there are several ranks: the answer
-    comes while they work.
+    arrives while they work.
     """
 
     def __init__(self) -> None:
-        self._value, self._work = torch.zeros((), dtype=torch.int64), None
+        self._value = torch.zeros((), dtype=torch.int64)
+        self._work: dist.Work | None = None
 
     def __call__(self, value: int) -> int:
-        """The largest value of the call before, 0 at first; of this one where there is one process."""
+        """The largest number of the previous call, 0 at first; of this call where there is one process."""
         if world_size() == 1:
             return value
         if self._work is not None:
             self._work.wait()
-        agreed = int(self._value)
+        largest = int(self._value)
         self._value = torch.tensor(value)
         self._work = dist.all_reduce(self._value, dist.ReduceOp.MAX, async_op=True)
-        return agreed
+        return largest
 
 
 def step_group(device: torch.device, patience: float) -> dist.ProcessGroup | None:
-    """The group for the collectives of training steps on a device; None for one process.
+    """The group for what ranks exchange in training steps; None for one process.
 
     Args:
         device: Where the tensors are.
-        patience: Seconds after which a rank that keeps the others waiting counts as lost.
+        patience: Seconds after which a rank that keeps the others waiting is given up as lost.
     """
     if world_size() == 1:
         return None
@@ -166,8 +167,8 @@ def average_(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
 
 
 def concatenate(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The tensors x (n, ...) of all ranks, of one shape, in the order of the ranks; on every rank, without
-    gradients.
+    """The tensors x (n, ...) of all ranks, of equal shapes, concatenated in the order of the ranks: on every
+    rank, without gradients.
     """
     if group is None:
         return x.detach()

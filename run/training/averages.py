@@ -3,13 +3,13 @@
 After update t the average moves by θ̄ ← β(t) θ̄ + (1 - β(t)) θ, where, with n = t - 1,
 
     exponential   β(t) = min(decay, (1 + n)/(10 + n))    a short memory at first forgets the initial weights
-    power         β(t) = (1 - 1/t)^(γ + 1)               a memory in proportion to t: weights ∝ τ^γ up to t
+    power         β(t) = (1 - 1/t)^(γ + 1)               a memory proportional to t: weights ∝ τ^γ up to t
 
 A power average is named by its relative width σ_rel, the standard deviation of its profile over t,
 
     σ_rel² = (γ + 1)/((γ + 2)² (γ + 3)),
 
-and from snapshots of two of them that of any other width follows afterwards; see post_hoc_averages.py.
+and the average of any other width follows afterwards from snapshots of two of them: post_hoc_averages.py.
 
 Reference:
     Analyzing and Improving the Training Dynamics of Diffusion Models (Karras et al., 2024),
@@ -19,11 +19,10 @@ Reference:
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 
@@ -42,12 +41,12 @@ def power_exponent(sigma_rel: float) -> float:
 
 
 def exponential(decay: float) -> Callable[[Tensor], Tensor]:
-    """1 - β as a function of the number n of updates so far; the first update copies the weights."""
+    """1 - β as a function of the number n of updates so far. The first update copies the weights."""
     return lambda n: torch.where(n == 0, 1.0, 1 - ((1 + n) / (10 + n)).clamp_max(decay))
 
 
 def power(sigma_rel: float) -> Callable[[Tensor], Tensor]:
-    """As `exponential`."""
+    """1 - β as a function of the number n of updates so far. The first update copies the weights."""
     gamma = power_exponent(sigma_rel)
     return lambda n: -torch.expm1((gamma + 1) * torch.log1p(-1 / (n + 1)))
 
@@ -63,64 +62,71 @@ class Average:
     def __init__(self, model: nn.Module, rate: Callable[[Tensor], Tensor]) -> None:
         self.module = copy.deepcopy(model).requires_grad_(False).eval()
         self.rate = rate
-        self._collect()
+        self._collect_tensors()
 
-    def _collect(self) -> None:
+    def _collect_tensors(self) -> None:
         self._weights = list(self.module.parameters())
         self._buffers = list(self.module.buffers())
 
-    def replace(self, change: Callable[[nn.Module], None]) -> None:
-        """Lets `change` put other tensors in the places of the copy's weights."""
+    def transform(self, change: Callable[[nn.Module], None]) -> None:
+        """Calls `change(module)`, which may replace the module's tensors, by sharded ones for example."""
         change(self.module)
-        self._collect()
+        self._collect_tensors()
 
     @torch.no_grad()
     def update(self, model: nn.Module, n: Tensor, use: Tensor) -> None:
-        """One update after n others; none where `use` is 0. Both are on the device and not waited for."""
-        # With numbers on the device this is a kernel for each tensor; nothing waits for them.
+        """One update after n others, or none where `use` is 0.
+
+        Both numbers are on the device: that costs a kernel for each tensor, and nothing waits for them.
+        """
         rate = self.rate(n) * use
-        torch._foreach_lerp_(
-            self._weights, list(model.parameters()), [rate.to(weight.dtype) for weight in self._weights]
-        )
+        rates = [rate.to(weight.dtype) for weight in self._weights]
+        torch._foreach_lerp_(self._weights, list(model.parameters()), rates)  # type: ignore[arg-type]
         if self._buffers:
             torch._foreach_copy_(self._buffers, list(model.buffers()))
 
 
 class Averages:
-    """The averages of a `training` section, updated together.
+    """The averages of one model, updated together.
 
     Args:
-        model: The model.
-        section: The section `training`.
-        device: Where the model is.
+        model: The model, on its device.
+        decay: Decay of the main average, with which samples are drawn.
+        extra_decays: Decays of further exponential averages.
+        sigma_rels: Relative widths of power averages.
     """
 
-    def __init__(self, model: nn.Module, section: ConfigDict, device: torch.device) -> None:
-        self.main = Average(model, exponential(section.ema_decay))
-        self.further = {
-            exponential_name(decay): Average(model, exponential(decay)) for decay in section.extra_ema_decays
+    def __init__(
+        self,
+        model: nn.Module,
+        decay: float,
+        extra_decays: Sequence[float] = (),
+        sigma_rels: Sequence[float] = (),
+    ) -> None:
+        self.main = Average(model, exponential(decay))
+        self.exponential = {
+            exponential_name(decay): Average(model, exponential(decay)) for decay in extra_decays
         }
-        self.powers = {
-            power_name(sigma_rel): Average(model, power(sigma_rel)) for sigma_rel in section.ema_sigma_rels
-        }
+        self.power = {power_name(sigma_rel): Average(model, power(sigma_rel)) for sigma_rel in sigma_rels}
+        device = next(model.parameters()).device
         self.updates = torch.zeros((), dtype=torch.float64, device=device)
 
-    def replace(self, change: Callable[[nn.Module], None]) -> None:
-        """Lets `change` put other tensors in the places of all averages' weights."""
-        for average in (self.main, *self.beside_main.values()):
-            average.replace(change)
+    @property
+    def extra(self) -> dict[str, Average]:
+        """All averages but the main one, by name."""
+        return {**self.exponential, **self.power}
+
+    def transform(self, change: Callable[[nn.Module], None]) -> None:
+        """Calls `change(module)` for every average, see `Average.transform`."""
+        for average in (self.main, *self.extra.values()):
+            average.transform(change)
 
     def update(self, model: nn.Module, use: Tensor) -> None:
-        """Takes the weights into all averages, or into none where the boolean on the device is false."""
+        """Updates all averages, or none where the boolean `use` on the device is false."""
         use = use.to(self.updates)
-        for average in (self.main, *self.further.values(), *self.powers.values()):
+        for average in (self.main, *self.extra.values()):
             average.update(model, self.updates, use)
         self.updates += use
-
-    @property
-    def beside_main(self) -> dict[str, Average]:
-        """All averages but the first, by name."""
-        return {**self.further, **self.powers}
 
 
 def named_weights(averages: dict[str, Average]) -> dict[str, Tensor]:

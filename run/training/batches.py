@@ -1,104 +1,212 @@
-"""What a training step is made of: which samples, and everything random beside them.
+"""What a training step works on: which samples, in which order, and everything random about them.
 
-All of it is a function of (seed, step), and drawn for the whole batch at once, whoever works on it: a step in
-micro-batches or by many processes takes parts of the same `Draw`, and has the samples, noise and times of one
-batch in one process.
+    BatchOrder     which samples the batch of step k holds
+    BatchDraw      the positions of a batch in that order, and its random numbers
+    Batch          a draw with its samples read: what an objective is called with
+    BatchSource    makes both: `source.read(source.draw(step))`
+
+All of it is a function of (seed, step), drawn for the whole batch at once. A step in micro-batches or by
+several processes works on equal shares of one `BatchDraw`, with the samples, noise and times that one process
+has.
 """
 
 from __future__ import annotations
 
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib import DrawnTimes, generator_for
+from score_diffusion.sde_lib import DrawnTimes, TrainingTimes, generator_for
 
-Part = TypeVar("Part")
+T = TypeVar("T", bound="Sliceable")
 
 
 class BatchOrder:
-    """An endless sequence of epochs, each a permutation of its own, of which step k takes the places from
-    k batch_size on; no sample is dropped.
+    """An endless sequence of epochs, each a permutation of the n samples; no sample is dropped.
+
+    The batch of step k holds positions k batch_size to (k + 1) batch_size of the sequence.
     """
 
     def __init__(self, n: int, batch_size: int, seed: int, device: torch.device) -> None:
         self.n, self.batch_size, self.seed, self.device = n, batch_size, seed, device
-        self._epoch, self._order = -1, torch.empty(0)
+        self._epoch, self._permutation = -1, torch.empty(0)
 
-    def _permutation(self, epoch: int) -> Tensor:
+    def _permutation_of(self, epoch: int) -> Tensor:
         if epoch != self._epoch:
             generator = generator_for(self.seed, "epoch", epoch)
-            self._epoch, self._order = epoch, torch.randperm(self.n, generator=generator).to(self.device)
-        return self._order
+            self._epoch = epoch
+            self._permutation = torch.randperm(self.n, generator=generator).to(self.device)
+        return self._permutation
 
-    def __call__(self, step: int) -> Tensor:
-        """Indices of the batch of a step, shape (batch_size,)."""
-        return self.at(self.places(step))
-
-    def places(self, step: int) -> range:
-        """Where in the sequence the batch of a step is."""
+    def positions(self, step: int) -> range:
+        """The positions of the batch of a step."""
         return range(step * self.batch_size, (step + 1) * self.batch_size)
 
-    def at(self, places: range) -> Tensor:
-        """Indices of the samples at consecutive places of the sequence, shape (len(places),)."""
-        parts, position = [], places.start
-        while position < places.stop:
+    def indices(self, positions: range) -> Tensor:
+        """Indices of the samples at consecutive positions, shape (len(positions),)."""
+        parts, position = [], positions.start
+        while position < positions.stop:
             epoch, offset = divmod(position, self.n)
-            take = min(self.n - offset, places.stop - position)
-            parts.append(self._permutation(epoch)[offset : offset + take])
-            position += take
+            count = min(self.n - offset, positions.stop - position)
+            parts.append(self._permutation_of(epoch)[offset : offset + count])
+            position += count
         return torch.cat(parts)
 
 
-class Rows:
-    """Base of dataclasses whose fields are tensors or ranges of B rows, dataclasses of such, or None."""
+class Sliceable:
+    """Base of dataclasses whose fields hold B rows each, of which `batch[2:5]` takes some: tensors, ranges,
+    None, and dictionaries or dataclasses of these.
+    """
 
-    def __len__(self) -> int:
-        return len(self.noise)
+    @abstractmethod
+    def __len__(self) -> int: ...
 
-    def rows(self: Part, chosen: slice) -> Part:
-        """Some rows of all tensors."""
-        return _take(self, chosen)
+    def __getitem__(self: T, rows: slice) -> T:
+        return cast(T, _sliced(self, rows))
 
-    def part(self: Part, r: int, parts: int) -> Part:
-        """The r-th of `parts` equal, consecutive parts."""
-        size = len(self) // parts
-        return self.rows(slice(r * size, (r + 1) * size))
+    def share(self: T, k: int, shares: int) -> T:
+        """The k-th of a number of equal, consecutive shares."""
+        size = len(self) // shares
+        return self[k * size : (k + 1) * size]
 
 
-def _take(batch: Part, rows: slice) -> Part:
-    values = {field.name: getattr(batch, field.name) for field in fields(batch)}
-    for name, value in values.items():
-        if is_dataclass(value):
-            values[name] = _take(value, rows)
-        elif value is not None:
-            values[name] = value[rows]
-    return type(batch)(**values)
+def _sliced(value: object, rows: slice) -> object:
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = {field.name: _sliced(getattr(value, field.name), rows) for field in fields(value)}
+        return type(value)(**parts)
+    if isinstance(value, Mapping):
+        return {key: _sliced(item, rows) for key, item in value.items()}
+    return value[rows] if isinstance(value, Tensor | range) else value
 
 
 @dataclass(frozen=True)
-class Draw(Rows):
-    """The samples of a batch by their places in the order, and all that is random about them."""
+class BatchDraw(Sliceable):
+    """The samples of a batch by their positions, and all that is random about them."""
 
-    places: range
-    """Which samples: B places in the sequence of a `BatchOrder`."""
+    positions: range
+    """Which samples: B positions in a `BatchOrder`."""
     mirrored: Tensor | None
-    """Whether each is flipped left to right, shape (B,); None where none is."""
+    """Which are mirrored left to right, bool (B,); None where none is."""
     u: Tensor
     """Uniform noise in [0, 1) for dequantization, shape (B, *shape)."""
-    times: DrawnTimes
-    noise: Tensor
-    """Standard normal noise, shape (B, *shape)."""
+    times: DrawnTimes | None
+    """The times; None for objectives without times."""
+    noise: Tensor | None
+    """Standard normal noise, shape (B, *shape); None for objectives without times."""
+
+    def __len__(self) -> int:
+        return len(self.positions)
 
 
 @dataclass(frozen=True)
-class Batch(Rows):
-    """A draw, or a part of one, with its samples read."""
+class Batch(Sliceable):
+    """What an objective is called with: `objective(model, batch)`."""
 
     x_0: Tensor
-    """What the model sees without noise, shape (B, *shape)."""
-    times: DrawnTimes
-    noise: Tensor
-    """Standard normal noise, shape (B, *shape)."""
+    """The data in the units of the model, shape (B, *shape)."""
+    conditions: dict[str, Tensor]
+    """What the data come with, B rows each, under the names of models/conditions.py: label, vector, tokens,
+    mask, image. A missing one is the null condition.
+    """
+    times: DrawnTimes | None
+    """The times; None for objectives without times."""
+    noise: Tensor | None
+    """Standard normal noise, shape (B, *shape); None for objectives without times."""
+
+    def __len__(self) -> int:
+        return len(self.x_0)
+
+
+def weighted_mean(losses: Tensor, times: DrawnTimes | None) -> Tensor:
+    """The mean of losses (B,), with the weights of their times where there are times."""
+    return losses.mean() if times is None else (times.weights.to(losses) * losses).mean()
+
+
+class Loader(Protocol):
+    """Reads samples in the order of training; see loaders.py."""
+
+    order: BatchOrder
+
+    def read(self, positions: range) -> Tensor:
+        """The samples at some positions, on the device, shape (B, *shape)."""
+
+
+class BatchSource:
+    """The batches of a training set.
+
+    Args:
+        loader: Reads the samples.
+        labels: Classes of the training set, int64 (N,); None where the data have none.
+        to_model: `to_model(samples, u)` gives samples in the units of the model, with uniform noise u for
+            dequantization.
+        times: Draws the times; None for objectives without times.
+        shape: Shape of a sample.
+        seed: Seed of everything random.
+        device: Where the batches are.
+        mirror: Whether each image is mirrored left to right with probability 1/2.
+    """
+
+    def __init__(
+        self,
+        loader: Loader,
+        labels: Tensor | None,
+        to_model: Callable[[Tensor, Tensor], Tensor],
+        times: TrainingTimes | None,
+        shape: tuple[int, ...],
+        seed: int,
+        device: torch.device,
+        mirror: bool = False,
+    ) -> None:
+        self.loader, self.order, self.times, self.shape = loader, loader.order, times, shape
+        self._labels = None if labels is None else labels.to(loader.order.device)
+        self._to_model, self._seed, self._device, self._mirror = to_model, seed, device, mirror
+
+    def draw(self, step: int) -> BatchDraw:
+        """The whole batch of a step."""
+        positions = self.order.positions(step)
+        generator = generator_for(self._seed, "step", step, device=self._device)
+        mirrored = self._draw_mirrored(step, len(positions)) if self._mirror else None
+        return BatchDraw(positions, mirrored, *self._draw_noise(len(positions), generator))
+
+    def _draw_noise(
+        self, size: int, generator: torch.Generator
+    ) -> tuple[Tensor, DrawnTimes | None, Tensor | None]:
+        """(u, times, noise) of a batch."""
+        shape = (size, *self.shape)
+        u = torch.rand(shape, generator=generator, device=self._device)
+        if self.times is None:
+            return u, None, None
+        times = self.times.draw(size, generator)
+        return u, times, torch.randn(shape, generator=generator, device=self._device)
+
+    def _draw_mirrored(self, step: int, size: int) -> Tensor:
+        generator = generator_for(self._seed, "flip", step, device=self._device)
+        return torch.rand(size, generator=generator, device=self._device) < 0.5
+
+    def read(self, draw: BatchDraw) -> Batch:
+        """A draw, or a share of one, with its samples and their conditions."""
+        samples = self.loader.read(draw.positions)
+        if draw.mirrored is not None:
+            mirrored = draw.mirrored.view(-1, *[1] * len(self.shape))
+            samples = torch.where(mirrored, samples.flip(-1), samples)
+        conditions = {}
+        if self._labels is not None:
+            labels = self._labels[self.order.indices(draw.positions)]
+            conditions["label"] = labels.to(self._device, non_blocking=True)
+        return Batch(self._to_model(samples, draw.u), conditions, draw.times, draw.noise)
+
+    def held_out(self, samples: Tensor, labels: Tensor | None) -> Batch:
+        """A batch of held-out samples, with times and noise of its own that are always the same.
+
+        Args:
+            samples: The samples, shape (B, *shape).
+            labels: Their classes, shape (B,); None where the data have none.
+        """
+        generator = generator_for(self._seed, "held-out", device=self._device)
+        u, times, noise = self._draw_noise(len(samples), generator)
+        conditions = {} if labels is None else {"label": labels.to(self._device)}
+        return Batch(self._to_model(samples.to(self._device), u), conditions, times, noise)

@@ -1,107 +1,111 @@
-"""What training meets beside bad settings: signals, a full disk, losses that are not finite."""
+"""What may interrupt training: signals, time limits, a full disk, losses that are not finite."""
 
 from __future__ import annotations
 
 import errno
 import io
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 import numpy as np
+import torch
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
-from score_diffusion.run.training.statistics import Means
+from score_diffusion.run.training.statistics import StatisticsSummary
 from score_diffusion.run.training.trainer import Trainer
 
-FOLDER = "skipped"
+SKIPPED_FOLDER = "skipped"
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_TIME_IS_OVER = 1  # shares a number with signals on the way between ranks; signal 1 is not caught
 
 
 class StopRequest:
-    """Makes the first Ctrl-C or SIGTERM a request to stop after the current step; the second acts at once.
+    """Turns the first Ctrl-C or SIGTERM into a request to stop after the current step; the second one acts at
+    once.
 
-    Of several processes any one may get it, and the first one's clock counts; `agree` makes it known to all.
+    Any rank may receive a signal, and the clock of rank 0 decides when time is over; `agree` tells all ranks.
+    Python allows signal handlers in the main thread only: in another one, only the time stops training.
     """
 
     def __init__(self) -> None:
         self.signal = 0
-        """The signal that was agreed on; 0 for none."""
-        self.expired = False
-        """Whether the time was agreed to be over."""
+        """The signal that all ranks have agreed on; 0 for none."""
+        self.time_is_over = False
+        """Whether all ranks have agreed that the time is over."""
         self._received = 0
-        self._agreement = processes.Agreement()
+        self._over_ranks = processes.DelayedMaximum()
+        self._previous_handlers: dict[int, Any] = {}
 
-    def agree(self, expired: bool) -> None:
-        """Called by every process after every step; `expired` says whether its time is over."""
-        agreed = self._agreement(self._received or int(expired and processes.is_first()))
-        self.signal, self.expired = (agreed if agreed > 1 else 0), agreed == 1  # signal 1 is not caught
+    def agree(self, time_is_over: bool) -> None:
+        """Called by every rank after every step, with what its clock says."""
+        agreed = self._over_ranks(self._received or _TIME_IS_OVER * (time_is_over and processes.is_first()))
+        self.signal, self.time_is_over = (0 if agreed == _TIME_IS_OVER else agreed), agreed == _TIME_IS_OVER
 
     def __enter__(self) -> StopRequest:
-        self._previous = {
-            number: signal.signal(number, self._request) for number in (signal.SIGINT, signal.SIGTERM)
-        }
+        if threading.current_thread() is threading.main_thread():
+            self._previous_handlers = {number: signal.signal(number, self._receive) for number in SIGNALS}
         return self
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
+    def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = number
         self.__exit__()
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)
 
 
 @contextmanager
 def full_disk_explained(workdir: Path) -> Iterator[None]:
-    """Turns the error of a full disk into a sentence that says what is left and how to go on."""
+    """Turns the error of a full disk into a sentence that says what is intact and how to resume."""
     try:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        done = checkpoint.steps(workdir)
-        left = f"its checkpoint of step {done[-1]:,} is intact" if done else "it has no checkpoint yet"
+        steps = checkpoint.steps(workdir)
+        intact = f"the checkpoint of step {steps[-1]:,} is intact" if steps else "there is no checkpoint yet"
         raise UserError(
-            f"the disk of {workdir} is full, training stopped; {left}: "
+            f"the disk of {workdir} is full, training stopped; {intact}: "
             "free some space and give the same command again"
         ) from error
 
 
-def stop_if_all_are_skipped(trainer: Trainer, means: Means, workdir: Path) -> None:
-    """Ends training that skips one step after the other, and leaves the last of them in a file.
+def stop_if_diverged(trainer: Trainer, summary: StatisticsSummary, max_skipped: int, workdir: Path) -> None:
+    """Ends training that skips one step after the other, and saves the batch of the last of them.
 
-    The file holds step, indices, x_0 (what the model saw, without noise), noise, times t, noise_levels
-    log(σ/α) and losses, one row for each sample.
+    The file holds step, indices, x_0 (in the units of the model), noise, times t, noise_levels log(σ/α) and
+    losses, one row for each sample; without times no noise, t and noise_levels.
 
     Raises:
-        UserError: If `training.max_skipped` steps or more in a row were skipped.
+        UserError: If `max_skipped` steps or more in a row were skipped.
     """
-    if means.longest < trainer.config.training.max_skipped:
+    if summary.longest_skipped_streak < max_skipped:
         return
-    running = trainer.running
-    step, (t, losses) = int(running.bad_step), running.bad
-    draw = trainer.draw(step)
-    arrays = dict(
-        indices=trainer.feed.order.at(draw.places),
-        x_0=trainer.read(draw).x_0,
-        noise=draw.noise,
-        t=t,
-        noise_levels=trainer.sde.noise_level(t),
-        losses=losses,
-    )
-    path = workdir / FOLDER / f"step_{step:08d}.npz"
+    statistics, batches = trainer.statistics, trainer.batches
+    step, (t, losses) = int(statistics.skipped_step), statistics.skipped_batch
+    batch = batches.read(batches.draw(step))
+    arrays = {"step": torch.tensor(step), "indices": batches.order.indices(batches.order.positions(step))}
+    arrays |= {"x_0": batch.x_0, "losses": losses}
+    if batch.noise is not None and statistics.log_sigma is not None:
+        arrays |= {"noise": batch.noise, "t": t, "noise_levels": statistics.log_sigma(t)}
+    path = workdir / SKIPPED_FOLDER / f"step_{step:08d}.npz"
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, step=step, **{name: array.cpu().numpy() for name, array in arrays.items()})
+    numpy_arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
+    np.savez_compressed(buffer, **numpy_arrays)
     if processes.is_first():
         write_atomic(path, buffer.getvalue())
     raise UserError(
-        f"training diverged: {means.longest} steps in a row by step {trainer.step} had a loss or gradient "
-        f"that is not finite and were skipped; the batch and the noise levels of step {step} are in {path}, "
+        f"training diverged: {summary.longest_skipped_streak} steps in a row, by step {trainer.step}, were "
+        f"skipped because their loss or gradient was not finite; {path} holds the batch of step {step}, and "
         "earlier checkpoints are intact: lower training.learning_rate or training.grad_clip and train in "
         "another --workdir"
     )

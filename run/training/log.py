@@ -1,11 +1,13 @@
-"""What training tells while it runs: a progress bar, log.jsonl, TensorBoard and the loss curve."""
+"""The log of a training: a progress bar, log.jsonl, TensorBoard and the loss curve."""
 
 from __future__ import annotations
 
 import json
 import math
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -13,14 +15,14 @@ from torch.utils.tensorboard import SummaryWriter
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
-from score_diffusion.run.training.statistics import Means
+from score_diffusion.run.training.statistics import StatisticsSummary
 
 LOG_FILE = "log.jsonl"
 LOSS_CURVE = "loss_curve.png"
 
 
 class Recorder:
-    """The records of one run, appended to those of the same run before it was stopped; `loss` is the last.
+    """Appends to the logs of a run; `loss` is the last logged loss.
 
     Args:
         workdir: The run directory.
@@ -31,116 +33,144 @@ class Recorder:
     def __init__(self, workdir: Path, step: int, total: int) -> None:
         self._workdir = workdir
         log = workdir / LOG_FILE
-        if step == 0:
-            log.unlink(missing_ok=True)  # of a start that did not reach its first checkpoint
-        elif log.exists() and not log.read_bytes().endswith(b"\n"):  # torn by a crash or a full disk
+        if log.exists() and not log.read_bytes().endswith(b"\n"):  # torn by a crash or a full disk
             with open(log, "a") as file:
                 file.write("\n")
-        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
-        self._bar = progress_bar(total, "training", "step", initial=step)
-        self._last = (step, time.perf_counter())
+        self._total, self._last = total, (step, time.perf_counter())
         self.loss: float | None = None
 
     def __enter__(self) -> Recorder:
+        self._previous_hook = threading.excepthook
+        threading.excepthook = self._on_thread_error
+        self._writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._last[0] + 1)
+        self._bar = progress_bar(self._total, "training", "step", initial=self._last[0])
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._bar.close()
-        self._writer.close()
+        try:
+            self._bar.close()
+            self._writer.close()
+        finally:
+            threading.excepthook = self._previous_hook
+
+    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
+        """Prints no traceback of TensorBoard's thread, of a full disk say: its next call raises the error."""
+        if not isinstance(error.exc_value, OSError):
+            self._previous_hook(error)
 
     def advance(self) -> None:
+        """Moves the progress bar by a step."""
         self._bar.update()
 
     def log(
-        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+        self,
+        step: int,
+        summary: StatisticsSummary,
+        learning_rate: float,
+        seconds: float,
+        held_out_loss: float | None,
     ) -> None:
-        """Adds one point to every record.
+        """Adds one point to every log.
 
-        `level_losses` are the mean losses between the noise levels `level_edges`; the first and the last bin
-        are open.
+        `level_losses` are the mean losses between the values `level_edges` of log(σ/α); the first and the
+        last bin are open.
         """
         now = time.perf_counter()
         rate = (step - self._last[0]) / max(1e-9, now - self._last[1])
-        self._last, self.loss = (step, now), means.loss
+        self._last, self.loss = (step, now), summary.loss
         row = dict(
-            loss=means.loss,
-            grad_norm=means.grad_norm,
+            loss=summary.loss,
+            grad_norm=summary.grad_norm,
             learning_rate=learning_rate,
-            skipped=means.skipped,
+            skipped=summary.skipped,
             steps_per_second=rate,
             seconds=seconds,
             held_out_loss=held_out_loss,
         )
-        levels = dict(level_edges=means.level_edges, level_losses=means.level_losses)
+        levels = dict(level_edges=summary.level_edges, level_losses=summary.level_losses)
         with open(self._workdir / LOG_FILE, "a") as file:
-            file.write(json.dumps(_without_nan(dict(step=step, **row, **levels))) + "\n")
-        scalars = row | {f"level_loss/{k}": value for k, value in enumerate(means.level_losses)}
+            file.write(json.dumps(_null_for_nan(dict(step=step, **row, **levels))) + "\n")
+        scalars = row | {f"level_loss/{k}": value for k, value in enumerate(summary.level_losses)}
         for name, value in scalars.items():
             if value is not None and math.isfinite(value):
                 self._writer.add_scalar(name, value, step)
-        self._bar.set_postfix(loss=f"{means.loss:.4f}", refresh=False)
+        self._bar.set_postfix(loss=f"{summary.loss:.4f}", refresh=False)
 
     def show_picture(self, path: Path, step: int) -> None:
-        """Shows a picture of samples, which lies at `path`, in TensorBoard too."""
+        """Adds a picture of samples to TensorBoard."""
         with Image.open(path) as picture:
             self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
 
     def save_loss_curve(self) -> None:
-        steps, losses = logged(read_log(self._workdir), "loss")
+        """Draws the loss curve of the whole log."""
+        steps, losses = finite_values(read_log(self._workdir), "loss")
         if steps:
             plots.save_loss_curve(self._workdir / LOSS_CURVE, steps, losses)
 
 
-def read_log(workdir: Path) -> list[dict]:
-    """The rows of log.jsonl by ascending step; none if there is no log."""
-    rows = {}  # by step: steps done again after a crash replace those that were lost
-    path = workdir / LOG_FILE
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError:  # a line torn by a crash
-            continue
-        rows[row["step"]] = row
-    return [rows[step] for step in sorted(rows)]
+class NullRecorder:
+    """Records nothing: for all ranks but rank 0."""
 
+    loss: float | None = None
 
-def logged(rows: list[dict], key: str) -> tuple[list[int], list[float]]:
-    """The steps at which a key of the log is a finite number, and the numbers."""
-    points = [(row["step"], row.get(key)) for row in rows]
-    points = [(step, y) for step, y in points if isinstance(y, int | float) and math.isfinite(y)]
-    return [step for step, _ in points], [y for _, y in points]
-
-
-class Silence:
-    """The recorder of the processes beside the first: it records nothing."""
-
-    loss = None
-
-    def __enter__(self) -> Silence:
+    def __enter__(self) -> NullRecorder:
         return self
 
     def __exit__(self, *_: object) -> None:
         pass
 
     def advance(self) -> None:
-        pass
+        """Does nothing."""
 
     def log(
-        self, step: int, means: Means, learning_rate: float, seconds: float, held_out_loss: float | None
+        self,
+        step: int,
+        summary: StatisticsSummary,
+        learning_rate: float,
+        seconds: float,
+        held_out_loss: float | None,
     ) -> None:
-        pass
-
-    def save_loss_curve(self) -> None:
-        pass
+        """Does nothing."""
 
     def show_picture(self, path: Path, step: int) -> None:
-        pass
+        """Does nothing."""
+
+    def save_loss_curve(self) -> None:
+        """Does nothing."""
 
 
-def _without_nan(value: object) -> object:
-    """JSON has null where there is no number."""
+def read_log(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of log.jsonl by ascending step; none if there is no log.
+
+    Lines that are no row, torn by a crash or written by something else, are passed over.
+    """
+    rows = {}  # by step: steps done again after a crash replace those that were lost
+    path = workdir / LOG_FILE
+    text = path.read_text(errors="replace") if path.exists() else ""
+    for line in text.split("\n"):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and type(row.get("step")) is int:
+            rows[row["step"]] = row
+    return [rows[step] for step in sorted(rows)]
+
+
+def finite_values(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    """The steps at which a key of the log is a finite number, and the numbers."""
+    points = {}
+    for row in rows:
+        value = row.get(key)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            points[row["step"]] = value
+    return list(points), list(points.values())
+
+
+def _null_for_nan(value: object) -> object:
+    """JSON has no NaN and no infinity: null stands for them."""
     if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
+        return {key: _null_for_nan(item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_without_nan(item) for item in value]
+        return [_null_for_nan(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""Averages of any width, put together after training from snapshots of two power averages.
+"""Averages of any width, combined after training from snapshots of two power averages.
 
 The average of exponent γ at time t weights the weights of time τ by its profile
 
@@ -9,8 +9,8 @@ and profiles have the inner products, with t_0 = min(t_a, t_b),
     ⟨p_a, p_b⟩ = ∫ p_a p_b dτ
                = (γ_a + 1)(γ_b + 1)/(γ_a + γ_b + 1) · t_0^(γ_a + γ_b + 1) / (t_a^(γ_a + 1) t_b^(γ_b + 1)).
 
-The combination Σ x_i p_i of the snapshots' profiles nearest to the wanted one in the mean square solves
-A x = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p⟩, and Σ x_i θ̄_i is the average.
+The combination Σ x_i p_i of the snapshots' profiles that is nearest in mean square to the profile p wanted
+solves A x = b with A_ij = ⟨p_i, p_j⟩ and b_i = ⟨p_i, p⟩, and Σ x_i θ̄_i is the average.
 
     snapshots/00001000/averages.safetensors    the power averages at a step, "NAME/WEIGHT"
                        summary.json            updates in them
@@ -24,7 +24,6 @@ Reference:
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,18 +35,19 @@ from torch import Tensor
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint, pack
 from score_diffusion.run.checkpoints.directory import numbered, read_file, write_directory
 from score_diffusion.run.console import warn
-from score_diffusion.run.distributed.model import full
+from score_diffusion.run.distributed.model import full_tensor
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import Averages, named_weights, power_exponent, power_name
 
-FOLDER = "snapshots"
+SNAPSHOT_FOLDER = "snapshots"
 FILE, SUMMARY = "averages.safetensors", "summary.json"
+Numbers = np.ndarray | np.float64
 
 
-def inner_products(gamma_a: np.ndarray, t_a: np.ndarray, gamma_b: np.ndarray, t_b: np.ndarray) -> np.ndarray:
+def inner_products(gamma_a: Numbers, t_a: Numbers, gamma_b: Numbers, t_b: Numbers) -> np.ndarray:
     """⟨p_a, p_b⟩ of profiles, in float64; the arguments broadcast.
 
-    As powers of a ratio of at most 1, which do not overflow.
+    Computed with powers of a ratio of at most 1, which do not overflow.
     """
     shorter, longer = np.minimum(t_a, t_b), np.maximum(t_a, t_b)
     of_longer = np.where(t_a < t_b, gamma_b, gamma_a)
@@ -55,25 +55,22 @@ def inner_products(gamma_a: np.ndarray, t_a: np.ndarray, gamma_b: np.ndarray, t_
     return height * (shorter / longer) ** of_longer
 
 
-def combination(gammas: Sequence[float], times: Sequence[float], gamma: float, t: float) -> np.ndarray:
-    """The x_i that make the profile (gamma, t) of the profiles (gammas[i], times[i]), shape (n,), float64."""
-    gammas, times = np.asarray(gammas, np.float64), np.asarray(times, np.float64)
-    A = inner_products(gammas[:, None], times[:, None], gammas, times)  # (n, n)
-    b = inner_products(gammas, times, np.float64(gamma), np.float64(t))  # (n,)
-    return np.linalg.lstsq(A, b, rcond=None)[0]  # profiles that nearly coincide leave A nearly singular
+def combination_coefficients(
+    gammas: Sequence[float], times: Sequence[float], gamma: float, t: float
+) -> np.ndarray:
+    """The x_i that combine profiles (gammas[i], times[i]) to the profile (gamma, t), shape (n,), float64."""
+    gamma_i, t_i = np.asarray(gammas, np.float64), np.asarray(times, np.float64)
+    A = inner_products(gamma_i[:, None], t_i[:, None], gamma_i, t_i)  # (n, n)
+    b = inner_products(gamma_i, t_i, np.float64(gamma), np.float64(t))  # (n,)
+    return np.linalg.lstsq(A, b, rcond=None)[0]  # profiles that nearly coincide make A nearly singular
 
 
 def save_snapshot(workdir: Path, step: int, averages: Averages) -> None:
-    """Writes the power averages of a step; called by every process."""
+    """Writes the power averages of a step; called by every rank."""
     summary = {"updates": int(averages.updates)}
-    weights = {name: full(weight) for name, weight in named_weights(averages.powers).items()}
+    weights = {name: full_tensor(weight) for name, weight in named_weights(averages.power).items()}
     files = {FILE: pack(weights), SUMMARY: json.dumps(summary).encode()}
-    write_directory(workdir / FOLDER / f"{step:08d}", files)
-
-
-def clear_snapshots(workdir: Path) -> None:
-    """Removes all snapshots."""
-    shutil.rmtree(workdir / FOLDER, ignore_errors=True)
+    write_directory(workdir / SNAPSHOT_FOLDER / f"{step:08d}", files)
 
 
 def reconstruct(
@@ -81,7 +78,7 @@ def reconstruct(
 ) -> dict[str, Tensor]:
     """The weights of a power average of another width at the step of a checkpoint.
 
-    The checkpoint's own averages are the last snapshot. Damaged snapshots are named on stderr and left out.
+    The checkpoint's own averages are the last snapshot. Damaged snapshots are left out, with a warning.
 
     Args:
         workdir: The run directory.
@@ -94,15 +91,15 @@ def reconstruct(
     """
     if not sigma_rels:
         raise UserError(
-            f"{workdir} was trained without training.ema_sigma_rels, so that no average of "
-            "sampling.ema_sigma_rel can be made: train with --config.training.ema_sigma_rels=0.05,0.1"
+            f"sampling.ema_sigma_rel needs power averages, and {workdir} was trained without any: train with "
+            "--config.training.ema_sigma_rels=0.05,0.1"
         )
     if not saved.averages:
-        raise UserError(f"the checkpoint of step {saved.step} has no power averages yet: train on")
-    earlier = [path for path in numbered(workdir / FOLDER) if int(path.name) < saved.step]
+        raise UserError(f"the checkpoint of step {saved.step} has no power averages yet: train further")
+    earlier = [path for path in numbered(workdir / SNAPSHOT_FOLDER) if int(path.name) < saved.step]
     updates = {path: count for path in earlier if (count := _updates_if_intact(path))}
     times = [*updates.values(), saved.ema_updates]
-    coefficients = combination(
+    coefficients = combination_coefficients(
         [power_exponent(width) for _ in times for width in sigma_rels],
         [time for time in times for _ in sigma_rels],
         power_exponent(sigma_rel),

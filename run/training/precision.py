@@ -1,93 +1,78 @@
-"""The network as a training step runs it: in another precision or memory format, compiled.
+"""The network as a training step runs it: in another precision or memory format, or compiled.
 
-Its weights stay what they are, float32 and under the same names, and so do losses, gradients, averages and
-the optimizer.
+Its weights stay float32 under the same names, and so do losses, gradients, averages and the optimizer.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
-from torch.distributed import ProcessGroup
 
-from score_diffusion.run.build import choose
-from score_diffusion.run.distributed.model import replicate
-from score_diffusion.run.key_types import AUTO
-from score_diffusion.sde_lib import ScoreModel
+Model = TypeVar("Model", bound=nn.Module)
 
 SMALLEST_FOR_BF16 = 16 * 16  # pixels: below, the casts cost more than they save (docs/performance.md)
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def precision(name: str, device: torch.device, shape: Sequence[int]) -> torch.dtype:
-    """The dtype of a network's convolutions and matrix products.
+def fastest_precision(device: torch.device, shape: Sequence[int]) -> str:
+    """The name of the fastest safe precision: bf16 for images of 16x16 pixels and more where the device has
+    instructions for it, else float32.
 
     Args:
-        name: "float32", "bf16", "fp16", or "auto": bf16 for images of 16x16 pixels and more where the device
-            has instructions for it, else float32.
-        device: Where it runs.
+        device: Where the network runs.
         shape: Shape of a sample, (C, *size), or (D,) for points.
-
-    Raises:
-        UserError: If the name is unknown.
     """
-    if name != AUTO:
-        return choose(PRECISIONS, name, "training.precision")
     if device.type == "cuda":
         has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
-        has = getattr(torch.cpu, "get_capabilities", dict)()  # older PyTorch does not tell
-        has_bf16 = has.get("avx512_bf16", False) or has.get("amx_bf16", False)
-    return torch.bfloat16 if has_bf16 and math.prod(shape[1:]) >= SMALLEST_FOR_BF16 else torch.float32
+        capabilities: dict = getattr(torch.cpu, "get_capabilities", dict)()  # old PyTorch lacks it
+        has_bf16 = capabilities.get("avx512_bf16", False) or capabilities.get("amx_bf16", False)
+    return "bf16" if has_bf16 and math.prod(shape[1:]) >= SMALLEST_FOR_BF16 else "float32"
 
 
 class TrainingNetwork(nn.Module):
-    """A network under autocast, its images in channels-last order where asked for, compiled where asked for.
+    """A network under autocast.
 
     Args:
         net: The network.
-        section: The section `training`.
-        device: Where it runs.
-        shape: Shape of a sample.
-
-    Raises:
-        UserError: If the precision is unknown.
+        dtype: Type of its convolutions and matrix products.
+        channels_last: Whether images are converted to channels-last order.
+        compiled: Whether the network is compiled by `torch.compile`.
     """
 
     def __init__(
-        self, net: nn.Module, section: ConfigDict, device: torch.device, shape: Sequence[int]
+        self,
+        net: nn.Module,
+        dtype: torch.dtype = torch.float32,
+        channels_last: bool = False,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.dtype = precision(section.precision, device, shape)
-        self.channels_last, self.device_type = section.channels_last, device.type
-        self.net = torch.compile(net) if section.compile else net
+        self.dtype, self.channels_last = dtype, channels_last
+        self.device_type = next(net.parameters()).device.type
+        self.net: Callable[..., Tensor] = torch.compile(net) if compiled else net
 
-    def forward(self, x: Tensor, noise: Tensor, cond: object | None = None) -> Tensor:
+    def forward(self, x: Tensor, *arguments: object) -> Tensor:
+        """The output of `net(x, *arguments)`."""
         if self.channels_last and x.ndim == 4:
             x = x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device_type, self.dtype, enabled=self.dtype != torch.float32):
-            return self.net(x, noise, cond)
+            return self.net(x, *arguments)
 
 
-def for_training(
-    model: ScoreModel,
-    section: ConfigDict,
-    device: torch.device,
-    shape: Sequence[int],
-    group: ProcessGroup | None = None,
-) -> ScoreModel:
-    """The same score model around a `TrainingNetwork`: it shares the weights, and its output is float32.
+def with_network(model: Model, change: Callable[[nn.Module], nn.Module]) -> Model:
+    """A view of a model that shares its weights, with its network replaced by `change(network)`.
 
-    Where a group of processes has one whole model each, the backward pass averages their gradients.
+    The network of a score model is its attribute `net`; a model without one, such as a classifier, is a
+    network itself.
     """
-    net = TrainingNetwork(model.net, section, device, shape)
-    if group is not None and section.parallel == "ddp":
-        net = replicate(net, group)
-    fast = copy.copy(model)
-    fast._modules = {**model._modules, "net": net}
-    return fast
+    if not isinstance(getattr(model, "net", None), nn.Module):
+        return change(model)  # type: ignore[return-value]  # called like the model
+    view = copy.copy(model)
+    view._modules = {**model._modules, "net": change(model.net)}  # type: ignore[arg-type]
+    return view

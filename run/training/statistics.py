@@ -1,102 +1,120 @@
-"""What is known of the steps since the last point of the log, summed on the device and read when it is due.
+"""Statistics of the steps since the last point of the log: summed on the device, read when they are logged.
 
-The noise level of a sample at time t is log(σ(t)/α(t)); the losses are summed in ten bins of it,
-of equal width but for the first and the last, which are open.
+Losses of objectives with times are summed in ten bins of log(σ/α) as well, of equal width except for the
+first and the last, which are open.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.sde_lib import SDE
-
 BINS = 10
 
 
 @dataclass(frozen=True)
-class Means:
-    """Means over the steps that were not skipped; NaN where there is none."""
+class StatisticsSummary:
+    """Means over the steps that were not skipped, NaN where there is none."""
 
     loss: float
     grad_norm: float
     level_edges: list[float]
-    """The noise levels between the bins."""
+    """The values of log(σ/α) between the bins; empty for objectives without times."""
     level_losses: list[float]
-    """Mean loss, without weights of importance, in each bin; one more than edges."""
+    """Mean loss in each bin, without weights of importance; one more than edges, or none."""
     skipped: int
     """Steps skipped."""
-    longest: int
-    """The largest number of them in a row, counted from before the last point."""
+    longest_skipped_streak: int
+    """The most steps skipped in a row; a streak may have begun before the last point of the log."""
 
 
-class Running(nn.Module):
+class TrainingStatistics(nn.Module):
     """Sums on the device. They are part of a checkpoint, so that a resumed run logs what it would have.
 
     Args:
-        sde: The SDE, for the noise levels.
-        first: The earliest time in training.
         batch_size: Losses in a step.
+        log_sigma: log(σ/α) as a function of the time; None for objectives without times.
+        interval: The earliest and the latest time, which the bins cover.
     """
 
-    def __init__(self, sde: SDE, first: float, batch_size: int) -> None:
+    edges: Tensor
+    sums: Tensor
+    level_sums: Tensor
+    skips: Tensor
+    skipped_step: Tensor
+    skipped_batch: Tensor
+
+    def __init__(
+        self,
+        batch_size: int,
+        log_sigma: Callable[[Tensor], Tensor] | None = None,
+        interval: tuple[float, float] = (0.0, 1.0),
+    ) -> None:
         super().__init__()
-        # At T itself rectified flow has no data left.
-        ends = torch.tensor([first, 0.999 * sde.T], dtype=torch.float64)
-        low, high = sde.noise_level(ends).tolist()
-        self.sde = sde
-        self.register_buffer("edges", torch.linspace(low, high, BINS + 1)[1:-1], persistent=False)
+        self.log_sigma = log_sigma
+        edges = torch.empty(0)
+        if log_sigma is not None:
+            low, high = log_sigma(torch.tensor(interval, dtype=torch.float64)).tolist()
+            edges = torch.linspace(low, high, BINS + 1)[1:-1]
+        self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64))  # loss, gradient norm, steps
-        self.register_buffer("levels", torch.zeros(2, BINS, dtype=torch.float64))  # losses, their number
-        self.register_buffer("skips", torch.zeros(3, dtype=torch.int64))  # in all, in a row now, at most
-        self.register_buffer("bad_step", torch.tensor(-1))
-        self.register_buffer("bad", torch.zeros(2, batch_size))  # times and losses of the last skipped step
+        self.register_buffer("level_sums", torch.zeros(2, BINS, dtype=torch.float64))  # losses, their number
+        self.register_buffer(
+            "skips", torch.zeros(3, dtype=torch.int64)
+        )  # in all, in a row now, in a row at most
+        self.register_buffer("skipped_step", torch.tensor(-1))
+        self.register_buffer("skipped_batch", torch.zeros(2, batch_size))  # times and losses of that step
 
     @torch.no_grad()
-    def add(self, step: int, ok: Tensor, loss: Tensor, norm: Tensor, t: Tensor, losses: Tensor) -> None:
-        """Takes note of a step; nothing of it is waited for.
+    def add(
+        self, step: int, ok: Tensor, loss: Tensor, norm: Tensor, losses: Tensor, t: Tensor | None
+    ) -> None:
+        """Adds a step, without waiting for the device.
 
         Args:
             step: Number of the step.
             ok: Whether it counts, a boolean on the device; a step that does not was skipped.
             loss: Its mean loss, ().
             norm: Norm of its gradient, ().
-            t: Times, shape (B,).
-            losses: Losses there, shape (B,).
+            losses: The losses of its samples, shape (B,).
+            t: Their times, shape (B,); None for objectives without times.
         """
         values = torch.stack([loss.double(), norm.double(), torch.ones_like(loss, dtype=torch.float64)])
         self.sums += torch.where(ok, values, 0.0)
-        bins = torch.bucketize(self.sde.noise_level(t).to(self.edges), self.edges)
-        inside = bins == torch.arange(BINS, device=bins.device)[:, None]  # (BINS, B); sums in a fixed order
-        both = torch.stack([torch.where(inside, losses.double(), 0.0).sum(1), inside.double().sum(1)])
-        self.levels += torch.where(ok, both, 0.0)
+        if self.log_sigma is not None and t is not None:
+            bins = torch.bucketize(self.log_sigma(t).to(self.edges), self.edges)
+            inside = (
+                bins == torch.arange(BINS, device=bins.device)[:, None]
+            )  # (BINS, B): a fixed order of sums
+            both = torch.stack([torch.where(inside, losses.double(), 0.0).sum(1), inside.double().sum(1)])
+            self.level_sums += torch.where(ok, both, 0.0)
         skipped = (~ok).long()
-        in_a_row = (self.skips[1] + skipped) * skipped
-        self.skips.copy_(
-            torch.stack([self.skips[0] + skipped, in_a_row, torch.maximum(self.skips[2], in_a_row)])
-        )
-        self.bad_step.copy_(torch.where(ok, self.bad_step, step))
-        self.bad.copy_(torch.where(ok, self.bad, torch.stack([t.to(losses), losses])))
+        streak = (self.skips[1] + skipped) * skipped
+        self.skips.copy_(torch.stack([self.skips[0] + skipped, streak, torch.maximum(self.skips[2], streak)]))
+        self.skipped_step.copy_(torch.where(ok, self.skipped_step, step))
+        times = torch.zeros_like(losses) if t is None else t.to(losses)
+        self.skipped_batch.copy_(torch.where(ok, self.skipped_batch, torch.stack([times, losses])))
 
-    def means(self) -> Means:
-        """What the sums say; waits for the device."""
-        numbers = torch.cat([self.sums, self.levels.flatten(), self.skips.double()]).cpu()
+    def summary(self) -> StatisticsSummary:
+        """The means; waits for the device."""
+        numbers = torch.cat([self.sums, self.level_sums.flatten(), self.skips.double()]).cpu()
         (loss, norm, steps), rest = numbers[:3], numbers[3:]
         level_losses = rest[:BINS] / rest[BINS : 2 * BINS]
         skipped, _, longest = rest[2 * BINS :].long().tolist()
-        return Means(
+        return StatisticsSummary(
             loss=float(loss / steps),
             grad_norm=float(norm / steps),
             level_edges=self.edges.tolist(),
-            level_losses=level_losses.tolist(),
+            level_losses=[] if self.log_sigma is None else level_losses.tolist(),
             skipped=skipped,
-            longest=longest,
+            longest_skipped_streak=longest,
         )
 
     def reset(self) -> None:
-        """Starts new sums, and goes on counting the steps skipped in a row."""
+        """Starts new sums, and keeps counting the steps skipped in a row."""
         self.sums.zero_()
-        self.levels.zero_()
+        self.level_sums.zero_()
         self.skips.mul_(torch.tensor([0, 1, 0], device=self.skips.device))

@@ -1,166 +1,150 @@
 """One training step, and the state that it changes.
 
-Everything random in step k is a function of (seed, k), and its batch one of (seed, epoch, position); times
-drawn by importance depend on the losses before, too, which are part of a checkpoint. A run that was stopped
-and resumed is bit for bit the run that was not.
+Everything random in step k is a function of (seed, k), and its batch of (seed, epoch, position); times drawn
+by importance also depend on earlier losses, which are part of a checkpoint. A run that was stopped and
+resumed is bit for bit the run that was not.
 
 No step waits for the one before it: losses and norms are summed on the device (see statistics.py) and read
-when they are logged. A step whose loss or gradient is not finite is skipped there, too: weights, averages and
-optimizer stay as they were, through the fused optimizer's `found_inf`, with which torch.amp.GradScaler skips.
+when they are logged. A step whose loss or gradient is not finite is skipped on the device as well: weights,
+averages and optimizer stay as they were, by the fused optimizer's `found_inf`, as torch.amp.GradScaler skips.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
-from score_diffusion.run.build import build_model, build_sde, choose
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.contents import check_optimizer
-from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.distributed.model import PARALLEL, full, shard
-from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.averages import Average, Averages, named_weights
-from score_diffusion.run.training.batches import Batch, Draw
-from score_diffusion.run.training.loaders import make_feed
-from score_diffusion.run.training.objectives import build_objective, build_times
-from score_diffusion.run.training.precision import for_training
-from score_diffusion.run.training.statistics import Running
+from score_diffusion.run.distributed.model import full_tensor, replicate, shard
+from score_diffusion.run.training.averages import Averages, named_weights
+from score_diffusion.run.training.batches import Batch, BatchDraw, BatchSource, weighted_mean
+from score_diffusion.run.training.objectives import Objective
+from score_diffusion.run.training.precision import TrainingNetwork, with_network
+from score_diffusion.run.training.statistics import TrainingStatistics
 from score_diffusion.sde_lib import generator_for
 
 
-def total_steps(section: ConfigDict) -> int:
-    """The steps of the whole training: `steps`, or as many as `images` need if they are fewer."""
-    return min(section.steps, -(-section.images // section.batch_size) or section.steps)
+@dataclass(frozen=True)
+class StepSettings:
+    """How a step changes the weights."""
+
+    learning_rate: Callable[[int], float]
+    """Adam's learning rate as a function of the step."""
+    micro_batches: int = 1
+    """Equal shares of a rank's batch that are worked on one after the other, to save memory."""
+    grad_clip: float = math.inf
+    """Largest norm of the gradient."""
+    dtype: torch.dtype = torch.float32
+    """Type of the network's convolutions and matrix products."""
+    channels_last: bool = False
+    """Whether images are in channels-last order."""
+    compiled: bool = False
+    """Whether the network is compiled."""
 
 
-# The part of the learning rate that is left after a part of the steps behind the warm-up, both in [0, 1].
-SCHEDULES = {
-    "cosine": lambda progress: 0.5 * (1 + math.cos(math.pi * progress)),
-    "constant": lambda progress: 1.0,
-}
+@dataclass(frozen=True)
+class Ranks:
+    """How several processes share the work of a step."""
 
-
-def learning_rate(step: int, section: ConfigDict) -> float:
-    """Linear warm-up, then the schedule; the cosine reaches 0 after the last step."""
-    warmup = min(1.0, (step + 1) / max(1, section.warmup_steps))
-    length = max(1, total_steps(section) - section.warmup_steps)
-    progress = min(1.0, max(0, step - section.warmup_steps) / length)
-    return section.learning_rate * warmup * SCHEDULES[section.schedule](progress)
+    group: ProcessGroup
+    sharded: bool
+    """Whether each has a shard of the weights (fsdp), or all of them (ddp)."""
 
 
 class Trainer:
     """Model, averages and optimizer, and how one step changes them.
 
-    `draw(step)` is the whole batch of a step: places, noise and times. Process r of W reads and works on
-    `draw(step).part(r, W)` alone: the mean of their gradients is that of one process, which has all of it, as
-    the mean over micro-batches is that of the batch. Only `finish` wants the losses of all parts; all that
-    follows from them is computed by every process alike.
+    Rank r of W reads and works on share r of a batch only: the mean of the ranks' gradients is that of one
+    process with the whole batch, as the mean over micro-batches is that of the batch. Only `finish` needs the
+    losses of all shares; every rank computes all that follows from them alike.
 
     Args:
-        config: The configuration, without "auto".
-        dataset: The data.
-        device: Where to train.
-
-    Raises:
-        UserError: If a setting is unknown or does not fit the others.
+        model: The model, on its device, with its initial weights.
+        objective: What is minimized, on the same device.
+        batches: The batches of the training set.
+        averages: Averages of the model's weights.
+        statistics: Statistics of the steps, on the same device.
+        settings: How a step changes the weights.
+        seed: Seed of dropout.
+        held_out: Held-out samples with their times and noise; None for no held-out loss.
+        ranks: How several processes share the work; None for one process.
     """
 
-    def __init__(self, config: ConfigDict, dataset: Dataset, device: torch.device) -> None:
-        section = config.training
-        check(section)
-        torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-        self.config, self.device, self.scaling, self.shape = config, device, dataset.scaling, dataset.shape
-        self.sde = build_sde(config.sde)
-        self.model = build_model(config.model, self.sde, dataset.shape).to(device)
-        self.group = processes.step_group(device, section.patience)
-        self.in_pieces = self.group is not None and section.parallel == "fsdp"
-        if section.channels_last and not self.in_pieces:  # weights in pieces keep the usual order
-            self.model.to(memory_format=torch.channels_last)
-        self.times = build_times(section, self.sde).to(device)
-        self.raw = not (config.data.dequantize and dataset.levels)
-        self.averages = Averages(self.model, section, device)
-        if self.in_pieces:
-            self._cut(self.model)
-            self.averages.replace(self._cut)
-        levels = dataset.levels if self.raw else None
-        self.objective = build_objective(section, self.model, self.times, levels).to(device)
-        self.training_model = for_training(self.model, section, device, self.shape, self.group)
-        self.parameters = [*self.model.parameters(), *self.objective.parameters()]
-        if self.in_pieces and any(True for _ in self.objective.parameters()):
-            raise UserError(f"objective {section.objective!r} has its own weights: set training.parallel=ddp")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=section.learning_rate, fused=True)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=section.precision == "fp16")
-        self.feed = make_feed(dataset.train, section.batch_size, config.seed, device)
-        self.running = Running(self.sde, self.times.first, section.batch_size).to(device)
+    def __init__(
+        self,
+        model: nn.Module,
+        objective: Objective[Any],
+        batches: BatchSource,
+        averages: Averages,
+        statistics: TrainingStatistics,
+        settings: StepSettings,
+        seed: int,
+        held_out: Batch | None = None,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.model, self.objective, self.batches = model, objective, batches
+        self.averages, self.statistics, self.settings = averages, statistics, settings
+        self._seed, self.held_out = seed, held_out
+        self._group = ranks.group if ranks else None
+        self._sharded = ranks is not None and ranks.sharded
+        if self._sharded:
+            self._shard(model)
+            averages.transform(self._shard)
+        self._training_model = with_network(model, self._training_network)
+        self._parameters = [*model.parameters(), *objective.parameters()]
+        self.device = self._parameters[0].device
+        self.optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate(0), fused=True)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.step = 0
-        self._held_out = self._draw_held_out(dataset.held_out[: section.held_out].to(device))
+
+    def _shard(self, model: nn.Module) -> None:
+        assert self._group is not None
+        net = getattr(model, "net", model)
+        shard(net, self._group)
+
+    def _training_network(self, net: nn.Module) -> nn.Module:
+        settings = self.settings
+        running = TrainingNetwork(net, settings.dtype, settings.channels_last, settings.compiled)
+        return running if self._group is None or self._sharded else replicate(running, self._group)
 
     @property
-    def ema(self) -> Average:
-        """The average that samples are drawn with; `.module` is a model."""
-        return self.averages.main
-
-    def _cut(self, model: nn.Module) -> None:
-        shard(model.net, self.group)
-
-    def draw(self, step: int) -> Draw:
-        """The whole batch of a step: its samples' places, its noise and its times."""
-        generator = generator_for(self.config.seed, "step", step, device=self.device)
-        places = self.feed.order.places(step)
-        shape = (len(places), *self.shape)
-        u = torch.rand(shape, generator=generator, device=self.device)
-        times = self.times.draw(len(places), generator)
-        noise = torch.randn(shape, generator=generator, device=self.device)
-        return Draw(places, self._mirrored(step, len(places)), u, times, noise)
-
-    def _mirrored(self, step: int, batch_size: int) -> Tensor | None:
-        if not self.config.data.flip:
-            return None
-        generator = generator_for(self.config.seed, "flip", step, device=self.device)
-        return torch.rand(batch_size, generator=generator, device=self.device) < 0.5
-
-    def read(self, draw: Draw) -> Batch:
-        """A draw with its samples as the model sees them without noise."""
-        samples = self.feed.read(draw.places)
-        if draw.mirrored is not None:
-            samples = torch.where(draw.mirrored[:, None, None, None], samples.flip(-1), samples)
-        return Batch(self._seen(samples, draw.u), draw.times, draw.noise)
-
-    def _seen(self, samples: Tensor, u: Tensor) -> Tensor:
-        return self.scaling.stored_to_model(samples, None if self.raw else u)
+    def average(self) -> nn.Module:
+        """The model with the averaged weights that samples are drawn with."""
+        return self.averages.main.module
 
     def advance(self) -> None:
         """One optimizer step."""
-        section = self.config.training
-        rank, ranks = processes.rank(), processes.world_size()
-        stream = (rank,) if rank else ()  # each process drops other numbers, the first those of one alone
-        torch.manual_seed(generator_for(self.config.seed, "dropout", self.step, *stream).initial_seed())
+        rank, ranks, micro_batches = processes.rank(), processes.world_size(), self.settings.micro_batches
+        stream = (rank,) if rank else ()  # ranks drop different numbers; rank 0 those of a single process
+        torch.manual_seed(generator_for(self._seed, "dropout", self.step, *stream).initial_seed())
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.step, section)
-        draw = self.draw(self.step)
-        batch = self.read(draw.part(rank, ranks))
+            group["lr"] = self.settings.learning_rate(self.step)
+        draw = self.batches.draw(self.step)
+        batch = self.batches.read(draw.share(rank, ranks))
         self.optimizer.zero_grad()
-        losses = torch.cat(
-            [self.backward(batch.part(r, section.accumulate)) for r in range(section.accumulate)]
-        )
-        processes.average_([weights.grad for weights in self.objective.parameters()], self.group)
-        self.finish(draw, processes.concatenate(losses, self.group))
+        losses = torch.cat([self.backward(batch.share(k, micro_batches)) for k in range(micro_batches)])
+        own_gradients = [weights.grad for weights in self.objective.parameters() if weights.grad is not None]
+        processes.average_(own_gradients, self._group)
+        self.finish(draw, processes.concatenate(losses, self._group))
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""
-        losses = self.objective(self.training_model, batch.x_0, batch.times, batch.noise)
-        mean = (batch.times.weights.to(losses) * losses).mean() / self.config.training.accumulate
+        losses = self.objective(self._training_model, batch)
+        mean = weighted_mean(losses, batch.times) / self.settings.micro_batches
         self.scaler.scale(mean).backward()
         return losses.detach()
 
-    def finish(self, batch: Draw | Batch, losses: Tensor) -> None:
+    def finish(self, batch: BatchDraw | Batch, losses: Tensor) -> None:
         """Updates everything by the gradients of a batch, unless something of them is not finite.
 
         Args:
@@ -168,41 +152,35 @@ class Trainer:
             losses: Its losses, shape (B,).
         """
         self.scaler.unscale_(self.optimizer)
-        loss = (batch.times.weights.to(losses) * losses).mean()
-        norm = full(nn.utils.clip_grad_norm_(self.parameters, self.config.training.grad_clip or math.inf))
+        loss = weighted_mean(losses, batch.times)
+        norm = full_tensor(nn.utils.clip_grad_norm_(self._parameters, self.settings.grad_clip))
         ok = loss.isfinite() & norm.isfinite()
-        self.optimizer.grad_scale, self.optimizer.found_inf = None, (~ok).float()
+        fused: Any = self.optimizer
+        fused.grad_scale, fused.found_inf = None, (~ok).float()
         self.optimizer.step()
         self.scaler.update()
         self.averages.update(self.model, ok)
-        before = [buffer.clone() for buffer in self.times.buffers()]
-        self.times.update(batch.times, losses)
-        for buffer, old in zip(self.times.buffers(), before, strict=True):
-            buffer.copy_(torch.where(ok, buffer, old))
-        self.running.add(self.step, ok, loss, norm, batch.times.t, losses)
+        self._update_times(batch, losses, ok)
+        self.statistics.add(self.step, ok, loss, norm, losses, None if batch.times is None else batch.times.t)
         self.step += 1
 
-    def _draw_held_out(self, samples: Tensor) -> Batch | None:
-        if not len(samples):
-            return None
-        generator = generator_for(self.config.seed, "held-out", device=self.device)
-        u = torch.rand(samples.shape, generator=generator, device=self.device)
-        times = build_times(self.config.training, self.sde).to(self.device).draw(len(samples), generator)
-        noise = torch.randn(samples.shape, generator=generator, device=self.device)
-        return Batch(self._seen(samples, u), times, noise)
+    def _update_times(self, batch: BatchDraw | Batch, losses: Tensor, ok: Tensor) -> None:
+        """Lets the choice of times learn from the losses, or leaves it as it was where `ok` is false."""
+        if self.batches.times is None or batch.times is None:
+            return
+        before = [buffer.clone() for buffer in self.batches.times.buffers()]
+        self.batches.times.update(batch.times, losses)
+        for buffer, old in zip(self.batches.times.buffers(), before, strict=True):
+            buffer.copy_(torch.where(ok, buffer, old))
 
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
-        """The average's mean loss on held-out samples, the same with the same times and noise each time.
-
-        None where `training.held_out` is 0. Waits for the device.
-        """
-        if self._held_out is None:
+        """The average's mean loss on the held-out samples, None without them. Waits for the device."""
+        if self.held_out is None:
             return None
-        size, losses = self.config.training.batch_size, []
-        for start in range(0, len(self._held_out), size):
-            batch = self._held_out.rows(slice(start, start + size))
-            losses.append(self.objective(self.ema.module, batch.x_0, batch.times, batch.noise))
+        size = self.batches.order.batch_size
+        starts = range(0, len(self.held_out), size)
+        losses = [self.objective(self.average, self.held_out[start : start + size]) for start in starts]
         return torch.cat(losses).double().mean().item()
 
     def checkpoint(self, seconds: float) -> Checkpoint:
@@ -210,40 +188,43 @@ class Trainer:
         return Checkpoint(
             step=self.step,
             model=self.model.state_dict(),
-            ema=self.ema.module.state_dict(),
+            ema=self.average.state_dict(),
             optimizer=self.optimizer.state_dict(),
             seconds=seconds,
             ema_updates=int(self.averages.updates),
-            averages=named_weights(self.averages.beside_main),
-            times=self.times.state_dict(),
+            averages=named_weights(self.averages.extra),
+            times={} if self.batches.times is None else self.batches.times.state_dict(),
             objective=self.objective.state_dict(),
             scaler=self.scaler.state_dict(),
-            running=self.running.state_dict(),
+            running=self.statistics.state_dict(),
             held_out_loss=self.held_out_loss(),
         )
 
-    def pieces(self) -> Checkpoint | None:
-        """The present state, where it is in pieces: what a checkpoint is read into, to be restored."""
-        if not self.in_pieces:
+    def state_to_read_into(self) -> Checkpoint | None:
+        """Where the state is sharded, the present one, into which a checkpoint is read before `restore`."""
+        if not self._sharded:
             return None
-        for weights in self.parameters:
+        for weights in self._parameters:
             weights.grad = torch.zeros_like(weights)
-        self.optimizer.step()  # makes the optimizer's state; nothing else changes without a gradient
+        self.optimizer.step()  # makes the optimizer's state, and changes nothing where the gradient is 0
         return self.checkpoint(0.0)
 
     def restore(self, saved: Checkpoint, workdir: Path) -> None:
-        """Takes the state of a checkpoint, read from a run directory that an error can name.
+        """Takes over the state of a checkpoint. What a converted checkpoint lacks starts afresh.
 
-        What checkpoints of other libraries lack begins anew.
+        Args:
+            saved: The checkpoint.
+            workdir: The run directory it is from, for errors.
         """
         check_optimizer(saved.optimizer, self.optimizer, workdir)
         checkpoint.load_weights(self.model, saved.model, workdir)
-        checkpoint.load_weights(self.ema.module, saved.ema, workdir)
-        for name, average in self.averages.beside_main.items():
+        checkpoint.load_weights(self.average, saved.ema, workdir)
+        for name, average in self.averages.extra.items():
             checkpoint.load_weights(average.module, saved.average(name) or saved.ema, workdir)
-        checkpoint.load_weights(self.times, saved.times, workdir, must_be_finite=False)
+        if self.batches.times is not None:
+            checkpoint.load_weights(self.batches.times, saved.times, workdir, must_be_finite=False)
         if saved.running:
-            checkpoint.load_weights(self.running, saved.running, workdir, must_be_finite=False)
+            checkpoint.load_weights(self.statistics, saved.running, workdir, must_be_finite=False)
         if saved.objective:
             checkpoint.load_weights(self.objective, saved.objective, workdir)
         self.optimizer.load_state_dict(saved.optimizer)
@@ -251,19 +232,3 @@ class Trainer:
             self.scaler.load_state_dict(saved.scaler)
         self.averages.updates.fill_(saved.ema_updates)
         self.step = saved.step
-
-
-def check(section: ConfigDict) -> None:
-    """Refuses a section `training` with unknown names, or batches that cannot be shared out."""
-    choose(SCHEDULES, section.schedule, "training.schedule")
-    choose(dict.fromkeys(PARALLEL), section.parallel, "training.parallel")
-    ranks = processes.world_size()
-    if section.batch_size % (ranks * section.accumulate) and ranks > 1:
-        raise UserError(
-            f"training.batch_size={section.batch_size} cannot be shared out evenly: set it to a multiple of "
-            f"{ranks * section.accumulate}, processes times training.accumulate"
-        )
-    if section.batch_size % section.accumulate:
-        raise UserError(
-            f"training.accumulate={section.accumulate} must divide training.batch_size={section.batch_size}"
-        )

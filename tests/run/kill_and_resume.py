@@ -1,11 +1,11 @@
-"""Trains a run through many lives, each a process of its own and killed at a random moment but the last.
+"""Trains in many processes one after the other, each killed at a random moment, except for the last.
 
     python tests/run/kill_and_resume.py WORKDIR KILLS SEED ARGUMENT...
 
 The arguments are those of `--mode train`. The processes are forks of this one, which has imported everything,
-has trained in another folder and has no other thread. Checkpoints are written slowly, so that some moments
-fall inside a write, and pictures not at all. Prints, as JSON, how many lives were killed, and how many of
-them inside a write.
+has trained in another folder and has no other thread. Checkpoints are written slowly, so that some are killed
+during a write, and pictures are not drawn. Prints, as JSON, how many processes were killed, and how many of
+them during a write.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from score_diffusion.run.checkpoints import directory  # noqa: E402
 from score_diffusion.run.main import main  # noqa: E402
 from score_diffusion.run.training.log import Recorder  # noqa: E402
 
-LONGEST = 0.4  # seconds of a life that is killed
+SHORTEST_SPAN = 0.4  # seconds in which a process is killed; longer where a start takes longer
 PAUSE = 0.008  # seconds, twice in every file of a checkpoint
 
 
@@ -44,8 +44,8 @@ def write_slowly(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def live(arguments: list[str], slowly: bool) -> int:
-    """Starts a life; returns its process id."""
+def start(arguments: list[str], slowly: bool) -> int:
+    """Starts a process; returns its id."""
     process = os.fork()
     if process:
         return process
@@ -53,7 +53,6 @@ def live(arguments: list[str], slowly: bool) -> int:
     try:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
-        plots.save_loss_curve = plots.save_samples = Recorder.show_picture = lambda *arguments: None
         if slowly:
             directory.write_durable = write_slowly
         code = main(arguments)
@@ -65,25 +64,30 @@ def live(arguments: list[str], slowly: bool) -> int:
 
 def run(workdir: Path, kills: int, seed: int, arguments: list[str]) -> dict[str, int]:
     tqdm.monitor_interval = 0  # its monitor is a thread
-    moments, inside = random.Random(seed), 0
+    plots.save_loss_curve = plots.save_samples = Recorder.show_picture = lambda *arguments: None
+    moments, during_a_write = random.Random(seed), 0
     rehearsal = ["--mode", "train", "--workdir", str(workdir.with_name("rehearsal")), *arguments]
+    rehearsal.append("--config.training.preview_samples=0")
     with redirect_stdout(sys.stderr):
         main([*rehearsal, "--config.training.steps=1"])
+        begin = time.perf_counter()
+        main([*rehearsal, "--config.training.steps=2"])
+        span = max(SHORTEST_SPAN, 2 * (time.perf_counter() - begin))
     if threading.active_count() > 1:
         raise SystemExit(f"threads would not survive a fork: {threading.enumerate()}")
     arguments = ["--mode", "train", "--workdir", str(workdir), *arguments]
     for _ in range(kills):
-        process = live(arguments, slowly=True)
-        time.sleep(moments.uniform(0, LONGEST))
+        process = start(arguments, slowly=True)
+        time.sleep(moments.uniform(0, span))
         os.kill(process, signal.SIGKILL)
         _, status = os.waitpid(process, 0)
         if not os.WIFSIGNALED(status):
             raise SystemExit(
-                f"a life ended by itself with status {status}: the training is too short, or failed"
+                f"a process ended by itself with status {status}: the training is too short, or failed"
             )
-        inside += any((workdir / "checkpoints").glob(".*"))
-    _, status = os.waitpid(live(arguments, slowly=False), 0)
-    return {"killed": kills, "inside_a_write": inside, "last_status": status}
+        during_a_write += any((workdir / "checkpoints").glob(".*"))
+    _, status = os.waitpid(start(arguments, slowly=False), 0)
+    return {"killed": kills, "during_a_write": during_a_write, "last_status": status}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Several processes at one job without torchrun, whose start takes seconds: forked from a server that has
-imported what they need, with the environment that torchrun would give them.
+"""Runs a command by several processes without torchrun, whose start takes seconds: they are forked from a
+server that has imported what they need, and get the environment that torchrun would give them.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(list(MODULES))
 
 @dataclass(frozen=True)
 class Finished:
-    """How the ranks of a job ended, and what they said."""
+    """The exit codes of the ranks of a job, and their outputs."""
 
     codes: list[int]
     out: list[str]
@@ -37,18 +37,46 @@ def spoil_a_sample() -> None:
     """Makes the last sample of the batch of step 4 useless, in the process that works on it."""
     import math
 
-    from score_diffusion.run.training.trainer import Trainer
+    from score_diffusion.run.training.batches import Batch, BatchDraw, BatchSource
 
-    read = Trainer.read
+    read = BatchSource.read
 
-    def spoiled(trainer: Trainer, draw: object) -> object:
-        batch = read(trainer, draw)
-        if trainer.step == 4:
-            if draw.places[-1] == trainer.draw(4).places[-1]:
-                batch.x_0[-1] = math.nan
+    def spoiled(batches: BatchSource, draw: BatchDraw) -> Batch:
+        batch = read(batches, draw)
+        if draw.positions[-1] == batches.order.positions(4)[-1]:
+            batch.x_0[-1] = math.nan
         return batch
 
-    Trainer.read = spoiled
+    BatchSource.read = spoiled
+
+
+def predict_labels() -> None:
+    """Trains a network for the labels of its data, by an objective without times."""
+    import torch
+
+    from score_diffusion.run import build_training
+    from score_diffusion.run.training.batches import Batch
+    from score_diffusion.run.training.objectives import Objective
+    from score_diffusion.sde_lib import ScoreModel
+
+    class LabelRegression(Objective[ScoreModel]):
+        uses_times = False
+
+        def forward(self, model: ScoreModel, batch: Batch) -> torch.Tensor:
+            output = model.net(batch.x_0, torch.zeros(len(batch)))
+            return (output.flatten(1).mean(1) - batch.conditions["label"]).square()
+
+    build_training.build_objective = lambda *arguments: LabelRegression()
+
+
+def give_each_rank_other_data() -> None:
+    """Lets the ranks read data of the same shape and other content."""
+    from dataclasses import replace
+
+    from score_diffusion.run.data import info
+
+    load, digest = info.load_dataset, f"content of rank {os.environ['RANK']}"
+    info.load_dataset = lambda *arguments: replace(load(*arguments), digest=digest)
 
 
 def _rank(environment: dict[str, str], argv: list[str], said: Path, prepare: Callable[[], None]) -> None:
@@ -72,9 +100,15 @@ def nothing() -> None:
 
 
 def start(
-    n: int, argv: list[str], folder: Path, prepare: Callable[[], None] = nothing
+    n: int,
+    argv: list[str],
+    folder: Path,
+    prepare: Callable[[], None] = nothing,
+    seeds: tuple[int, ...] = (),
 ) -> list[multiprocessing.Process]:
-    """Starts prepare() and main(argv) as n ranks, which write what they say below the folder."""
+    """Starts prepare() and main(argv) as n ranks, each with its own seed if there are any; their outputs go
+    to files in the folder.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -82,7 +116,8 @@ def start(
     ranks = []
     for rank in range(n):
         environment = {**common, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"}
-        arguments = (environment, argv, folder / f"rank{rank}", prepare)
+        own = [*argv, f"--config.seed={seeds[rank]}"] if seeds else argv
+        arguments = (environment, own, folder / f"rank{rank}", prepare)
         ranks.append(CONTEXT.Process(target=_rank, args=arguments))
         ranks[-1].start()
     return ranks

@@ -13,19 +13,20 @@ def test_flips_are_of_the_seed_and_the_step(tmp_path: Path):
     import torch
 
     from score_diffusion.run.build import data_options
+    from score_diffusion.run.build_training import build_trainer
     from score_diffusion.run.config import apply_overrides, load_config
     from score_diffusion.run.data.load import load_dataset
-    from score_diffusion.run.training.trainer import Trainer
 
     config = apply_overrides(
         load_config(str(Path(__file__).parent / "tiny.py")),
         [("data.flip", "true"), ("training.batch_size", "64")],
     )
-    trainer = Trainer(config, load_dataset(data_options(config.data)), torch.device("cpu"))
-    draws = [trainer.draw(step) for step in (3, 3, 4)]
+    trainer = build_trainer(config, load_dataset(data_options(config.data)), torch.device("cpu"))
+    batches = trainer.batches
+    draws = [batches.draw(step) for step in (3, 3, 4)]
     plain = replace(draws[0], mirrored=None, u=torch.zeros_like(draws[0].u))
-    once, again, other = (trainer.read(replace(plain, mirrored=draw.mirrored)).x_0 for draw in draws)
-    batch = trainer.read(plain).x_0
+    once, again, other = (batches.read(replace(plain, mirrored=draw.mirrored)).x_0 for draw in draws)
+    batch = batches.read(plain).x_0
     assert torch.equal(once, again) and not torch.equal(once, other)
     flipped = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
     kept = [torch.equal(a, b) for a, b in zip(once, batch, strict=True)]

@@ -14,6 +14,7 @@ import torch
 
 from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.build_inference import build_dequantization
+from score_diffusion.run.build_training import build_times, build_trainer
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config
 from score_diffusion.run.data.dataset import Dataset
@@ -23,8 +24,6 @@ from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.inference.scoring import bound_held_out, score_held_out
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.main import main
-from score_diffusion.run.training.objectives import build_times
-from score_diffusion.run.training.trainer import Trainer
 from score_diffusion.sde_lib import (
     DDPM,
     GaussianMixture,
@@ -204,10 +203,9 @@ def test_bare_pixels_are_what_the_model_sees():
     config = load_config("ddpm")
     config.model.update(channels=8, blocks_per_level=1, heads=1)
     digits = load_digits()
-    trainer = Trainer(config, digits, CPU)
-    assert torch.equal(
-        trainer.read(trainer.draw(0)).x_0, digits.scaling.stored_to_model(digits.train[trainer.feed.order(0)])
-    )
+    batches = build_trainer(config, digits, CPU).batches
+    batch, indices = batches.read(batches.draw(0)), batches.order.indices(batches.order.positions(0))
+    assert torch.equal(batch.x_0, digits.scaling.stored_to_model(digits.train[indices]))
 
 
 def test_ncsnv2_resolves_its_levels_once(trained: Callable, tmp_path: Path, refused: Callable, capsys):

@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
+from score_diffusion.run.build_training import OBJECTIVES, TIMES
 from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
 from score_diffusion.run.configs import base
@@ -18,9 +19,8 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
 from score_diffusion.run.keys import KEYS, MODES, keys_in_words, refuse_unused
-from score_diffusion.run.training.objectives import OBJECTIVES, TIMES
+from score_diffusion.run.training.learning_rate import SCHEDULES
 from score_diffusion.run.training.precision import PRECISIONS
-from score_diffusion.run.training.trainer import SCHEDULES
 from score_diffusion.samplers import GRIDS
 from score_diffusion.sde_lib import VARIANCES, WEIGHTINGS
 from score_diffusion.sde_lib.score import NOISE_INPUTS, PREDICTIONS

@@ -34,7 +34,7 @@ ARGUMENTS = [
 ROOT = Path(checkpoint.__file__).parents[2]
 
 
-def test_fifty_lives_end_as_one(
+def test_a_run_killed_fifty_times_ends_as_one_that_was_not(
     tmp_path: Path, same: Callable, log_of: Callable, monkeypatch: pytest.MonkeyPatch, capsys
 ):
     monkeypatch.setattr(plots, "save_loss_curve", lambda *arguments: None)
@@ -52,7 +52,7 @@ def test_fifty_lives_end_as_one(
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    assert result["killed"] == 50 and result["inside_a_write"] >= 5 and result["last_status"] == 0, result
+    assert result["killed"] == 50 and result["during_a_write"] >= 5 and result["last_status"] == 0, result
     a, b = checkpoint.latest(straight), checkpoint.latest(killed)
     assert a.step == b.step == 600
     for part in ("model", "ema", "averages", "optimizer", "ema_updates", "times", "running", "held_out_loss"):

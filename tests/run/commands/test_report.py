@@ -69,7 +69,7 @@ def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
     assert str(trained / "report.html") in capsys.readouterr().out
     page = read(trained)
     for file in trained.rglob("*"):
-        if file.is_file() and file.name != "report.html":
+        if file.is_file() and file.name != "report.html" and not file.name.startswith("."):
             assert file.relative_to(trained).as_posix() in page.words
     record = json.loads((trained / "likelihood.json").read_text())
     evaluation = json.loads((trained / "evaluation.json").read_text())

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import math
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,12 +14,15 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build import data_options
+from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build_training import build_trainer
 from score_diffusion.run.checkpoints import checkpoint, directory
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.main import main
 from score_diffusion.run.training.batches import Batch
 from score_diffusion.run.training.trainer import Trainer
+from tests.run.processes import finish, start
 
 CPU = torch.device("cpu")
 
@@ -40,7 +45,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_goes_on_to_the_same_bits(
+def test_a_stopped_run_resumes_to_the_same_bits(
     number: int,
     code: int,
     cli: Callable,
@@ -106,7 +111,7 @@ def test_the_time_limit_stops_after_the_step(cli: Callable, tmp_path: Path, caps
     assert checkpoint.latest(workdir).step == 8
 
 
-def test_a_full_disk_is_one_sentence_and_the_run_goes_on(
+def test_a_full_disk_is_one_sentence_and_the_run_can_be_resumed(
     cli: Callable,
     tmp_path: Path,
     finished_run: Path,
@@ -164,19 +169,18 @@ def test_divergence_ends_training_and_leaves_the_batch(
     workdir = tmp_path / "run"
     keys = ("--config.training.max_skipped=2", "--config.training.steps=20")
     sentence = refused(cli("train", workdir, *keys))
-    assert "2 steps in a row by step 6" in sentence and "learning_rate" in sentence
+    assert "2 steps in a row, by step 6" in sentence and "learning_rate" in sentence
     saved = checkpoint.latest(workdir)
     assert saved.step == 4 and all(value.isfinite().all() for value in saved.model.values())
     config = read_config(workdir)
-    trainer = Trainer(config, load_dataset(data_options(config.data)), CPU)
-    draw = trainer.draw(5)
+    batches = build_trainer(config, load_dataset(data_options(config.data)), CPU).batches
+    draw = batches.draw(5)
     with np.load(workdir / "skipped/step_00000005.npz") as file:
         assert file["step"] == 5 and np.isnan(file["losses"]).all()
-        assert np.array_equal(file["indices"], trainer.feed.order(5)) and np.array_equal(
-            file["noise"], draw.noise
-        )
-        assert np.array_equal(file["x_0"], trainer.read(draw).x_0)
-        assert np.array_equal(file["noise_levels"], trainer.sde.noise_level(draw.times.t))
+        assert np.array_equal(file["indices"], batches.order.indices(batches.order.positions(5)))
+        assert np.array_equal(file["noise"], draw.noise)
+        assert np.array_equal(file["x_0"], batches.read(draw).x_0)
+        assert np.array_equal(file["noise_levels"], build_sde(config.sde).noise_level(draw.times.t))
     monkeypatch.setattr(Trainer, "backward", backward)  # were it a fault that passes, it would go on
     assert cli("train", workdir, *keys) == 0
 
@@ -197,7 +201,7 @@ def test_steps_that_are_skipped_now_and_then_are_counted(
     assert checkpoint.latest(tmp_path / "run").ema_updates == 5
 
 
-def test_training_goes_on_from_the_newest_intact_checkpoint(
+def test_training_resumes_from_the_newest_intact_checkpoint(
     cli: Callable, trained: Path, finished_run: Path, same: Callable, capsys
 ):
     (trained / "checkpoints/00000008/training.pt").write_bytes(b"torn")
@@ -235,7 +239,7 @@ def test_data_are_known_by_their_content(cli: Callable, tmp_path: Path, refused:
 def test_the_precision_that_was_chosen_is_kept(
     cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A run goes on with it where the device would choose another."""
+    """A run resumes with it where the device would choose another."""
     rng, workdir = np.random.default_rng(0), tmp_path / "run"
     np.save(tmp_path / "mine.npy", rng.integers(0, 256, (30, 16, 16), dtype=np.uint8))
     arguments = (f"--config.data.path={tmp_path / 'mine.npy'}", "--config.training.batch_size=4")
@@ -245,3 +249,147 @@ def test_the_precision_that_was_chosen_is_kept(
         assert cli("train", workdir, *arguments, f"--config.training.steps={steps}") == 0
         assert read_config(workdir).training.precision == "bf16"
     assert checkpoint.latest(workdir).step == 2
+
+
+def test_the_lock_of_a_running_training_is_respected(tiny: str, tmp_path: Path):
+    """Two trainings start in one directory at about the same time: one trains, one says why it does not."""
+    workdir = tmp_path / "run"
+    argv = ["--mode", "train", "--config", tiny, "--workdir", str(workdir), "--config.training.steps=40"]
+    first = start(1, [*argv, "--config.seed=1"], tmp_path / "first")
+    second = start(1, [*argv, "--config.seed=2"], tmp_path / "second")
+    ended = {
+        seed: finish(ranks, tmp_path / name)
+        for seed, ranks, name in ((1, first, "first"), (2, second, "second"))
+    }
+    codes = {seed: done.codes[0] for seed, done in ended.items()}
+    assert sorted(codes.values()) == [0, 2]
+    winner, loser = (next(seed for seed in codes if codes[seed] == code) for code in (0, 2))
+    assert "training" in ended[loser].err[0] and "Traceback" not in ended[loser].err[0]
+    assert read_config(workdir).seed == winner and checkpoint.latest(workdir).step == 40
+    rows = [json.loads(line)["step"] for line in (workdir / "log.jsonl").read_text().splitlines()]
+    assert rows == sorted(set(rows))
+
+
+def test_a_second_training_is_refused_while_one_runs(
+    cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    workdir, codes, advance = tmp_path / "run", [], Trainer.advance
+
+    def busy(trainer: Trainer) -> None:
+        if trainer.step == 4:
+            monkeypatch.setattr(Trainer, "advance", advance)
+            codes.append(cli("train", workdir, "--config.seed=2"))
+        advance(trainer)
+
+    monkeypatch.setattr(Trainer, "advance", busy)
+    assert cli("train", workdir, "--config.seed=1") == 0
+    said = capsys.readouterr().err
+    assert (
+        codes == [2] and f"error: another training is running in {workdir} (process {os.getpid()} on" in said
+    )
+    assert read_config(workdir).seed == 1 and checkpoint.latest(workdir).step == 8
+
+
+VANISHED = {
+    "moved away": lambda folder: folder.rename(folder.with_name("elsewhere")),
+    "an empty mount point": lambda folder: [folder.rename(folder.with_name("elsewhere")), folder.mkdir()],
+    "a link to nothing": lambda folder: [shutil.rmtree(folder), folder.symlink_to("/nonexistent")],
+    "unreadable": lambda folder: folder.chmod(0),
+}
+
+
+@pytest.mark.parametrize("case", VANISHED)
+def test_checkpoints_that_cannot_be_seen_are_not_taken_for_none(
+    case: str, cli: Callable, trained: Path, refused: Callable, snapshot: Callable
+):
+    if case == "unreadable" and os.geteuid() == 0:
+        pytest.skip("root reads everything")
+    VANISHED[case](trained / "checkpoints")
+    before = snapshot(trained)
+    sentence = refused(cli("train", trained, "--config.training.steps=10"))
+    assert "checkpoints" in sentence and "step 0" not in sentence
+    assert snapshot(trained) == before
+
+
+def test_a_start_without_checkpoint_moves_the_files_of_the_start_before_aside(
+    cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    workdir, advance = tmp_path / "run", Trainer.advance
+
+    def killed(trainer: Trainer) -> None:
+        if trainer.step == 3:
+            raise KeyboardInterrupt  # stands for a death: no checkpoint is written
+        advance(trainer)
+
+    early = ("--config.training.log_every=1", "--config.training.sample_every=2")
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "advance", killed)
+        assert cli("train", workdir, *early) == 130
+    left = (workdir / "log.jsonl").read_text()
+    assert left.count("\n") == 3
+    assert cli("train", workdir, *early) == 0
+    assert "its files are now in" in capsys.readouterr().err
+    assert (workdir / "leftovers-1/log.jsonl").read_text() == left
+    assert (workdir / "leftovers-1/samples/step_00000002.png").exists()
+    assert (workdir / "log.jsonl").read_text().count("\n") == 8
+
+
+def test_training_starts_where_the_data_were_inspected(cli: Callable, tmp_path: Path):
+    assert cli("data", tmp_path / "run") == cli("data", tmp_path / "run") == 0
+    assert (tmp_path / "run/data-2.png").exists()
+    assert cli("train", tmp_path / "run") == 0
+
+
+def test_memory_may_change_when_a_run_is_resumed(cli: Callable, tmp_path: Path):
+    np.save(tmp_path / "a.npy", np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    keys = (f"--config.data.path={tmp_path / 'a.npy'}", "--config.training.steps")
+    assert cli("train", tmp_path / "run", *keys, "2") == 0
+    assert cli("train", tmp_path / "run", *keys, "4", "--config.data.memory_gib=0") == 0
+    assert checkpoint.latest(tmp_path / "run").step == 4
+
+
+def test_fine_tuning_from_a_run(cli: Callable, finished_run: Path, tmp_path: Path, same: Callable):
+    """It starts from the averaged weights of the other run, which it needs no more when it is resumed."""
+    source, workdir = Path(shutil.copytree(finished_run, tmp_path / "source")), tmp_path / "run"
+    init = f"--config.training.init_from={source}"
+    assert cli("train", workdir, init, "--config.seed=5", "--config.training.learning_rate=1e-12") == 0
+    weights, expected = checkpoint.latest(workdir).model, checkpoint.latest(source).ema
+    for key in expected:
+        torch.testing.assert_close(weights[key], expected[key], rtol=0, atol=1e-6)
+    shutil.rmtree(source)
+    assert main(["--mode", "train", "--workdir", str(workdir), "--config.training.steps=10"]) == 0
+    assert checkpoint.latest(workdir).step == 10
+
+
+def test_what_is_printed_before_the_bar_is_what_was_set(
+    cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    assert cli("train", tmp_path / "run", "--config.training.grad_clip=0.5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "training.grad_clip = 0.5" in lines and "training.steps = 8" in lines
+    assert not any(line.startswith("training.max_minutes") for line in lines) and len(lines) < 60
+
+
+def test_classes_that_are_not_used_are_named(
+    cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    classes = "--config.model.num_classes=10"
+    assert cli("train", tmp_path / "run", classes) == 0
+    said = capsys.readouterr().err
+    assert "class labels are not used in training: the model will be unconditional" in said
+    conditional = "--config.training.conditional=true"
+    assert cli("train", tmp_path / "other", classes, conditional) == 0
+    assert "class labels" not in capsys.readouterr().err
+    a, b = (checkpoint.latest(tmp_path / name).model for name in ("run", "other"))
+    assert any(not torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_class_can_be_drawn_only_where_labels_were_trained(
+    cli: Callable, tmp_path: Path, refused: Callable
+):
+    classes = ("--config.model.num_classes=10", "--config.training.steps=2")
+    for conditional in ("true", "false"):
+        workdir = tmp_path / conditional
+        assert cli("train", workdir, *classes, f"--config.training.conditional={conditional}") == 0
+    assert cli("sample", tmp_path / "true", "--config.sampling.label=3") == 0
+    assert "trained without" in refused(cli("sample", tmp_path / "false", "--config.sampling.label=3"))

@@ -16,15 +16,18 @@ import torch
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.distributed import processes
-from tests.run.processes import finish, job, spoil_a_sample, start
+from tests.run.processes import (
+    finish,
+    give_each_rank_other_data,
+    job,
+    predict_labels,
+    spoil_a_sample,
+    start,
+)
 
 TINY = str(Path(__file__).parents[1] / "tiny.py")
-SIZES = [
-    "--config.sampling.num_samples=9",
-    "--config.sampling.batch_size=2",
-    "--config.likelihood.num_images=5",
-    "--config.likelihood.batch_size=2",
-]
+SAMPLES = ["--config.sampling.num_samples=9", "--config.sampling.batch_size=2"]
+SCORES = ["--config.likelihood.num_images=5", "--config.likelihood.batch_size=2"]
 
 
 def results(workdir: Path) -> dict[str, object]:
@@ -50,22 +53,22 @@ def test_shares_are_consecutive_and_nearly_equal(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.fixture(scope="module")
-def alone(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What one process makes of the finished training."""
-    return share_out(1, finished_run, tmp_path_factory.mktemp("alone"))
+    return share_out(1, finished_run, tmp_path_factory.mktemp("single"))
 
 
 MODES = {
-    "sample": ["--sampler", "pc"],
-    "likelihood": ["--config.likelihood.method=both", "--config.likelihood.bound_terms=1"],
-    "evaluate": ["--grid=fitted", "--nfe=3"],
+    "sample": [*SAMPLES, "--sampler", "pc"],
+    "likelihood": [*SCORES, "--config.likelihood.method=both", "--config.likelihood.bound_terms=1"],
+    "evaluate": [*SAMPLES, "--grid=fitted", "--nfe=3"],
 }
 
 
 def share_out(n: int, finished_run: Path, folder: Path) -> Path:
     workdir = Path(shutil.copytree(finished_run, folder / "run"))
     for mode, arguments in MODES.items():
-        done = job(n, ["--mode", mode, "--workdir", str(workdir), *SIZES, *arguments], folder / mode)
+        done = job(n, ["--mode", mode, "--workdir", str(workdir), *arguments], folder / mode)
         assert done.codes == [0] * n, done.err
         assert "Traceback" not in "".join(done.err)
         assert done.out[0] and not any(done.out[1:])  # only rank 0 speaks
@@ -73,9 +76,9 @@ def share_out(n: int, finished_run: Path, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("n", [2, 4])
-def test_shared_work_gives_the_same_bits(n: int, alone: Path, finished_run: Path, tmp_path: Path):
-    assert results(share_out(n, finished_run, tmp_path)) == results(alone)
-    assert {"pc.npz", "likelihood.json", "evaluation.json"} <= set(results(alone))
+def test_shared_work_gives_the_same_bits(n: int, single: Path, finished_run: Path, tmp_path: Path):
+    assert results(share_out(n, finished_run, tmp_path)) == results(single)
+    assert {"pc.npz", "likelihood.json", "evaluation.json"} <= set(results(single))
 
 
 def training(tiny: str, workdir: Path, *arguments: str) -> list[str]:
@@ -94,17 +97,19 @@ def curve(workdir: Path) -> np.ndarray:
     return np.array([(row["loss"], row["grad_norm"]) for row in rows])
 
 
-CASES = {"one": (1, "ddp"), "two": (2, "ddp"), "pieces": (2, "fsdp"), "four": (4, "ddp")}
+CONDITIONAL = ("--config.training.conditional=true", "--config.model.num_classes=10")
+CASES = {"one": (1, "ddp"), "two": (2, "ddp"), "shards": (2, "fsdp"), "four": (4, "ddp")}
 
 
 @pytest.mark.parametrize(
     ("arguments", "cases"),
     [
-        ((), ("one", "two", "pieces", "four")),
-        (IMPORTANCE, ("one", "two", "pieces")),
+        ((), ("one", "two", "shards", "four")),
+        (IMPORTANCE, ("one", "two", "shards")),
         (("--config.training.objective=uncertainty",), ("one", "two")),
+        (CONDITIONAL, ("one", "two", "shards")),
     ],
-    ids=["plain", "importance", "uncertainty"],
+    ids=["plain", "importance", "uncertainty", "conditional"],
 )
 def test_many_processes_train_as_one_does_with_the_whole_batch(
     arguments: tuple, cases: tuple, tiny: str, tmp_path: Path
@@ -117,7 +122,7 @@ def test_many_processes_train_as_one_does_with_the_whole_batch(
         assert done.codes == [0] * n, done.err
         assert not any(done.out[1:])
         saved[name] = checkpoint.latest(tmp_path / name)
-    assert len(list((tmp_path / "pieces/checkpoints").glob("00000008/shard-*"))) == 2 * ("pieces" in cases)
+    assert len(list((tmp_path / "shards/checkpoints").glob("00000008/shard-*"))) == 2 * ("shards" in cases)
     one = curve(tmp_path / "one")
     assert one.shape == (8, 2) and one.std() > 1e-3
     if arguments == IMPORTANCE:
@@ -148,6 +153,34 @@ def test_all_ranks_skip_a_step_that_one_finds_not_finite(tiny: str, tmp_path: Pa
             assert row["loss"] == pytest.approx(expected["loss"], abs=1e-5)
             assert row["level_losses"] == pytest.approx(expected["level_losses"], abs=1e-4)
             assert row["held_out_loss"] == pytest.approx(expected["held_out_loss"], abs=1e-5)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_an_objective_with_labels_and_without_times_is_trained_by_many_processes(
+    accumulate: int, tiny: str, tmp_path: Path
+):
+    few = (f"--config.training.accumulate={accumulate}", "--config.training.preview_samples=0")
+    for n in (1, 2):
+        argv = training(tiny, tmp_path / str(n), *EXACT, *few)
+        done = job(n, argv, tmp_path / "said", predict_labels)
+        assert done.codes == [0] * n, done.err
+    one, two = (curve(tmp_path / str(n)) for n in (1, 2))
+    assert np.abs(one - two).max() < 1e-4 and one[:, 0].std() > 1e-3
+    row = json.loads((tmp_path / "2/log.jsonl").read_text().splitlines()[-1])
+    assert row["level_losses"] == [] and row["held_out_loss"] > 0
+
+
+@pytest.mark.parametrize("what", ["data", "settings"])
+def test_ranks_with_different_data_or_settings_are_refused(what: str, tiny: str, tmp_path: Path):
+    argv = training(tiny, tmp_path / "run")
+    if what == "data":
+        done = job(2, argv, tmp_path / "said", give_each_rank_other_data)
+    else:
+        done = finish(start(2, argv, tmp_path / "said", seeds=(1, 2)), tmp_path / "said")
+    assert done.codes == [2, 2]
+    expected = "898 and 899 held-out" if what == "data" else "error: rank 1 has another seed than rank 0"
+    assert expected in done.err[0] and "rank 1" in done.err[0] and "Traceback" not in "".join(done.err)
+    assert not (tmp_path / "run").exists()
 
 
 def test_batches_that_cannot_be_shared_out_are_refused(tiny: str, tmp_path: Path):
@@ -193,7 +226,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return run
 
 
-def test_a_signal_to_any_rank_stops_all_and_pieces_go_on_to_the_same_bits(
+def test_a_signal_to_any_rank_stops_all_and_shards_resume_to_the_same_bits(
     uninterrupted: Callable, same: Callable, tiny: str, tmp_path: Path
 ):
     workdir, said = tmp_path / "run", tmp_path / "said"
@@ -210,8 +243,8 @@ def test_a_signal_to_any_rank_stops_all_and_pieces_go_on_to_the_same_bits(
     assert same(state(workdir), state(uninterrupted("fsdp")))
 
 
-def test_any_number_of_processes_goes_on_from_whole_or_in_pieces(tiny: str, tmp_path: Path):
-    """One process goes on from two's pieces, and two with pieces from one's checkpoint, as one does alone."""
+def test_any_number_of_processes_resumes_from_full_or_sharded_checkpoints(tiny: str, tmp_path: Path):
+    """One process resumes from two's shards, and two with shards from one's checkpoint, as from their own."""
 
     def train(n: int, parallel: str, steps: int, workdir: Path) -> None:
         sizes = [f"--config.training.steps={steps}", f"--config.training.parallel={parallel}"]
@@ -219,19 +252,19 @@ def test_any_number_of_processes_goes_on_from_whole_or_in_pieces(tiny: str, tmp_
         assert done.codes == [0] * n, done.err
         assert ("at step 4" in done.out[0]) == (steps == 8)
 
-    alone, joined, split = (tmp_path / name for name in ("alone", "joined", "split"))
-    train(1, "ddp", 4, alone)
-    shutil.copytree(alone, split)
+    single, joined, split = (tmp_path / name for name in ("single", "joined", "split"))
+    train(1, "ddp", 4, single)
+    shutil.copytree(single, split)
     train(2, "fsdp", 4, joined)
-    train(1, "ddp", 8, alone)
+    train(1, "ddp", 8, single)
     train(1, "ddp", 8, joined)
     train(2, "fsdp", 8, split)
     for workdir in (joined, split):
-        assert np.abs(curve(workdir) - curve(alone)).max() < 1e-5
+        assert np.abs(curve(workdir) - curve(single)).max() < 1e-5
 
 
 @pytest.mark.parametrize("damage", ["missing", "flipped"])
-def test_a_damaged_piece_is_named_and_passed_over(
+def test_a_damaged_shard_is_named_and_passed_over(
     damage: str, uninterrupted: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     workdir = Path(shutil.copytree(uninterrupted("fsdp"), tmp_path / "run"))
@@ -243,7 +276,7 @@ def test_a_damaged_piece_is_named_and_passed_over(
         piece.unlink()
     assert checkpoint.latest(workdir).step == 20
     assert f"{piece} is {damage.replace('flipped', 'damaged')}" in capsys.readouterr().err
-    done = job(2, ["--mode", "sample", "--workdir", str(workdir), *SIZES], tmp_path / "said")
+    done = job(2, ["--mode", "sample", "--workdir", str(workdir), *SAMPLES], tmp_path / "said")
     assert done.codes == [0, 0]
     assert f"{piece} is" in done.err[0] and f"{piece} is" not in done.err[1]
     assert "after 20 training steps" in done.out[0]

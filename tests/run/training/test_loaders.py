@@ -8,7 +8,8 @@ import torch
 
 from score_diffusion.run.data.sources import Source, Stream
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.loaders import AHEAD, Feed, make_feed
+from score_diffusion.run.training.batches import Loader
+from score_diffusion.run.training.loaders import STEPS_AHEAD, make_loader
 
 CPU = torch.device("cpu")
 
@@ -36,38 +37,38 @@ class Recorded(Source):
         return (bytes([i]) for i in range(50))
 
 
-def pair(rows: torch.Tensor, batch_size: int, workers: int = 3) -> tuple[Feed, Feed, Recorded]:
-    """Feeds of a stream and of a tensor with the same samples, and the source of the stream."""
+def pair(rows: torch.Tensor, batch_size: int, workers: int = 3) -> tuple[Loader, Loader, Recorded]:
+    """Loaders of a stream and of a tensor with the same samples, and the source of the stream."""
     source = Recorded()
     held = rows[:, None].expand(-1, 2).float()
     return (
-        make_feed(Stream(source, rows, workers), batch_size, 0, CPU),
-        make_feed(held, batch_size, 0, CPU),
+        make_loader(Stream(source, rows, workers), batch_size, 0, CPU),
+        make_loader(held, batch_size, 0, CPU),
         source,
     )
 
 
-def part(places: range, r: int, parts: int) -> range:
-    size = len(places) // parts
-    return places[r * size : (r + 1) * size]
+def part(positions: range, r: int, parts: int) -> range:
+    size = len(positions) // parts
+    return positions[r * size : (r + 1) * size]
 
 
-def test_a_batch_is_a_function_of_its_step_alone():
+def test_a_batch_is_a_function_of_its_step_only():
     """Read ahead, again, or after a jump: as from memory."""
     stream, memory, _ = pair(torch.arange(14, 50), 7)
     for step in (0, 1, 2, 3, 3, 9, 4, 5):
-        places = memory.order.places(step)
-        expected = memory.read(places)
-        assert torch.equal(stream.read(places), expected)
-        assert torch.equal(expected[:, 0].long(), memory.order(step) + 14)
+        positions = memory.order.positions(step)
+        expected = memory.read(positions)
+        assert torch.equal(stream.read(positions), expected)
+        assert torch.equal(expected[:, 0].long(), memory.order.indices(positions) + 14)
 
 
 def test_parts_of_a_step_are_its_rows():
     stream, memory, _ = pair(torch.arange(14, 50), 12)
     for step in range(3):
-        places = memory.order.places(step)
-        parts = [stream.read(part(places, r, 3)) for r in range(3)]
-        assert torch.equal(torch.cat(parts), memory.read(places))
+        positions = memory.order.positions(step)
+        parts = [stream.read(part(positions, r, 3)) for r in range(3)]
+        assert torch.equal(torch.cat(parts), memory.read(positions))
 
 
 @pytest.mark.parametrize("mine", [[0], [0, 1], [1]], ids=["whole", "two micro-batches", "the second process"])
@@ -76,17 +77,17 @@ def test_the_next_steps_are_read_ahead_once_and_nothing_else(mine: list[int]):
     parts = 1 if mine == [0] else 2
     for step in range(4):
         for r in mine:
-            stream.read(part(stream.order.places(step), r, parts))
+            stream.read(part(stream.order.positions(step), r, parts))
     stream._pool.shutdown()
-    wanted = [part(memory.order.places(step), r, parts) for step in range(4 + AHEAD) for r in mine]
-    ahead = torch.cat([memory.order.at(places) for places in wanted]) + 14
+    wanted = [part(memory.order.positions(step), r, parts) for step in range(4 + STEPS_AHEAD) for r in mine]
+    ahead = torch.cat([memory.order.indices(positions) for positions in wanted]) + 14
     assert sorted(source.read_rows) == sorted(ahead.tolist())
 
 
 def test_what_cannot_be_read_ends_the_step_that_needs_it():
     stream, _, _ = pair(torch.arange(50), 10)
-    with_13 = next(step for step in range(5) if 13 in stream.order(step))
+    with_13 = next(step for step in range(5) if 13 in stream.order.indices(stream.order.positions(step)))
     for step in range(with_13):
-        stream.read(stream.order.places(step))
+        stream.read(stream.order.positions(step))
     with pytest.raises(UserError, match="sample 13"):
-        stream.read(stream.order.places(with_13))
+        stream.read(stream.order.positions(with_13))

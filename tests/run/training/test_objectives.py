@@ -1,24 +1,31 @@
-"""What the keys of the section `training` choose, and what of it is part of a checkpoint."""
+"""Objectives, called with a model and a batch."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
-from scipy import stats
 from torch import nn
 
 from score_diffusion.models import UNet
-from score_diffusion.run.build import build_sde
-from score_diffusion.run.config import load_config
-from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.objectives import build_objective, build_times
+from score_diffusion.run.training.batches import Batch
+from score_diffusion.run.training.objectives import DenoisingScoreMatching, Hybrid, UncertaintyWeighted
 from score_diffusion.sde_lib import (
+    DDPM,
+    EDMSDE,
+    VESDE,
+    ChainTimes,
     DrawnTimes,
     EDMWeighting,
-    MinSNRWeighting,
+    LogNormalTimes,
     ScoreModel,
+    chain_times,
     denoising_score_matching,
+    hybrid_loss,
+    linear_betas,
 )
+from score_diffusion.sde_lib.losses import plain_weighting
 
 
 class Sine(nn.Module):
@@ -26,90 +33,47 @@ class Sine(nn.Module):
         return x.sin()
 
 
-def section(**keys: object):
-    config = load_config("vesde")
-    config.training.update(keys)
-    return config.training
-
-
 @pytest.fixture(scope="module")
-def sde():
-    return build_sde(load_config("vesde").sde)
-
-
-@pytest.fixture(scope="module")
-def model(sde) -> ScoreModel:
+def model() -> ScoreModel:
     torch.manual_seed(0)
-    return ScoreModel(UNet(1, 8, (1,), 1, ()), sde, "edm", sigma_data=0.3)
+    return ScoreModel(UNet(1, 8, (1,), 1, ()), VESDE(), "edm", sigma_data=0.3)
 
 
-def test_lognormal_times_have_the_sections_numbers(sde):
-    times = build_times(section(times="lognormal", p_mean=0.4, p_std=0.5), sde)
-    drawn = times.draw(2000, torch.Generator().manual_seed(0))
-    law = stats.norm(0.4, 0.5)
-    assert stats.kstest(sde.noise_level(drawn.t.double()).numpy(), law.cdf).statistic < 1.01 / 2000
-    assert torch.equal(drawn.weights, torch.ones(2000)) and not times.state_dict() and not times.in_chain
+def random_batch(times: DrawnTimes, conditions: dict[str, torch.Tensor] | None = None) -> Batch:
+    generator = torch.Generator().manual_seed(1)
+    x_0, noise = torch.randn(2, len(times.t), 1, 8, 8, generator=generator)
+    return Batch(x_0, conditions or {}, times, noise)
 
 
-@pytest.mark.parametrize(
-    ("keys", "weighting"),
-    [
-        ({"weighting": "min_snr", "min_snr_gamma": 0.3}, MinSNRWeighting(0.3)),
-        ({"weighting": "edm"}, EDMWeighting(0.3)),
-        ({"weighting": "likelihood"}, "likelihood"),
-    ],
-)
-def test_dsm_has_the_sections_weighting(keys: dict, weighting, model):
-    training = section(**keys)
-    times = build_times(training, model.sde)
-    drawn = times.draw(6, torch.Generator().manual_seed(0))
-    x_0, noise = torch.randn(2, 6, 1, 8, 8)
-    losses = build_objective(training, model, times, None)(model, x_0, drawn, noise)
-    expected = denoising_score_matching(model.sde, model, x_0, drawn.t, noise, weighting)
-    torch.testing.assert_close(losses, expected)
-    plain = denoising_score_matching(model.sde, model, x_0, drawn.t, noise)
-    assert (losses / plain - 1).abs().max() > 0.1
+def linear_times() -> DrawnTimes:
+    return DrawnTimes(torch.linspace(0.1, 1, 6), torch.ones(6))
 
 
-def test_an_objective_has_only_parameters_of_its_own(model):
-    def state(**keys: object) -> dict[str, torch.Tensor]:
-        training = section(**keys)
-        return build_objective(training, model, build_times(training, model.sde), None).state_dict()
-
-    assert state() == {} and not state(objective="dsm", weighting="edm")
+def test_an_objective_has_only_its_own_parameters(model: ScoreModel):
+    assert DenoisingScoreMatching(EDMWeighting(0.3)).state_dict() == {}
     names = {"frequencies", "phases", "weight", "bias"}
-    assert state(objective="uncertainty").keys() == {f"uncertainty.{name}" for name in names}
+    state = UncertaintyWeighted(model.sde, plain_weighting).state_dict()
+    assert state.keys() == {f"uncertainty.{name}" for name in names}
 
 
-def test_uncertainty_divides_the_weighted_loss(model):
-    training = section(objective="uncertainty", weighting="edm")
-    objective = build_objective(training, model, build_times(training, model.sde), None)
-    x_0, noise = torch.randn(2, 6, 1, 8, 8)
-    drawn = DrawnTimes(torch.linspace(0.1, 1, 6), torch.ones(6))
-    weighted = denoising_score_matching(model.sde, model, x_0, drawn.t, noise, EDMWeighting(0.3))
-    torch.testing.assert_close(objective(model, x_0, drawn, noise), weighted)
+def test_uncertainty_divides_the_weighted_loss(model: ScoreModel):
+    objective, batch = UncertaintyWeighted(model.sde, EDMWeighting(0.3)), random_batch(linear_times())
+    t = batch.times.t
+    weighted = denoising_score_matching(model.sde, model, batch.x_0, t, batch.noise, EDMWeighting(0.3))
+    torch.testing.assert_close(objective(model, batch), weighted)
     torch.nn.init.normal_(objective.uncertainty.weight)
-    u = objective.uncertainty.log_mean(drawn.t)
-    torch.testing.assert_close(objective(model, x_0, drawn, noise), weighted / u.exp() + u)
-    objective(model, x_0, drawn, noise).sum().backward()
+    u = objective.uncertainty.log_mean(t)
+    torch.testing.assert_close(objective(model, batch), weighted / u.exp() + u)
+    objective(model, batch).sum().backward()
     assert all(p.grad.abs().max() > 0 for p in objective.parameters())
-
-
-def test_uncertainty_refuses_importance(model):
-    training = section(objective="uncertainty", times="importance")
-    with pytest.raises(UserError, match="does not go with training.times=importance: choose discrete"):
-        build_objective(training, model, build_times(training, model.sde), None)
 
 
 @pytest.mark.parametrize("prediction", ["edm", "v"])
 def test_weighting_edm_is_the_plain_error_of_the_networks_output(prediction: str):
     """Karras et al. (2022), eq. 8: λ c_out² = 1. For v, whose σ_data is 1, too."""
-    config = load_config("edm")
-    sde = build_sde(config.sde)
+    sde = EDMSDE()
     model = ScoreModel(Sine(), sde, prediction, sigma_data=0.75)
-    training = config.training
-    times = build_times(training, sde)
-    drawn = times.draw(8, torch.Generator().manual_seed(0))
+    drawn = LogNormalTimes(sde).draw(8, torch.Generator().manual_seed(0))
     generator = torch.Generator().manual_seed(1)
     x_0, noise = torch.randn(2, 8, 1, 4, 4, generator=generator, dtype=torch.float64)
     sigma, s = sde.sigma(drawn.t).double()[:, None, None, None], model.sigma_data
@@ -118,5 +82,54 @@ def test_weighting_edm_is_the_plain_error_of_the_networks_output(prediction: str
     c_skip, c_out = s**2 / norm**2, sigma * s / norm
     target = (x_0 - c_skip * x) / c_out * (1 if prediction == "edm" else -1)
     expected = ((x / norm).sin() - target).square().mean((1, 2, 3))
-    losses = build_objective(training, model, times, None)(model, x_0, drawn, noise)
+    losses = DenoisingScoreMatching(EDMWeighting(s))(model, Batch(x_0, {}, drawn, noise))
     torch.testing.assert_close(losses, expected, rtol=1e-5, atol=0)
+
+
+class Shifted(nn.Module):
+    """Returns its input, plus a tenth of the label."""
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, cond: object | None = None) -> torch.Tensor:
+        label = torch.zeros(len(x)) if cond is None else cond["label"]
+        return (x + label[:, None, None, None] / 10).repeat(1, self.channels, 1, 1)
+
+
+class OneLabel(nn.Module):
+    """A network with one label."""
+
+    def __init__(self, net: nn.Module, label: torch.Tensor) -> None:
+        super().__init__()
+        self.net, self.label = net, label
+
+    def forward(self, x: torch.Tensor, noise: torch.Tensor, cond: object | None = None) -> torch.Tensor:
+        return self.net(x, noise, {"label": self.label.expand(len(x))})
+
+
+def test_conditional_objectives_condition_each_sample_on_its_own_label():
+    """Against one sample at a time, which is that of the same label."""
+    sde = DDPM(linear_betas(25))
+    times = ChainTimes(sde).draw(4, torch.Generator().manual_seed(0))
+    labels = torch.tensor([3, 0, 1, 7])
+    batch = random_batch(times, {"label": labels})
+    plain = replace(batch, conditions={})
+    chain = chain_times(sde)
+    for conditional in (True, False):
+        dsm = DenoisingScoreMatching(plain_weighting, conditional)
+        hybrid = Hybrid(sde, None, 0.1, conditional)
+        one, two = ScoreModel(Shifted(), sde), ScoreModel(Shifted(2), sde, learned_variance=True)
+        losses, hybrid_losses = dsm(one, batch), hybrid(two, batch)
+        for i, label in enumerate(labels * conditional):
+            sample = batch[i : i + 1]
+            x_0, t, k, noise = sample.x_0, sample.times.t, sample.times.k, sample.noise
+            score = ScoreModel(OneLabel(Shifted(), label), sde)
+            assert losses[i] == pytest.approx(
+                denoising_score_matching(sde, score, x_0, t, noise).item(), rel=1e-5
+            )
+            score = ScoreModel(OneLabel(Shifted(2), label), sde, learned_variance=True)
+            expected = hybrid_loss(sde, score, x_0, chain, k, noise, None, 0.1)
+            assert hybrid_losses[i] == pytest.approx(expected.item(), rel=1e-5)
+        assert torch.equal(dsm(one, plain), losses) != conditional

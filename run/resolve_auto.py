@@ -1,9 +1,9 @@
-"""What a configuration leaves open with the value "auto" until training starts: noise levels, by NCSNv2's
-rules from the training set, and the precision, by the device.
+"""Replaces "auto" in a configuration when training starts: noise levels, by NCSNv2's rules for the training
+set, and the precision, by the device.
 
-In the run directory's configuration they are what they were found to be, so that a run goes on with them. A
-further value that may be "auto", `sampling.ald.step_size`, follows from levels and steps alone and stays a
-rule, so that it holds for the `sampling.ald.n_steps_each` of the day; see samplers/langevin.py.
+The run directory's configuration holds the values that were found, so that a resumed run has the same.
+Another key that may be "auto", `sampling.ald.step_size`, follows from levels and steps only and stays a rule,
+so that it holds for whatever `sampling.ald.n_steps_each` is later; see samplers/langevin.py.
 
 Reference:
     Improved Techniques for Training Score-Based Generative Models (Song & Ermon, 2020),
@@ -22,14 +22,23 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
-from score_diffusion.run.training.precision import PRECISIONS, precision
+from score_diffusion.run.training.precision import fastest_precision
 from score_diffusion.sde_lib import largest_distance, number_of_levels
 
-LEVELS = ("sigma_max", "N")  # keys of the section sde
+LEVEL_KEYS = ("sigma_max", "N")  # of the section sde
 
 
-def _unresolved(config: ConfigDict) -> list[str]:
-    return [key for key in LEVELS if config.sde.get(key) == AUTO]
+def resolve(config: ConfigDict, dataset: Dataset, device: torch.device) -> ConfigDict:
+    """The configuration without "auto" in what training uses.
+
+    Raises:
+        UserError: If the SDE has no levels from sigma_min to sigma_max, or no rule fits the data.
+    """
+    return resolve_precision(resolve_levels(config, dataset), device, dataset.shape)
+
+
+def _unresolved_levels(config: ConfigDict) -> list[str]:
+    return [key for key in LEVEL_KEYS if config.sde.get(key) == AUTO]
 
 
 def _with(config: ConfigDict, section: str, values: dict[str, object]) -> ConfigDict:
@@ -41,19 +50,19 @@ def _with(config: ConfigDict, section: str, values: dict[str, object]) -> Config
 
 
 def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The configuration with numbers where it had "auto": σ_max by Technique 1 and N by Technique 2.
+    """The configuration with numbers for σ_max, by Technique 1, and N, by Technique 2, where it has "auto".
 
     Raises:
         UserError: If the SDE has no levels from sigma_min to sigma_max.
         ValueError: If the data have no distance or too few dimensions for Technique 2.
     """
-    unresolved = _unresolved(config)
+    unresolved = _unresolved_levels(config)
     if not unresolved:
         return config
-    if not {"sigma_min", *LEVELS}.issubset(config.sde):
+    if not {"sigma_min", *LEVEL_KEYS}.issubset(config.sde):
         raise UserError(
             f"sde.{unresolved[0]}='auto' is a rule for noise levels from sigma_min to sigma_max, which "
-            f"{config.sde.name!r} has not: set a number"
+            f"{config.sde.name!r} does not have: set a number"
         )
     levels = config.sde.to_dict()
     if "sigma_max" in unresolved:
@@ -65,16 +74,15 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
 
 def resolve_precision(config: ConfigDict, device: torch.device, shape: Sequence[int]) -> ConfigDict:
-    """The configuration with the precision that "auto" is on a device, for samples of a shape."""
+    """The configuration with the precision that "auto" means on a device, for samples of a shape."""
     if config.training.precision != AUTO:
         return config
-    dtype = precision(AUTO, device, shape)
-    name = next(name for name, other in PRECISIONS.items() if other == dtype)
-    return _with(config, "training", {"precision": name})
+    return _with(config, "training", {"precision": fastest_precision(device, shape)})
 
 
 def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
-    """The configuration with the saved values where it has "auto": those of a run that goes on."""
+    """The configuration with the values of a saved one where it has "auto", to resume that run."""
     if config.training.precision == AUTO:
         config = _with(config, "training", {"precision": saved.training.precision})
-    return _with(config, "sde", {key: saved.sde[key] for key in _unresolved(config) if key in saved.sde})
+    levels = {key: saved.sde[key] for key in _unresolved_levels(config) if key in saved.sde}
+    return _with(config, "sde", levels)

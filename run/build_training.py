@@ -1,0 +1,331 @@
+"""From a configuration to the objects of a training: times, objective, trainer, preview, loop settings."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor, nn
+
+from score_diffusion.run.build import build_model, build_sde, choose
+from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.config import differing_keys, read_config
+from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.distributed import processes
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.key_types import AUTO
+from score_diffusion.run.training.averages import Averages
+from score_diffusion.run.training.batches import BatchSource
+from score_diffusion.run.training.learning_rate import LearningRate, total_steps
+from score_diffusion.run.training.loaders import make_loader
+from score_diffusion.run.training.loop import LoopSettings
+from score_diffusion.run.training.objectives import (
+    DenoisingScoreMatching,
+    Hybrid,
+    Objective,
+    UncertaintyWeighted,
+)
+from score_diffusion.run.training.precision import PRECISIONS, fastest_precision
+from score_diffusion.run.training.previews import Preview
+from score_diffusion.run.training.statistics import TrainingStatistics
+from score_diffusion.run.training.trainer import Ranks, StepSettings, Trainer
+from score_diffusion.samplers import make_sampler
+from score_diffusion.sde_lib import (
+    SDE,
+    WEIGHTINGS,
+    ChainTimes,
+    EDMWeighting,
+    ImportanceTimes,
+    LogNormalTimes,
+    MinSNRWeighting,
+    ScoreModel,
+    TrainingTimes,
+    UniformTimes,
+    Weighting,
+    generator_for,
+)
+
+TIMES: dict[str, Callable[[ConfigDict, SDE], TrainingTimes]] = {
+    "continuous": lambda section, sde: UniformTimes(sde),
+    "lognormal": lambda section, sde: LogNormalTimes(sde, section.p_mean, section.p_std),
+    "discrete": lambda section, sde: ChainTimes(sde),
+    "importance": lambda section, sde: ImportanceTimes(sde),
+}
+PREVIEW_SAMPLER, PREVIEW_NFE = "eabm", 15
+PREVIEW_IMAGES, PREVIEW_POINTS = 64, 1000  # at most, where training.preview_samples is auto
+FREE_IN_FINE_TUNING = ("model.dropout",)
+
+
+def build_times(section: ConfigDict, sde: SDE) -> TrainingTimes:
+    """The times of a `training` section."""
+    return choose(TIMES, section.times, "choice of training.times")(section, sde)
+
+
+def build_weighting(section: ConfigDict, sigma_data: float) -> Weighting:
+    """The weighting of a `training` section; edm takes the model's σ_data."""
+    weightings: dict[str, Weighting] = {
+        **WEIGHTINGS,
+        "min_snr": MinSNRWeighting(section.min_snr_gamma),
+        "edm": EDMWeighting(sigma_data),
+    }
+    return choose(weightings, section.weighting, "weighting")
+
+
+def build_objective(
+    section: ConfigDict, model: ScoreModel, times: TrainingTimes, pixel_levels: int | None
+) -> Objective:
+    """The objective of a `training` section.
+
+    Args:
+        section: The section.
+        model: The model to train.
+        times: Where the times of a step come from.
+        pixel_levels: Number of grey levels where the model sees pixel values that are not dequantized.
+
+    Raises:
+        UserError: If the objective is unknown, or does not fit the model, the times or the weighting.
+    """
+    return choose(OBJECTIVES, section.objective, "objective")(section, model, times, pixel_levels)
+
+
+def _dsm(section: ConfigDict, model: ScoreModel, times: TrainingTimes, pixel_levels: int | None) -> Objective:
+    _refuse_learned_variance(section, model)
+    return DenoisingScoreMatching(build_weighting(section, model.sigma_data), section.conditional)
+
+
+def _uncertainty(
+    section: ConfigDict, model: ScoreModel, times: TrainingTimes, pixel_levels: int | None
+) -> Objective:
+    _refuse_learned_variance(section, model)
+    if section.times == "importance":  # losses of equal size leave nothing to draw by
+        raise UserError(
+            "training.objective=uncertainty cannot be combined with training.times=importance: set "
+            "training.times=discrete"
+        )
+    weighting = build_weighting(section, model.sigma_data)
+    return UncertaintyWeighted(model.sde, weighting, section.conditional)
+
+
+def _refuse_learned_variance(section: ConfigDict, model: ScoreModel) -> None:
+    if model.learned_variance:
+        raise UserError(
+            f"training.objective={section.objective} does not train the variance of "
+            "model.learned_variance=True: set training.objective=hybrid or model.learned_variance=False"
+        )
+
+
+def _hybrid(
+    section: ConfigDict, model: ScoreModel, times: TrainingTimes, pixel_levels: int | None
+) -> Objective:
+    if not model.learned_variance:
+        raise UserError("training.objective=hybrid trains a variance: set model.learned_variance=True")
+    if not times.in_chain:
+        raise UserError("training.objective=hybrid needs training.times=discrete or importance")
+    if section.weighting != "plain":
+        raise UserError(
+            f"training.objective=hybrid needs training.weighting=plain, got {section.weighting!r}"
+        )
+    objective = Hybrid(model.sde, pixel_levels, section.vlb_weight, section.conditional)
+    if model.sde.sigma(objective.times[-1]) > 0:
+        raise UserError(
+            f"training.objective=hybrid needs an SDE without noise at t = 0, unlike {model.sde}: set "
+            "sde.name=ddpm or vpsde"
+        )
+    return objective
+
+
+OBJECTIVES: dict[str, Callable[[ConfigDict, ScoreModel, TrainingTimes, int | None], Objective]] = {
+    "dsm": _dsm,
+    "uncertainty": _uncertainty,
+    "hybrid": _hybrid,
+}
+
+
+def total_training_steps(section: ConfigDict) -> int:
+    """The steps of a whole training: `steps`, or as many as `images` need if they are fewer."""
+    return total_steps(section.steps, section.images, section.batch_size)
+
+
+def check_batch_size(section: ConfigDict) -> None:
+    """Refuses a `training` section whose batches cannot be split evenly among processes and micro-batches."""
+    ranks = processes.world_size()
+    if section.batch_size % (ranks * section.accumulate) and ranks > 1:
+        raise UserError(
+            f"training.batch_size={section.batch_size} cannot be split evenly: set it to a multiple of "
+            f"{ranks * section.accumulate}, the number of processes times training.accumulate"
+        )
+    if section.batch_size % section.accumulate:
+        raise UserError(
+            f"training.accumulate={section.accumulate} must divide training.batch_size={section.batch_size}"
+        )
+
+
+def number_of_classes(model: nn.Module) -> int:
+    """The number of classes that a score model's network takes; 0 for a network without."""
+    return getattr(model.net, "condition_sizes", {}).get("label", 0)
+
+
+def _check_classes(model: ScoreModel, dataset: Dataset) -> None:
+    """Refuses `training.conditional` where the network has no classes or too few, or the data have none."""
+    classes = number_of_classes(model)
+    if not classes:
+        raise UserError(
+            "training.conditional=True needs a network with classes: set model.num_classes to their number"
+        )
+    if dataset.labels is None:
+        raise UserError(
+            f"training.conditional=True needs class labels, and the data {dataset.name!r} have none"
+        )
+    largest = int(dataset.labels.max())
+    if largest >= classes:
+        raise UserError(
+            f"the data have class {largest}, and the network only {classes} classes, from 0 on: set "
+            f"model.num_classes={largest + 1} or more"
+        )
+
+
+def build_trainer(
+    config: ConfigDict, dataset: Dataset, device: torch.device, initial: dict[str, Tensor] | None = None
+) -> Trainer:
+    """The trainer of a configuration with numbers for its noise levels, at step 0. Every rank calls it.
+
+    Args:
+        config: The configuration.
+        dataset: The data.
+        device: Where to train.
+        initial: Weights to start from; None for random ones.
+
+    Raises:
+        UserError: If a setting is unknown or does not fit the others.
+    """
+    section, seed = config.training, config.seed
+    check_batch_size(section)
+    torch.manual_seed(generator_for(seed, "weights").initial_seed())
+    sde = build_sde(config.sde)
+    model = build_model(config.model, sde, dataset.shape)
+    if initial is not None:
+        checkpoint.load_weights(model, initial, Path(section.init_from))
+    model.to(device)
+    if section.conditional:
+        _check_classes(model, dataset)
+    group = processes.step_group(device, section.patience)
+    ranks = None if group is None else Ranks(group, sharded=section.parallel == "fsdp")
+    if section.channels_last and not (ranks and ranks.sharded):  # sharded weights keep the usual order
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    averages = Averages(model, section.ema_decay, section.extra_ema_decays, section.ema_sigma_rels)
+    times = build_times(section, sde).to(device)
+    pixels = bool(dataset.levels) and not config.data.dequantize
+    objective = build_objective(section, model, times, dataset.levels if pixels else None).to(device)
+    if ranks and ranks.sharded and any(True for _ in objective.parameters()):
+        raise UserError(
+            f"training.objective={section.objective} has weights of its own, which are not sharded: set "
+            "training.parallel=ddp"
+        )
+    used_times = times if objective.uses_times else None
+    batches = _build_batches(config, dataset, used_times, device)
+    held_out, labels = dataset.held_out[: section.held_out], dataset.held_out_labels
+    # At T itself rectified flow has no data left.
+    interval, log_sigma = (times.first, 0.999 * sde.T), sde.noise_level if used_times else None
+    statistics = TrainingStatistics(section.batch_size, log_sigma, interval)
+    return Trainer(
+        model,
+        objective,
+        batches,
+        averages,
+        statistics.to(device),
+        _step_settings(section, device, dataset.shape),
+        seed,
+        batches.held_out(held_out, None if labels is None else labels[: len(held_out)])
+        if len(held_out)
+        else None,
+        ranks,
+    )
+
+
+def _build_batches(
+    config: ConfigDict, dataset: Dataset, times: TrainingTimes | None, device: torch.device
+) -> BatchSource:
+    to_model = functools.partial(_to_model, scaling=dataset.scaling, dequantize=config.data.dequantize)
+    loader = make_loader(dataset.train, config.training.batch_size, config.seed, device)
+    return BatchSource(
+        loader, dataset.labels, to_model, times, dataset.shape, config.seed, device, config.data.flip
+    )
+
+
+def _to_model(samples: Tensor, u: Tensor, scaling: Scaling, dequantize: bool) -> Tensor:
+    """Samples in the units of the model, dequantized with uniform noise u or not."""
+    return scaling.stored_to_model(samples, u if dequantize else None)
+
+
+def _step_settings(section: ConfigDict, device: torch.device, shape: tuple[int, ...]) -> StepSettings:
+    rate = LearningRate(
+        section.learning_rate, section.warmup_steps, total_training_steps(section), section.schedule
+    )
+    precision = fastest_precision(device, shape) if section.precision == AUTO else section.precision
+    return StepSettings(
+        learning_rate=rate,
+        micro_batches=section.accumulate,
+        grad_clip=section.grad_clip or math.inf,
+        dtype=choose(PRECISIONS, precision, "training.precision"),
+        channels_last=section.channels_last,
+        compiled=section.compile,
+    )
+
+
+def build_preview(config: ConfigDict, dataset: Dataset) -> Preview:
+    """The preview of a training. Images are drawn in batches of the training's size, which fit the memory."""
+    section = config.training
+    own_batch = section.batch_size // (processes.world_size() * section.accumulate)
+    points = len(dataset.shape) == 1  # cheap ones, of which a picture needs many
+    default = PREVIEW_POINTS if points else min(PREVIEW_IMAGES, section.batch_size)
+    count = default if section.preview_samples == AUTO else section.preview_samples
+    sampler = make_sampler(PREVIEW_SAMPLER, build_sde(config.sde), PREVIEW_NFE, denoise=True)
+    return Preview(sampler, dataset.shape, dataset.scaling, count, max(count, 1) if points else own_batch)
+
+
+def build_loop_settings(section: ConfigDict) -> LoopSettings:
+    """When the loop of a `training` section ends, and what it does in between."""
+    return LoopSettings(
+        total_steps=total_training_steps(section),
+        max_seconds=60 * section.max_minutes or math.inf,
+        max_skipped=section.max_skipped,
+        log_every=section.log_every,
+        checkpoint_every=section.checkpoint_every,
+        snapshot_every=section.snapshot_every,
+        preview_every=section.sample_every,
+        keep=section.keep,
+    )
+
+
+def initial_weights(config: ConfigDict, dataset: Dataset) -> dict[str, Tensor] | None:
+    """The averaged weights of the run `training.init_from`, None if it names none. Every rank calls it.
+
+    Raises:
+        UserError: If there is no such run, or its network, its SDE or the channels of its data are others.
+    """
+    if not config.training.init_from:
+        return None
+    run = Path(config.training.init_from)
+    saved, info = read_config(run), read_data_info(run)
+    if info.shape[0] != dataset.shape[0] or len(info.shape) != len(dataset.shape):
+        raise UserError(
+            f"training.init_from={run} was trained on samples of shape {info.shape}, the data have "
+            f"{dataset.shape}: the number of channels must be the same"
+        )
+    fixed = [
+        key
+        for key in differing_keys(saved, config)
+        if key.startswith(("model.", "sde.")) and key not in FREE_IN_FINE_TUNING
+    ]
+    if fixed:
+        raise UserError(
+            f"training.init_from={run} was trained with other values of {', '.join(fixed)}: set the same "
+            "values here"
+        )
+    return checkpoint.latest(run).ema

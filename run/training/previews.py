@@ -1,0 +1,62 @@
+"""Pictures of samples during training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from score_diffusion.run import plots
+from score_diffusion.run.console import progress_bar
+from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.distributed import processes
+from score_diffusion.samplers import Sampler
+
+
+@dataclass(frozen=True)
+class Preview:
+    """Draws samples from the same noise each time, and saves a picture of them."""
+
+    sampler: Sampler
+    shape: tuple[int, ...]
+    """Of one sample."""
+    scaling: Scaling
+    """From the units of the model to the user's."""
+    count: int
+    """Number of samples; 0 for no pictures."""
+    batch_size: int
+    """Samples that the network evaluates at a time."""
+
+    def save(self, path: Path, model: nn.Module, device: torch.device, poll: Callable[[], None]) -> None:
+        """Draws the samples and saves their picture.
+
+        All ranks draw all samples, since sharded weights need every rank, and rank 0 saves them.
+
+        Args:
+            path: The picture.
+            model: The score model.
+            device: Where it is.
+            poll: Called after every step of the sampler; what it raises ends the drawing.
+
+        Raises:
+            ValueError: If the samples are not finite.
+        """
+        parts = []
+        starts = range(0, self.count, self.batch_size)
+        with progress_bar(None, "preview", "step", delay=1, leave=False) as bar:
+
+            def on_step(i: int, n: int) -> None:
+                bar.total = n * len(starts)
+                bar.update()
+                poll()
+
+            for first in starts:
+                shape = (min(self.batch_size, self.count - first), *self.shape)
+                result = self.sampler(model, shape, first=first, device=device, on_step=on_step)
+                parts.append(result.samples)
+        if processes.is_first():
+            values = self.scaling.model_to_user(torch.cat(parts)).cpu().numpy()
+            plots.save_samples(path, values, self.scaling.limits)

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from score_diffusion.run import plots
+from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.training.previews import Preview
+from score_diffusion.samplers import make_sampler
+from score_diffusion.sde_lib import VPSDE, GaussianMixture
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
+    """The samples that are drawn for pictures."""
+    samples: list[np.ndarray] = []
+    monkeypatch.setattr(plots, "save_samples", lambda path, x, limits: samples.append(x))
+    return samples
+
+
+def preview(count: int, batch_size: int) -> Preview:
+    return Preview(make_sampler("eabm", VPSDE(), 15, denoise=True), (2,), Scaling(), count, batch_size)
+
+
+def test_samples_are_the_same_in_batches_of_any_size(drawn: list[np.ndarray], tmp_path: Path):
+    score, calls = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2])).score(VPSDE()), []
+
+    def counted(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        calls.append(len(x))
+        return score(x, t)
+
+    for batch_size in (10, 4):
+        preview(10, batch_size).save(tmp_path / "a.png", counted, CPU, lambda: None)
+    assert drawn[0].shape == (10, 2) and np.allclose(drawn[0], drawn[1], atol=1e-6)
+    assert calls == [10] * 15 + [4] * 15 + [4] * 15 + [2] * 15
+
+
+def test_polling_may_end_the_drawing(drawn: list[np.ndarray], tmp_path: Path):
+    polls = []
+
+    def poll() -> None:
+        polls.append(None)
+        if len(polls) == 3:
+            raise InterruptedError
+
+    score = GaussianMixture(torch.tensor([[1.0, 0.0]]), torch.tensor([0.2])).score(VPSDE())
+    with pytest.raises(InterruptedError):
+        preview(10, 10).save(tmp_path / "a.png", score, CPU, poll)
+    assert len(polls) == 3 and not drawn
