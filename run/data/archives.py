@@ -146,7 +146,10 @@ def read_cifar(path: Path) -> dict[str, np.ndarray]:
             arrays[f"x_{part}"] = np.concatenate([images for images, _ in records])
             arrays[f"y_{part}"] = np.concatenate([labels for _, labels in records])
     if "x_train" not in arrays:
-        raise UserError(f"{path} holds no data_batch_1, ... or data_batch_1.bin, ..., the files of CIFAR-10")
+        raise UserError(
+            f"{path} holds none of CIFAR-10's files data_batch_1, ... or data_batch_1.bin, ...; unpack an "
+            "archive of images, or pack it as .zip"
+        )
     highest = max(arrays[name].max() for name in arrays if name.startswith("y_"))
     if highest >= len(CIFAR_CLASSES):
         raise UserError(

@@ -5,8 +5,8 @@
     x_test, y_test     held-out samples and their labels, optional
     x_val, y_val       a third part, for the loss during training, optional
 
-The names train_images, train_labels, ... mean the same, and an array that is alone may have any name. An .npy
-file is mapped: one that is larger than memory is read sample by sample.
+The names train_images, train_labels, ... mean the same, and a single array may have any name. A .npy file is
+mapped: one that is larger than memory is read sample by sample.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ PARTS = {
     "test": "test",
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
+SAMPLES = ("x", "images")
 NAME = re.compile(rf"(?P<kind>x|y)_(?P<part>{'|'.join(PARTS)})")
 OTHER_NAME = re.compile(rf"(?P<part>{'|'.join(PARTS)})_(?P<kind>images|labels)")
 
@@ -49,16 +50,16 @@ class Part:
 def array_splits(
     arrays: dict[str, np.ndarray], source: str, options: DataOptions, classes: tuple[str, ...] = ()
 ) -> Splits:
-    """Arrays as streams of samples, with labels.
+    """Turns arrays into streams of samples with labels.
 
     Args:
         arrays: As above.
         source: What to call them in a message.
         options: How to prepare images.
-        classes: Names of the classes, where labels are indices among them; else they are the labels.
+        classes: Names of the classes that the labels index; by default the classes are the distinct labels.
 
     Raises:
-        UserError: If they are not such arrays.
+        UserError: If an array has another shape or dtype, or the parts do not fit each other.
     """
     parts = _parts(arrays, source)
     first = parts.pop("train")
@@ -85,7 +86,7 @@ def array_splits(
 
 
 def _split(samples: Stream, part: Part, distinct: np.ndarray | None, source: str) -> Split:
-    """Samples with their classes, if training samples have some."""
+    """Samples with their class indices, if the training set has classes."""
     if distinct is None or part.labels is None:
         return Split(samples)
     where = f"{part.labels_name} of {source}"
@@ -98,7 +99,7 @@ def _parts(arrays: dict[str, np.ndarray], source: str) -> dict[str, Part]:
     for name in arrays:
         match = _match(name)
         if match:
-            kind = "samples" if match["kind"] in ("x", "images") else "labels"
+            kind = "samples" if match["kind"] in SAMPLES else "labels"
             names = found.setdefault(PARTS[match["part"]], {})
             if kind in names:
                 raise UserError(f"{source} holds {names[kind]} and {name}, which mean the same: keep one")
@@ -124,8 +125,14 @@ def _match(name: str) -> re.Match[str] | None:
     return NAME.fullmatch(name.lower()) or OTHER_NAME.fullmatch(name.lower())
 
 
+def is_array_folder(path: Path) -> bool:
+    """Whether a folder holds the training set as a .npy file."""
+    matches = (_match(file.stem) for file in path.glob("*.npy")) if path.is_dir() else ()
+    return any(match and match["part"] == "train" and match["kind"] in SAMPLES for match in matches)
+
+
 def read_array_files(path: Path, memory_gib: float) -> dict[str, np.ndarray]:
-    """The arrays of a .npy file, mapped, or of a folder of them; those of a .npz file, read.
+    """Maps the arrays of a .npy file or of a folder of such files; reads those of a .npz file.
 
     Raises:
         UserError: If a file is missing, damaged, or a .npz file takes more memory than `memory_gib`.
@@ -145,7 +152,7 @@ def read_array_files(path: Path, memory_gib: float) -> dict[str, np.ndarray]:
 
 def _load(path: Path) -> np.ndarray:
     if not path.is_file():
-        raise UserError(f"data file {path} is no regular file")
+        raise UserError(f"data file {path} must be a regular file, it is a pipe, a socket or a device")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError, MemoryError) as error:

@@ -38,25 +38,25 @@ class ArraySource(Source):
         self._array = array
         self._file = Path(array.filename) if isinstance(array, np.memmap) and array.filename else None
         self._end = array.offset + array.nbytes if self._file is not None else 0  # of the array in the file
-        # Of other arrays `take`, which works without Python's lock, would first copy the whole.
+        # `take` releases Python's lock, but would first copy the whole of any other array.
         self._plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
     def __len__(self) -> int:
         return len(self._array)
 
     def rows(self, indices: Tensor) -> np.ndarray:
-        """Some samples as they stand in the array.
+        """Some samples, unchanged.
 
         Raises:
             UserError: If the file that the array is mapped from has become shorter.
         """
         if self._file is not None and self._file.stat().st_size < self._end:
-            # reading behind its end would be a SIGBUS, which ends the process without a word
+            # reading beyond its end would kill the process by SIGBUS
             raise UserError(f"data file {self._file} has become shorter since it was opened: restore it")
         return self._array.take(indices.numpy(), axis=0) if self._plain else self._array[indices.numpy()]
 
     def chunks(self, indices: Tensor, title: str) -> Iterator[Tensor]:
-        """The indices in parts that are read together, with a progress bar."""
+        """The indices in chunks that are read together, with a progress bar."""
         count = max(1, CHUNK_BYTES * len(self) // max(1, self._array.nbytes))
         with progress_bar(len(indices), title, "sample", delay=1) as bar:
             for chunk in indices.split(count):
@@ -65,7 +65,7 @@ class ArraySource(Source):
 
 
 class LevelArray(ArraySource):
-    """Grey levels, of which the 8 high bits are taken.
+    """Images of grey levels, reduced to their 8 high bits.
 
     Args:
         array: Whole numbers (N, H, W, C).
@@ -96,11 +96,11 @@ class LevelArray(ArraySource):
 
 
 class ArrayImages(Images):
-    """The images of an array, to be resized.
+    """The images of an array, for resizing.
 
     Args:
-        levels: Their grey levels.
-        source: What to call them in a message.
+        levels: The array.
+        source: Its name in messages.
     """
 
     def __init__(self, levels: LevelArray, source: str) -> None:
@@ -125,8 +125,8 @@ class NumberArray(ArraySource):
 
     Args:
         array: Shape (N, *shape), of any floating-point dtype.
-        channel_axis: Where the channels are.
-        scaling: What standardizes them.
+        channel_axis: The axis of the channels.
+        scaling: How to standardize them; not at all by default.
     """
 
     dtype = torch.float32
@@ -139,7 +139,7 @@ class NumberArray(ArraySource):
 
     @property
     def user_dtype(self) -> str:
-        """The dtype that loses no digit of the array's."""
+        """The dtype that keeps all digits of the array."""
         return "float64" if self._array.dtype.itemsize > 4 else "float32"
 
     def scaled(self, scaling: Scaling) -> NumberArray:
@@ -150,12 +150,12 @@ class NumberArray(ArraySource):
         return torch.from_numpy(self._scaling.user_to_stored(self.in_user_units(indices)))
 
     def in_user_units(self, indices: Tensor) -> np.ndarray:
-        """Some samples as they were given, channels first."""
+        """Some samples in the user's units, channels first."""
         return np.moveaxis(self.rows(indices), self._channel_axis, 1)
 
     def fingerprints(self, indices: Tensor) -> Iterator[bytes]:
         for chunk in self.chunks(indices, "reading samples"):
-            # as float64, so that the same numbers in another precision are the same data
+            # as float64, so that the same numbers in another dtype count as the same data
             yield from (sample.astype("<f8").tobytes() for sample in self.in_user_units(chunk))
 
     def check_finite(self, source: str) -> None:
@@ -169,7 +169,7 @@ class NumberArray(ArraySource):
 def standardize(
     splits: Splits, standardization: str, source: str, of_run: Scaling | None
 ) -> tuple[Splits, Scaling]:
-    """Standardized splits of numbers, by the training set unless a run has its scaling already.
+    """Standardizes numbers by the training set, or by the scaling that a run already has.
 
     Raises:
         UserError: If the training set, or a column of it, is constant.
@@ -192,7 +192,16 @@ def _scaled(stream: Stream, scaling: Scaling) -> Stream:
 
 
 def array_stream(array: np.ndarray, source: str, options: DataOptions) -> tuple[Stream, int | None]:
-    """The array's samples and their number of grey levels, or one sentence about what is wrong with them."""
+    """The samples of an array, and their number of grey levels; None for numbers.
+
+    Args:
+        array: As above.
+        source: Its name in messages.
+        options: How to prepare images, and where the channels are.
+
+    Raises:
+        UserError: If the array has another shape or dtype, or its values are out of range.
+    """
     integers, numbers = np.issubdtype(array.dtype, np.integer), np.issubdtype(array.dtype, np.floating)
     if not integers and not numbers:
         raise UserError(f"{source} must be uint8 images or floating-point numbers, got dtype {array.dtype}")
@@ -236,9 +245,9 @@ def _numbers(array: np.ndarray, source: str, options: DataOptions) -> Stream:
             f"{source} must have the shape of points (N, D), signals (N, C, L), images (N, C, H, W) or "
             f"fields (N, C, D, H, W), got {array.shape}"
         )
-    if options.image_size is not None or options.channels:
+    if options.image_size is not None or options.channels or options.bits:
         raise UserError(
-            f"data.image_size and data.channels change images of grey levels, and {source} holds "
+            f"data.image_size, data.channels and data.bits are for images of grey levels, and {source} holds "
             f"{array.dtype} numbers: leave them at 0"
         )
     numbers = NumberArray(array, _channel_axis(array.shape, options.layout, source))
@@ -247,7 +256,7 @@ def _numbers(array: np.ndarray, source: str, options: DataOptions) -> Stream:
 
 
 def _channel_axis(shape: Sequence[int], layout: str, source: str) -> int:
-    """Which axis of an array of numbers holds the channels: the only one at an end that is at most 4 long."""
+    """The axis of the channels: the first or the last of a sample's, whichever has at most 4 entries."""
     last = len(shape) - 1
     if last == 1 or layout == "channels_first":
         return 1

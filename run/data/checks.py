@@ -1,4 +1,4 @@
-"""What is odd about a training set though it can be trained on: said once, by --mode data and by training."""
+"""Warnings about training sets that can be used but are probably not what the user meant."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ MOST_SPREAD = 20.0  # of standard deviations of channels that are standardized b
 
 
 def warn_of_oddities(dataset: Dataset) -> None:
-    """Warns of grey levels that are all one or few of many, and of channels that are constant or much smaller
-    than others.
+    """Warns if all samples have one grey level or use a small part of the range, or if a channel is constant
+    or varies much less than others.
     """
     samples = subset_in_memory(dataset.train, LOOKED_AT)
     oddities = _levels(samples, dataset.levels) if dataset.levels else _numbers(samples)
@@ -46,6 +46,6 @@ def _numbers(samples: torch.Tensor) -> Iterator[str]:
     if std.min() * MOST_SPREAD < std.max():
         listed = ", ".join(f"{value:.3g}" for value in (std / std.max()).tolist()[:8])
         yield (
-            f"the standard deviations of the channels are as {listed}: small ones are learned badly unless "
-            "--config.data.standardize=per_channel"
+            f"the standard deviations of the channels differ by a large factor ({listed}), and the small "
+            "ones are learned badly: set --config.data.standardize=per_channel"
         )

@@ -1,9 +1,11 @@
-"""What folders mean: training, validation and test set, classes, and EDM's dataset.json.
+"""Folders and zip files of images: their training, validation and test set, their classes.
 
-train/cats/1.png, test/cats/2.png      sets, in any case and by any name of SPLITS; classes below them
-cats/train/1.png, cats/test/2.png      the same
-cats/1.png, dogs/2.png                 classes of one set, of which a tenth is held out
-00000/img00000000.png, dataset.json    EDM's archives: labels as that file says; its folders mean nothing
+    train/cats/1.png, test/cats/2.png      training and test set (names of SPLITS, in any case), two classes
+    cats/train/1.png, cats/test/2.png      the same
+    cats/1.png, dogs/2.png                 classes of one set, a tenth of which is held out
+    00000/img00000000.png, dataset.json    EDM's archives: the file has the labels, folders mean nothing
+
+Folders around all of these are ignored.
 """
 
 from __future__ import annotations
@@ -77,11 +79,11 @@ def common_folder(paths: Sequence[PurePosixPath]) -> PurePosixPath:
 
 
 def split_by_folders(paths: Sequence[PurePosixPath], source: Path) -> tuple[list[str], list[PurePosixPath]]:
-    """The part that each image belongs to, and its path without the folder that says so.
+    """The split that each image belongs to, and its path without the folder that names the split.
 
     Raises:
-        UserError: If some images are in folders of training and held-out data and others in none, or if two
-            folders mean the same part.
+        UserError: If some images are in a folder of training or held-out data and others in none, or if two
+            folders mean the same split.
     """
     folders = [_split_folder(path) for path in paths]
     parts = [
@@ -96,8 +98,8 @@ def split_by_folders(paths: Sequence[PurePosixPath], source: Path) -> tuple[list
         }
         shown = ", ".join(sorted(where)[:8]) + (", ..." if len(where) > 8 else "")
         raise UserError(
-            f"{source} holds {shown} side by side: which images are for training and which are held out is "
-            f"told by folders {', '.join(SPLITS)}; take the others away"
+            f"{source} holds {shown} side by side: either all images are below folders that name a training "
+            f"set and held-out sets ({', '.join(SPLITS)}), or none is"
         )
     names: dict[str | None, set[str]] = {}
     for k, part, path in zip(folders, parts, paths, strict=True):
@@ -115,14 +117,14 @@ def split_by_folders(paths: Sequence[PurePosixPath], source: Path) -> tuple[list
 
 
 def _split_folder(path: PurePosixPath) -> int | None:
-    """Which part of a path is the first folder with the name of a split."""
+    """The position in a path of the first folder that names a split."""
     return next((k for k, folder in enumerate(path.parts[:-1]) if folder.lower() in SPLITS), None)
 
 
 def _classes_of_folders(
     paths: Sequence[PurePosixPath], in_training: Sequence[bool]
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Class indices by the images' folders, -1 for those without training images; none for a single class."""
+    """Class indices by folder, -1 for folders without training images; None if there is one class only."""
     folders = [path.parent.as_posix() for path in paths]
     classes = sorted({folder for folder, of in zip(folders, in_training, strict=True) if of})
     if len(classes) < 2:
@@ -132,7 +134,7 @@ def _classes_of_folders(
 
 
 def _without_unknown(split: Split, part: str) -> Split:
-    """A split, without its labels if one is of a class that the training set has not."""
+    """The split without its labels if one of its classes is not in the training set."""
     if split.labels is None or (split.labels >= 0).all():
         return split
     count = int((split.labels < 0).sum())
@@ -161,7 +163,7 @@ def _read_file(path: Path) -> bytes | None:
 def _labels_of_metadata(
     metadata: dict, paths: Sequence[PurePosixPath], source: Path
 ) -> tuple[Tensor | None, tuple[str, ...]]:
-    """Class indices by pairs of file and label; none if the labels are missing or vectors."""
+    """Class indices from pairs of file and label; None if the labels are missing or are vectors."""
     pairs = metadata["labels"]
     if not pairs:
         return None, ()

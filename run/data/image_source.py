@@ -1,4 +1,4 @@
-"""Image files as samples: all of one shape, decoded by threads when they are read; damaged ones are named."""
+"""Images as samples of one shape, decoded when they are read; damaged files are named, or left out."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SKIP = "set --config.data.skip_bad_files=true to leave such files out"
 
 
 class BadFile(UserError):
-    """An image that cannot be read, with what is needed to look for others."""
+    """One image that cannot be read, and what is needed to look for others."""
 
     def __init__(self, images: Images, prepare: ImagePreparation, i: int, error: Exception) -> None:
         super().__init__(
@@ -43,13 +43,13 @@ def reason(error: Exception) -> str:
 
 
 class ImageSource(Source):
-    """Images, prepared when they are read.
+    """Images that are decoded and prepared when they are read.
 
     Args:
         images: The images.
-        prepare: What is done to each. If it leaves the number of channels to the images, all have those of
-            the one that has most.
-        indices: Those that will be read, at least one.
+        prepare: How to prepare each. If it leaves the number of channels open, all get as many as the image
+            with most has.
+        indices: Which images will be read, at least one.
 
     Raises:
         BadFile: If an image cannot be opened.
@@ -122,7 +122,7 @@ class ImageSource(Source):
             raise BadFile(self._images, self._prepare, i, error) from error
 
     def _warn_of_frames(self, i: int, image: Image.Image) -> None:
-        """Says once that frames are left out; a JPEG's further images (MPO) are previews of itself."""
+        """Warns once that frames are ignored; further images of a JPEG file (MPO) are previews of it."""
         if not getattr(image, "is_animated", False) or image.format == "MPO" or self._images.is_page(i):
             return
         if self._warned_of_frames.acquire(blocking=False):  # never released: once is enough
@@ -132,11 +132,11 @@ class ImageSource(Source):
 def image_split(
     images: Images, labels: Tensor | None, prepare: ImagePreparation, options: DataOptions
 ) -> Split:
-    """Images as a stream of samples, with labels; without those that cannot be read if options say so.
+    """Images as a stream of samples with labels, without damaged files if the options say so.
 
     Raises:
         BadFile: If an image cannot be opened.
-        UserError: If no image is left, or their range is not known.
+        UserError: If no image can be read, or the range of their values is not known.
     """
     indices = torch.arange(len(images))
     if options.skip_bad_files:
@@ -154,7 +154,7 @@ def image_split(
 
 
 def find_bad_files(images: Images, prepare: ImagePreparation, workers: int) -> dict[int, Exception]:
-    """Decodes all images: those that cannot be read, and why."""
+    """Decodes all images; returns the errors of those that cannot be read, by index."""
 
     def check(i: int) -> Exception | None:
         try:
@@ -175,7 +175,7 @@ def find_bad_files(images: Images, prepare: ImagePreparation, workers: int) -> d
 
 
 def all_bad_files(one: BadFile, workers: int) -> UserError:
-    """One sentence about all images that cannot be read, where one of them was found."""
+    """The error that names all damaged images, after one of them was found."""
     bad = find_bad_files(one.images, one.prepare, workers)
     if len(bad) < 2:
         return one
@@ -186,7 +186,7 @@ def all_bad_files(one: BadFile, workers: int) -> UserError:
 
 
 def listed(images: Images, bad: dict[int, Exception]) -> str:
-    """Damaged images and what is wrong with them, the first few."""
+    """The names of the first few damaged images, and their errors."""
     some = "; ".join(f"{images.name(i)} ({reason(error)})" for i, error in list(bad.items())[:MOST_LISTED])
     return some + (f"; and {len(bad) - MOST_LISTED} more" if len(bad) > MOST_LISTED else "")
 
@@ -196,7 +196,7 @@ def _evenly(count: int) -> list[int]:
 
 
 def _refuse_unknown_range(images: Images, indices: list[int]) -> None:
-    """Files of 16 bits that use less than half of their range may hold 8, 10 or 12 bits: nothing tells."""
+    """Refuses 16-bit files whose values use less than half of the range: they may have 8, 10 or 12 bits."""
     largest, deep = 0, -1
     for i in indices:
         try:
@@ -205,7 +205,7 @@ def _refuse_unknown_range(images: Images, indices: list[int]) -> None:
                     high_byte = image.mode not in ("I", "I;16", "I;16B", "I;16L", "I;16N")
                     value = int(np.asarray(image).max()) * (256 if high_byte else 1)
                     largest, deep = max(largest, value), i
-        except Exception:  # is said of the file when it is read
+        except Exception:  # reported when the image is read
             continue
     if deep >= 0 and largest < 2**15:
         bits = max(1, largest.bit_length())

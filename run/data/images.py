@@ -33,34 +33,34 @@ MIB = 2**20
 
 
 class Images(ABC):
-    """Images in a row, opened by any number of threads at a time."""
+    """A sequence of images, which any number of threads may open at a time."""
 
     @abstractmethod
     def __len__(self) -> int: ...
 
     @abstractmethod
     def name(self, i: int) -> str:
-        """What to call image i in a message."""
+        """The name of image i in messages."""
 
     @abstractmethod
     def open(self, i: int) -> Image.Image:
-        """Image i, to be closed; its pixels may not be decoded yet."""
+        """Opens image i; its pixels may not be decoded yet. The caller closes it."""
 
     @abstractmethod
     def fingerprint(self, i: int) -> bytes:
         """Bytes that depend on nothing but the content of image i."""
 
     def is_page(self, i: int) -> bool:
-        """Whether image i is one of several in its file, and the others are images of their own, too."""
+        """Whether image i is a page of a file whose other pages are images of their own."""
         return False
 
 
 class FileImages(Images):
-    """The images of a folder or an archive, by the paths of their files.
+    """The images of a folder or an archive, in the order of their files.
 
     Args:
         path: The folder or archive.
-        names: Paths of the files in it, with / between folders.
+        names: Paths of the image files in it, with / between folders.
         max_megapixels: The most that an image may have.
     """
 
@@ -94,11 +94,11 @@ class FileImages(Images):
 
     @abstractmethod
     def _file(self, file: int) -> Path | io.BytesIO:
-        """What to open a file by."""
+        """What to open file number `file` by."""
 
     @abstractmethod
     def _fingerprint(self, file: int) -> bytes:
-        """Of a file's content."""
+        """Bytes that depend on nothing but the content of file number `file`."""
 
     def _pages(self) -> Iterator[tuple[int, int | None]]:
         """The images as (file, page), with no page for files of one image."""
@@ -112,7 +112,7 @@ class FileImages(Images):
         try:
             with open_image(self._file(file), self._max_megapixels) as image:
                 return getattr(image, "n_frames", 1)
-        except Exception:  # is said of the file when it is read
+        except Exception:  # reported when the file is read
             return 1
 
 
@@ -138,7 +138,7 @@ class Folder(FileImages):
 
 
 def image_paths(root: Path) -> Iterator[str]:
-    """The paths of the image files below a folder, each real folder once, though links lead to it again.
+    """The paths of the image files below a folder. Each real folder is visited once, whatever links to it.
 
     Raises:
         UserError: If a folder cannot be read.
@@ -159,7 +159,7 @@ def image_paths(root: Path) -> Iterator[str]:
 
 
 def _files(root: Path) -> Iterator[Path]:
-    """All that is no folder below a folder; links to folders are followed last, and only to new ones."""
+    """All entries below a folder except folders; links are followed last, and to new folders only."""
     folders: list[Path] = [root]
     links: list[Path] = []
     seen = set()
@@ -188,7 +188,7 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is neither a file nor a link that leads nowhere, which reading will name."""
+    """Whether a path is a pipe, a socket or a device. A broken link is reported when it is read."""
     try:
         return not stat.S_ISREG(path.stat().st_mode)
     except OSError:
@@ -219,7 +219,7 @@ class Zip(FileImages):
             if is_image(name) and not name.startswith("__MACOSX"):
                 members[name] = member
         for name, member in members.items():
-            # nothing is ever unpacked under these names, but they would name classes
+            # nothing is unpacked to these paths, but they would name classes
             if ".." in PurePosixPath(name).parts or name.startswith("/"):
                 raise UserError(
                     f"zip file {path} has a member {member.filename!r} whose name leads out of it: do not "
@@ -230,7 +230,7 @@ class Zip(FileImages):
         super().__init__(path, names, max_megapixels)
 
     def read(self, name: str) -> bytes | None:
-        """A file that is no image; None if there is none of that name."""
+        """The content of any file in the archive; None if there is no such file."""
         try:
             return self._content(self._archive.getinfo(name))
         except KeyError:
@@ -253,7 +253,7 @@ class Zip(FileImages):
 
 
 def is_image(name: str) -> bool:
-    """Whether a path is that of an image, and no part of it hidden."""
+    """Whether a path has the suffix of an image, and no part of it is hidden."""
     path = PurePosixPath(name)
     hidden = any(part.startswith(".") and part != ".." for part in path.parts)
     return path.suffix.lower() in SUFFIXES and not hidden

@@ -1,4 +1,4 @@
-"""What a run directory knows of its data (data.json), and whether data read again are still the same."""
+"""What a run directory records about its data (data.json), and the check that data are still the same."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ DATA_PICTURE = "data"  # stem of the picture that --mode data draws: data.png, d
 
 @dataclass(frozen=True)
 class DataInfo:
-    """What must be known of the data to sample without them, and to tell whether they are still the same."""
+    """What sampling needs to know about the data, and what tells other data apart."""
 
     name: str
     shape: tuple[int, ...]
     scaling: Scaling
-    """How they become model inputs: numbers that are read again, or drawn, are scaled by the run's."""
+    """How they become model inputs; data that are read again are scaled in the same way."""
     num_train: int
-    """0 for weights from another library, which were not trained here."""
+    """Number of training samples; 0 for weights from another library."""
     num_test: int
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their indices; empty for data without labels."""
     digest: str = ""
-    """Of the contents; empty where their source does not tell it cheaply."""
+    """Of all contents; empty for built-in data sets."""
 
     def __post_init__(self) -> None:
         lengths = (*self.shape, self.num_train + 1, self.num_test + 1)
@@ -69,7 +69,7 @@ class DataInfo:
         return (self.shape, self.levels) == (other.shape, other.levels)
 
     def is_same(self, other: DataInfo) -> bool:
-        """Whether other data are these, under whatever name, as far as can be told."""
+        """Whether other data are the same by counts and digest, under whatever name."""
         counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
         return self.fits(other) and counts and len({self.digest, other.digest} - {""}) <= 1
 
@@ -105,15 +105,15 @@ def read_data_info(workdir: Path) -> DataInfo:
 
 
 def load_data(options: DataOptions, info: DataInfo | None = None) -> Dataset:
-    """The data of a run, the same on every rank; warns of what is odd about them.
+    """Loads the data of a run, and warns if they look wrong.
 
     Args:
         options: Which data to load.
-        info: What the run knows of its data; None for a new run.
+        info: What the run has recorded about its data; None for a new run.
 
     Raises:
-        UserError: If they cannot be read, are no data for its network, not those that it was trained on, or
-            others on another rank.
+        UserError: If they cannot be read, do not fit the network, are not those that the run was trained on,
+            or differ between ranks.
     """
     dataset = load_dataset(options, None if info is None else info.scaling)
     found = DataInfo.of(dataset)

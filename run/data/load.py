@@ -1,9 +1,9 @@
 """Finding the data set that the options name, and loading it.
 
-Of a user's own, images.py reads folders and zip files, array_files.py arrays, archives.py MNIST's and
-CIFAR-10's files, hugging_face.py data sets of the Hugging Face hub, and user_function.py calls a Python
-function. Each gives streams of samples, and reads no more than their sizes. Then a part is held out, numbers
-are standardized by what is left, and what fits in data.memory_gib is read into memory.
+The user's own data are read by image_folders.py (folders and zip files of images), array_files.py (arrays),
+archives.py (the files of MNIST and CIFAR-10), hugging_face.py (data sets of the hub) and user_function.py (a
+Python function). Each returns streams of samples without reading the samples. Then the test set is held out,
+numbers are standardized by the training set, and data that fit in data.memory_gib are read into memory.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from score_diffusion.run.data.archives import CIFAR_CLASSES, find_cifar, find_idx, read_cifar, read_idx
-from score_diffusion.run.data.array_files import array_splits, read_array_files
+from score_diffusion.run.data.array_files import array_splits, is_array_folder, read_array_files
 from score_diffusion.run.data.arrays import standardize
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.decoding import ImagePreparation
@@ -31,8 +31,8 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None) -> Datase
     """The data set that the options name.
 
     Args:
-        options: Which data, and how to prepare them.
-        scaling: The scaling of a run that these data are for; by default it is measured.
+        options: Which data to load, and how to prepare them.
+        scaling: The scaling of the run that will use the data; by default the training set decides it.
 
     Raises:
         UserError: If the name is unknown, or the source cannot be used.
@@ -56,7 +56,11 @@ def _load_built_in(options: DataOptions) -> Dataset:
             "Hugging Face hub, or set data.path"
         )
     if ImagePreparation.of(options) != ImagePreparation(crop=options.crop):
-        raise UserError(f"data.image_size and data.channels change your own images, not {options.name}")
+        raise UserError(
+            f"data.image_size, data.channels and data.bits are for your own images, not {options.name}"
+        )
+    if options.standardize == "per_channel" or options.layout != "auto":
+        raise UserError(f"data.standardize and data.layout are for your own arrays, not {options.name}")
     return load_digits() if options.name == "digits" else load_toy(options)
 
 
@@ -99,7 +103,7 @@ def _load_or_stream(streams: list[Stream], memory_gib: float) -> list[Samples]:
 
 
 def _find(options: DataOptions) -> tuple[str, Splits]:
-    """What `data.path` names, with a name for it."""
+    """The data that `data.path` names, with a name for them."""
     if names_function(options.path):
         arrays = call_function(options.path)
         return options.path.rpartition(":")[2], array_splits(arrays, options.path, options)
@@ -109,7 +113,7 @@ def _find(options: DataOptions) -> tuple[str, Splits]:
     if not (path.is_file() or path.is_dir()):
         raise UserError(f"data.path {path} must be a file or a folder, it is a pipe, a socket or a device")
     name, source = path.name.split(".")[0], str(path)
-    if path.suffix in (".npy", ".npz") or (path / "x_train.npy").exists():
+    if path.suffix in (".npy", ".npz") or is_array_folder(path):
         return path.stem, array_splits(read_array_files(path, options.memory_gib), source, options)
     idx = find_idx(path)
     if idx is not None:

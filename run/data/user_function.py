@@ -1,13 +1,13 @@
-"""Data that a user's Python function gives: data.path=FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.
+"""Data from a user's Python function: data.path=FILE.py:FUNCTION or PACKAGE.MODULE:FUNCTION.
 
-The function takes nothing and returns
+The function has no arguments and returns
 
-    an array                         of which a tenth is held out
+    an array                         a tenth of which is held out
     (train, test)                    two arrays
-    {"x_train": ..., ...}            with y_train, x_test and y_test as it likes
+    {"x_train": ..., ...}            and optionally y_train, x_test, y_test, ... as in an .npz file
 
-of NumPy (a mapped one is read sample by sample if it is larger than memory) or tensors; arrays.py says what
-they may hold. It is called whenever the data are needed and must give the same each time.
+as NumPy arrays or tensors; arrays.py says what they may hold. A mapped array that is larger than memory is
+read sample by sample. The function is called whenever data are needed, and must return the same each time.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FUNCTION = re.compile(r".+:[A-Za-z_]\w*")
 
 
 def names_function(path: str) -> bool:
-    """Whether data.path names a function, and not a file that has a colon in its name."""
+    """Whether data.path names a function; a file may have a colon in its name, too."""
     return FUNCTION.fullmatch(path) is not None and not Path(path).exists()
 
 
@@ -52,7 +52,7 @@ def _split(path: str) -> tuple[str, str]:
 
 
 def absolute(path: str) -> str:
-    """data.path for use from any folder: files become absolute, the names of modules stay."""
+    """data.path as it holds in any folder: paths of files become absolute, modules keep their names."""
     if not names_function(path):
         return str(Path(path).expanduser().resolve())  # no shell expands ~ behind the = of a flag
     module, function = _split(path)
@@ -60,10 +60,10 @@ def absolute(path: str) -> str:
 
 
 def call_function(path: str) -> dict[str, np.ndarray]:
-    """The arrays that the function gives, by the names in arrays.py.
+    """The arrays that the function returns, by the names that array_files.py knows.
 
     Raises:
-        UserError: If there is no such function, it raises, or it gives something else.
+        UserError: If there is no such function, it raises an error, or it returns something else.
     """
     module, name = _split(path)
     function = getattr(_module(module), name, None)
@@ -71,7 +71,7 @@ def call_function(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"data.path {path}: {module} must define a function {name}(), and does not")
     try:
         given = function()
-    except Exception as error:  # whatever the user's function raises is the user's to see, in one sentence
+    except Exception as error:  # the user's code may raise anything
         raise UserError(f"data.path {path}: the function raised {_sentence(error)}") from error
     if isinstance(given, tuple) and len(given) == 2:
         given = dict(zip(("x_train", "x_test"), given, strict=True))
@@ -84,7 +84,7 @@ def call_function(path: str) -> dict[str, np.ndarray]:
         kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in given.items()) or "nothing"
         raise UserError(
             f"data.path {path}: the function must return an array, (train, test) or a dictionary with "
-            f"x_train, and y_train, x_test, y_test as it likes; it returned {kinds}"
+            f"x_train and optionally y_train, x_test, y_test; it returned {kinds}"
         )
     return arrays
 
@@ -107,7 +107,7 @@ def _module(name: str) -> object:
 
 
 def _import(name: str) -> object:
-    here = str(Path.cwd())  # as `python -m` does: modules beside the user are found
+    here = str(Path.cwd())  # as with `python -m`, modules of the working directory are found
     if here in sys.path:
         return importlib.import_module(name)
     sys.path.append(here)

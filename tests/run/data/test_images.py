@@ -39,7 +39,7 @@ def test_pipes_sockets_and_devices_are_passed_over(tmp_path: Path, capsys: pytes
             load(tmp_path / name)
     (tmp_path / "arrays").mkdir()
     os.mkfifo(tmp_path / "arrays/x_train.npy")
-    with pytest.raises(UserError, match="x_train.npy is no regular file"):
+    with pytest.raises(UserError, match="x_train.npy must be a regular file"):
         load(tmp_path / "arrays")
 
 

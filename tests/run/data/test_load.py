@@ -81,7 +81,7 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="data.flip mirrors images"):
         load(tmp_path / "points.npy", flip=True)
     for options in (DataOptions(image_size=(3, 3)), DataOptions(channels=3)):
-        with pytest.raises(UserError, match="your own images, not digits"):
+        with pytest.raises(UserError, match="for your own images, not digits"):
             load_dataset(options)
 
 
