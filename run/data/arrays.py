@@ -36,8 +36,9 @@ class ArraySource(Source):
 
     def __init__(self, array: np.ndarray) -> None:
         self._array = array
-        self._file = Path(array.filename) if isinstance(array, np.memmap) and array.filename else None
-        self._end = array.offset + array.nbytes if self._file is not None else 0  # of the array in the file
+        self._file, self._end = None, 0  # the file that the array is mapped from, and where it ends there
+        if isinstance(array, np.memmap) and array.filename:
+            self._file, self._end = Path(array.filename), array.offset + array.nbytes
         # `take` releases Python's lock, but would first copy the whole of any other array.
         self._plain = array.flags.c_contiguous and array.flags.aligned and array.dtype.isnative
 
