@@ -33,8 +33,6 @@ from score_diffusion.run.keys import KEYS, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
-NAMES = (*TABLES, "sampling.sampler")
-"""Keys that decide which others there are, or which of them are used."""
 
 
 def config_names() -> list[str]:
@@ -169,7 +167,7 @@ def apply_overrides(
             range.
     """
     config = config.copy_and_resolve_references()
-    overrides = sorted(overrides, key=lambda override: override[0] not in NAMES)  # others depend on them
+    overrides = sorted(overrides, key=lambda override: override[0] not in TABLES)  # others depend on them
     for name, text in overrides:
         keys = declared_keys(config)
         key = find_key(name, keys)

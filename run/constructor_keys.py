@@ -22,8 +22,11 @@ from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, SAMPLES
 from score_diffusion.samplers import SAMPLERS
 from score_diffusion.samplers.options import argument_texts
 
-TABLES: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
-"""Keys whose value names a class or function, the arguments of which are further keys of the section."""
+CONSTRUCTORS: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
+"""Keys that name a class or function, whose arguments are further keys of the section."""
+
+TABLES: dict[str, Mapping[str, object]] = {**CONSTRUCTORS, "sampling.sampler": SAMPLERS}
+"""Keys that name something, and what they may name."""
 
 
 def declared_keys(config: ConfigDict) -> dict[str, Key]:
@@ -32,7 +35,13 @@ def declared_keys(config: ConfigDict) -> dict[str, Key]:
     Raises:
         UserError: If there is no such SDE or network.
     """
-    return KEYS | sampler_keys() | _arguments_of(config)
+    return named_keys() | sampler_keys() | _arguments_of(config)
+
+
+@functools.cache
+def named_keys() -> dict[str, Key]:
+    """The keys of keys.py, those that name something with the names that there are."""
+    return KEYS | {name: replace(KEYS[name], kind=Literal[tuple(table)]) for name, table in TABLES.items()}
 
 
 def _arguments_of(config: ConfigDict) -> dict[str, Key]:
@@ -44,16 +53,14 @@ def argument_keys(name_key: str, name: str) -> dict[str, Key]:
     """The keys that are arguments of what a name stands for, by their full names.
 
     Args:
-        name_key: The key that the name is a value of, one of `TABLES`.
+        name_key: The key that the name is a value of, one of `CONSTRUCTORS`.
         name: The name.
 
     Raises:
         UserError: If there is no such name.
     """
-    table = TABLES[name_key]
-    if name not in table:
-        raise UserError(f"unknown {name_key} {name!r}; choose one of {', '.join(table)}")
-    keys = arguments(table[name])
+    named_keys()[name_key].check(name_key, name)
+    keys = arguments(CONSTRUCTORS[name_key][name])
     if name_key == "sde.name" and {"sigma_min", *LEVEL_RULES} <= keys.keys():
         for argument, rule in LEVEL_RULES.items():
             key = keys[argument]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import difflib
 import math
 import types
 from collections.abc import Sequence
@@ -89,7 +90,10 @@ class Key:
         )
 
     def _refusal(self, name: str, value: Value) -> str:
-        return f"configuration key {name!r} must be {self.requirement}, got {value!r}"
+        names = [n for kind in _members(self.type) if get_origin(kind) is Literal for n in get_args(kind)]
+        close = difflib.get_close_matches(str(value), names, n=1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        return f"configuration key {name!r} must be {self.requirement}, got {value!r}{hint}"
 
 
 def _numbers(value: Value) -> list[float]:

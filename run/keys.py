@@ -113,13 +113,12 @@ DATA = _section("data", (*NEW_RUN, "data"), False, {
 
 SDE = _section("sde", NEW_RUN, False, {
     "name": Key(
-        "vpsde",
-        "SDE: vpsde, subvpsde, vesde, cosine, edm, rectified_flow or ddpm; its arguments are further keys",
+        "vpsde", "the SDE; its arguments are further keys of this section"
     ),
 })  # fmt: skip
 
 MODEL = _section("model", NEW_RUN, False, {
-    "name": Key("unet", "network: unet, mlp, ncsn, ncsnv2 or dit; its arguments are further keys"),
+    "name": Key("unet", "the network; its arguments are further keys of this section"),
     "prediction": Key(
         "v", "what the network predicts; edm, vp, ve and iddpm are EDM's names of preconditionings",
         kind=Literal["noise", "x0", "v", "score", "edm", "vp", "ve", "iddpm"],
@@ -243,7 +242,7 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         -1, "class to draw and to score, of a network trained with classes; -1 for none",
         modes=(*SAMPLES, "likelihood"),
     ),
-    "sampler": Key("eabm", "sampler; --mode sample --sampler list shows all of them"),
+    "sampler": Key("eabm", "the sampler; its options are the keys sampling.SAMPLER.*, and --mode sample --sampler list shows all"),
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
     "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),

@@ -33,19 +33,20 @@ a run.
 def groups() -> dict[str, dict[str, Key]]:
     """All keys by section; the arguments of each SDE, network and sampler are groups of their own."""
     from score_diffusion.run.constructor_keys import (  # here: it imports torch
-        TABLES,
+        CONSTRUCTORS,
         argument_keys,
+        named_keys,
         sampler_keys,
     )
 
     found: dict[str, dict[str, Key]] = {}
-    for name, key in KEYS.items():
-        section = name.rpartition(".")[0] or name
-        found.setdefault(section, {})[name] = key
-        if name in TABLES:
-            found |= {f"{section}, {name}={choice}": argument_keys(name, choice) for choice in TABLES[name]}
-    for name, key in sampler_keys().items():
-        found.setdefault(name.rpartition(".")[0], {})[name] = key
+    for name, key in named_keys().items():
+        found.setdefault(name.rpartition(".")[0] or name, {})[name] = key
+        for choice in CONSTRUCTORS.get(name, ()):
+            found[f"{name}={choice}"] = argument_keys(name, choice)
+        if name == "sampling.sampler":
+            for option, of_sampler in sampler_keys().items():
+                found.setdefault(option.rpartition(".")[0], {})[option] = of_sampler
     return found
 
 

@@ -216,7 +216,7 @@ def test_the_users_own_data(
         (["--mode", "train", "--config.data.name=cats"], "digits, swiss_roll"),
         (["--mode", "train", "--config.data.name=moons"], "does not take data of shape (2,); choose mlp"),
         (["--mode", "train", "--config.data.path=none.npz"], "does not exist"),
-        (["--mode", "train", "--sampler", "magic", "--dry_run"], "choose one of eabm"),
+        (["--mode", "train", "--sampler", "magic", "--dry_run"], "must be one of eabm"),
         (["--mode", "train", "--config.training.times=odd"], "continuous, lognormal, discrete, importance"),
         (["--mode", "train", "--config.training.objective=odd"], "dsm, uncertainty, hybrid"),
         (["--mode", "train", "--config.training.objective=hybrid", "--dry_run"], "learned_variance=True"),
@@ -252,7 +252,7 @@ def test_bad_input_ends_in_one_sentence(
 @pytest.mark.parametrize(
     ("mode", "arguments", "message"),
     [
-        ("sample", ["--sampler", "magic"], "choose one of eabm"),
+        ("sample", ["--sampler", "magic"], "must be one of eabm"),
         ("sample", ["--sampler=pc", "--config.sampling.pc.predictor=magic"], "euler_maruyama"),
         ("sample", ["--grid=magic"], "clock, uniform, quadratic, log_snr"),
         ("sample", ["--sampler=heun", "--nfe=2"], "one step costs 3 evaluations"),
@@ -261,7 +261,7 @@ def test_bad_input_ends_in_one_sentence(
         ("sample", ["--nfe=many"], "nfe"),
         ("sample", ["--config.sampling.ode.method=magic", "--sampler=ode"], "dopri5"),
         ("sample", ["--config.sampling.steps=-1"], "steps"),
-        ("sample", ["--sampler=ddpm", "--config.sampling.steps=1000"], "1..999"),
+        ("sample", ["--sampler=ddpm", "--config.sampling.steps=1000"], "from 1 to 999"),
         ("sample", ["--sampler=ddpm", "--config.sampling.ddpm.variance=magic"], "small, large, learned"),
         ("sample", ["--sampler=ddpm", "--config.sampling.ddpm.variance=learned"], "learned_variance=True"),
         ("sample", ["--sampler=ddim", "--config.sampling.ddim.eta=2"], "eta"),

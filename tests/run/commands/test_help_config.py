@@ -28,11 +28,11 @@ def test_the_page_has_every_key_once():
 @pytest.mark.parametrize(
     ("arguments", "shown", "hidden"),
     [
-        ([], ["--config.seed=0", "--config.sampling.seed=0", "model, model.name=dit"], []),
+        ([], ["--config.seed=0", "--config.sampling.seed=0", "model.name=dit"], []),
         (["training"], ["--config.training.steps=2600", "an integer of at least 1; may"], ["--config.seed"]),
         (["training."], ["--config.training.schedule=cosine"], ["--config.sampling.seed"]),
         (["training.steps"], ["training steps at most"], ["training.images"]),
-        (["sde"], ["sde, sde.name=vesde", "--config.sde.sigma_max=50.0"], ["model"]),
+        (["sde"], ["sde.name=vesde", "--config.sde.sigma_max=50.0"], ["model"]),
     ],
 )
 def test_keys_are_explained_by_section(arguments: list[str], shown: list[str], hidden: list[str], capsys):
