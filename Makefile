@@ -21,10 +21,10 @@ demo: .venv/installed
 	@echo "Held-out digits, bits/dim: runs/vpsde/likelihood.png"
 	@echo "Loss while training:       runs/vpsde/loss_curve.png"
 
-test: form
+test: form types
 	$(BIN)/python -m pytest --durations=15
 
-quick: form
+quick: form types
 	$(BIN)/python -m pytest -m "not slow" --durations=5
 
 form: $(DEV)

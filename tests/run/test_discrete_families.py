@@ -33,6 +33,8 @@ from score_diffusion.sde_lib import (
     relative_step_size,
 )
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 RUN = {"training.steps": 3, "training.batch_size": 8, "training.checkpoint_every": 2}
 UNET = {"model.channels": 8, "model.blocks_per_level": 1, "model.heads": 1}

@@ -15,6 +15,8 @@ from score_diffusion.run import plots
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.main import main
 
+pytestmark = pytest.mark.slow
+
 ARGUMENTS = [
     *(
         "--config",

@@ -109,6 +109,7 @@ def test_a_terminal_of_another_encoding_shows_the_rest_of_the_text(monkeypatch):
     assert b"mean of log(?/?) for times=lognormal" in raw.getvalue()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--version"], ["--help_config", "sde"]])
 def test_the_script_writes_what_an_ascii_terminal_can_show(arguments: list[str]):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}

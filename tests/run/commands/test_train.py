@@ -157,6 +157,7 @@ def test_a_foreign_folder_is_refused(cli: Callable, tmp_path: Path, refused: Cal
     assert list(tmp_path.iterdir()) == [tmp_path / "thesis.txt"]
 
 
+@pytest.mark.slow
 def test_divergence_ends_training_and_leaves_the_batch(
     cli: Callable, tmp_path: Path, refused: Callable, monkeypatch: pytest.MonkeyPatch
 ):

@@ -161,6 +161,7 @@ def test_data_that_are_read_again_take_the_scaling_of_the_run(tmp_path: Path):
     assert read_data_info(tmp_path) == DataInfo.of(data)
 
 
+@pytest.mark.slow
 def test_likelihoods_are_of_the_users_units(tmp_path: Path):
     """The exact score gives the density of the data's own law; every figure is that of standardized numbers
     plus the sum of log(scale).

@@ -25,6 +25,8 @@ from tests.run.processes import (
     start,
 )
 
+pytestmark = pytest.mark.slow
+
 TINY = str(Path(__file__).parents[1] / "tiny.py")
 SAMPLES = ["--config.sampling.num_samples=9", "--config.sampling.batch_size=2"]
 SCORES = ["--config.likelihood.num_images=5", "--config.likelihood.batch_size=2"]

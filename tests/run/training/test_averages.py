@@ -69,6 +69,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_same_averages(cli: Callable, tmp_path: Path, capsys):
     assert cli("train", tmp_path / "straight", *KEYS) == 0
     shutil.copytree(tmp_path / "straight", tmp_path / "resumed")

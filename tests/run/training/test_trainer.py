@@ -61,6 +61,7 @@ def test_the_loss_of_a_step_depends_only_on_seed_and_step(make: Callable):
     assert all(map(torch.equal, losses, again)) and not torch.equal(*losses)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("times", ["continuous", "importance"])
 def test_micro_batches_are_equal_to_the_batch(times: str, make: Callable):
     whole, parts = (make(training__accumulate=n, training__times=times) for n in (1, 4))
@@ -74,6 +75,7 @@ def test_micro_batches_are_equal_to_the_batch(times: str, make: Callable):
     assert whole.statistics.summary().loss == pytest.approx(parts.statistics.summary().loss, abs=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["float32", "fp16"])
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(precision: str, broken: str, make: Callable):
@@ -128,6 +130,7 @@ def test_precisions_and_formats_agree_with_float32(keys: dict, make: Callable):
     assert saved.model.keys() == plain.model.state_dict().keys()  # the names are those of any precision
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "keys", [dict(precision="bf16"), dict(precision="fp16", channels_last="true"), dict(accumulate=4)]
 )
