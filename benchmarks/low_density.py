@@ -203,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     plain, multiscale = plain_score(data, arguments.steps), multiscale_score(data, arguments.steps)
     sde = multiscale.sde
-    t = sde.time_at_log_snr(torch.tensor(-2 * math.log(SIGMA))).float()
+    t = sde.time_at_log_noise_level(torch.tensor(math.log(SIGMA))).float()
     fields = {
         "without noise": Field(law, plain),
         f"multiscale, σ = {SIGMA:g}": Field(law, lambda x: multiscale(x, t.expand(len(x))), SIGMA),

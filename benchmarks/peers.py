@@ -81,7 +81,7 @@ def _prepared(scheduler: object, sde: SDE, grid: str, steps: int) -> tuple[Tenso
     scheduler.timesteps = torch.linspace(999, 0, steps)
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True
-    return times, sde.noise_level(times).exp(), scheduler
+    return times, sde.log_noise_level(times).exp(), scheduler
 
 
 def _azula(sampler: Callable[..., object], power: int) -> Callable[..., Tensor]:

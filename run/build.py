@@ -154,7 +154,7 @@ def _derived_arguments(
     accepted = inspect.signature(MODELS[name]).parameters
     derived: dict[str, object] = {}
     if "log_levels" in accepted:
-        derived["log_levels"] = sde.noise_level(noisy_times(sde))
+        derived["log_levels"] = sde.log_noise_level(noisy_times(sde))
     if learned_variance:
         if "out_channels" not in accepted:
             raise UserError(

@@ -231,8 +231,8 @@ def build_trainer(
     batches = _build_batches(config, dataset, used_times, device)
     held_out, labels = dataset.held_out[: section.held_out], dataset.held_out_labels
     # At T itself rectified flow has no data left.
-    interval, log_sigma = (times.first, 0.999 * sde.T), sde.noise_level if used_times else None
-    statistics = TrainingStatistics(section.batch_size, log_sigma, interval)
+    interval, log_noise_level = (times.first, 0.999 * sde.T), sde.log_noise_level if used_times else None
+    statistics = TrainingStatistics(section.batch_size, log_noise_level, interval)
     return Trainer(
         model,
         objective,

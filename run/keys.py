@@ -131,7 +131,13 @@ MODEL = _section("model", NEW_RUN, False, {
         AUTO,
         "how the network is given the noise level; auto follows the prediction",
         kind=Literal[
-            "log_level", "quarter_log_level", "log_half_level", "position", "step", "reversed_step", "auto"
+            "log_noise_level",
+            "quarter_log_noise_level",
+            "log_half_noise_level",
+            "position",
+            "step",
+            "reversed_step",
+            "auto",
         ],
     ),
     "sigma_data": Key(0.5, "standard deviation of the data in prediction and weighting edm", above=0),

@@ -122,7 +122,7 @@ def finite_log_coefficients(sde: SDE, times: Tensor) -> GridCoefficients:
 VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
     "clock": lambda sde, lam, s: clock(-lam, math.sqrt(2) * s if 0 < s < math.inf else 1.0),
     "log_snr": lambda sde, lam, s: lam,
-    "t": lambda sde, lam, s: sde.time_at_log_snr(2 * lam),
+    "t": lambda sde, lam, s: sde.time_at_log_noise_level(-lam),
 }
 """The variables in which eabm may interpolate by a polynomial, as functions of the SDE, λ and s."""
 
@@ -168,10 +168,10 @@ def exponential_adams_stages(
         scale, keep, values = at.alpha, at.alpha[1:] / at.alpha[:-1], noise_values(at)
         kernel = -level * span * w
     else:
-        H = (data_std**2 + at.noise_to_signal.square()).sqrt()
+        H = (data_std**2 + at.noise_level.square()).sqrt()
         scale = at.alpha * H
         keep = scale[1:] / scale[:-1]
-        values = list(zip((at.noise_to_signal / scale).tolist(), (at.sigma * H).tolist(), strict=True))
+        values = list(zip((at.noise_level / scale).tolist(), (at.sigma * H).tolist(), strict=True))
         kernel = level / (data_std**2 + level.square()) * span * w
     kernel = scale[1:, None] * kernel
     u, u_points = VARIABLES[variable](sde, lam, data_std), VARIABLES[variable](sde, points, data_std)

@@ -78,7 +78,7 @@ def fit_grid(
 def _respaced(sde: SDE, times: Tensor, change: Tensor) -> Tensor:
     """The grid with the logarithms of its steps in the clock τ changed by these values at knots."""
     tau, knots = (
-        clock(sde.noise_level(times.double())),
+        clock(sde.log_noise_level(times.double())),
         torch.linspace(0, 1, len(change), dtype=torch.float64),
     )
     places = torch.linspace(0, 1, len(times) - 1, dtype=torch.float64)

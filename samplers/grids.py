@@ -36,12 +36,12 @@ def _evenly(first: float, last: float, steps: int) -> Tensor:
 
 
 def _noisy_ends(sde: SDE, steps: int, eps: float | None) -> Tensor:
-    """(T, eps), both with a finite log SNR."""
+    """(T, eps), both with a finite log(σ/α)."""
     ends = torch.tensor([sde.T, _checked_end(sde, steps, eps)], dtype=torch.float64)
-    first, last = sde.log_snr(ends).tolist()
+    first, last = sde.log_noise_level(ends).tolist()
     if not (math.isfinite(first) and math.isfinite(last)):
         raise InputError(
-            f"log SNR must be finite at both ends of the grid; it is {first} at T and {last} at eps: "
+            f"log(σ/α) must be finite at both ends of the grid; it is {first} at T and {last} at eps: "
             "choose another eps"
         )
     return ends
@@ -87,8 +87,8 @@ def log_snr_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
             at an end.
     """
     ends = _noisy_ends(sde, steps, eps)
-    first, last = sde.log_snr(ends).tolist()
-    return _with_ends(sde.time_at_log_snr(_evenly(first, last, steps)), ends)
+    first, last = sde.log_noise_level(ends).tolist()
+    return _with_ends(sde.time_at_log_noise_level(_evenly(first, last, steps)), ends)
 
 
 def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -104,7 +104,7 @@ def quadratic_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 def karras_times(sde: SDE, first: float, last: float, steps: int, rho: float = 7.0) -> Tensor:
     """Times with σ̃^(1/ρ) uniform from level `first` down to `last` (Karras et al., 2022, eq. 5)."""
     levels = _evenly(first ** (1 / rho), last ** (1 / rho), steps) ** rho
-    return sde.time_at_log_snr(-2 * levels.log())
+    return sde.time_at_log_noise_level(levels.log())
 
 
 def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -113,18 +113,18 @@ def karras_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     Arguments, result and errors as for `log_snr_grid`.
     """
     ends = _noisy_ends(sde, steps, eps)
-    first, last = sde.noise_level(ends).exp().tolist()
+    first, last = sde.log_noise_level(ends).exp().tolist()
     return _with_ends(karras_times(sde, first, last, steps), ends)
 
 
-def clock(log_sigma: Tensor, scale: float = 1.0) -> Tensor:
+def clock(log_noise_level: Tensor, scale: float = 1.0) -> Tensor:
     """τ = √log(1 + (σ̃/scale)²) for log σ̃ of any shape.
 
     VP has α² = 1/(1 + σ̃²) = exp(-½ (β_1 - β_0) t² - β_0 t), hence τ ∝ t up to the term of β_0 (at scale 1): τ
     is the time at which VP has the noise level σ̃, which may be of any SDE. It grows like σ̃ near the data and
     like √(2 log σ̃) far away.
     """
-    return torch.nn.functional.softplus(2 * (log_sigma - math.log(scale))).sqrt()
+    return torch.nn.functional.softplus(2 * (log_noise_level - math.log(scale))).sqrt()
 
 
 def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -134,13 +134,13 @@ def clock_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     Arguments, result and errors as for `log_snr_grid`.
     """
     ends = _noisy_ends(sde, steps, eps)
-    first, last = clock(sde.noise_level(ends)).sqrt().tolist()
+    first, last = clock(sde.log_noise_level(ends)).sqrt().tolist()
     return _with_ends(clock_times(sde, _evenly(first, last, steps).square()), ends)
 
 
 def clock_times(sde: SDE, tau: Tensor) -> Tensor:
     """The times at which `clock` gives τ > 0, float64, same shape."""
-    return sde.time_at_log_snr(-torch.expm1(tau.double().square()).log())
+    return sde.time_at_log_noise_level(torch.expm1(tau.double().square()).log() / 2)
 
 
 def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:

@@ -110,7 +110,7 @@ class AnnealedLangevinSampler(_AnnealedSampler):
         super().__init__(sde, times, denoise, step_size)
 
     def _step_size_by_rule(self) -> float:
-        log_levels = self.sde.noise_level(self.times)
+        log_levels = self.sde.log_noise_level(self.times)
         ratio = ((log_levels[0] - log_levels[-1]) / (len(self.times) - 1)).exp()
         return relative_step_size(ratio.item(), self.n_steps_each)
 
@@ -172,7 +172,7 @@ class ConsistentAnnealedSampler(_AnnealedSampler):
 
     def _smallest_ratio(self) -> float:
         """γ, the smallest ratio of a noise level to the one before."""
-        return self.sde.noise_level(self.times).diff().exp().min().item()
+        return self.sde.log_noise_level(self.times).diff().exp().min().item()
 
     def _step_size_by_rule(self) -> float:
         return min(2.0, max(0.2, 1.1 * (2 * (1 - self._smallest_ratio()))))

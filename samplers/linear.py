@@ -166,15 +166,15 @@ def clip_bounds(clip: Clip) -> tuple[float, float] | None:
 
 
 class GridCoefficients:
-    """The coefficients of an SDE at the times of a grid: α, σ, σ/α, λ = log(α/σ), f and g², each a float64
-    tensor of the shape of the times, on the CPU.
+    """The coefficients of an SDE at the times of a grid: α, σ, the noise level σ/α, λ = log(α/σ), f and g²,
+    each a float64 tensor of the shape of the times, on the CPU.
     """
 
     def __init__(self, sde: SDE, times: Tensor | Sequence[float]) -> None:
         self.t = torch.as_tensor(times, dtype=torch.float64).cpu()
         self.alpha, self.sigma = sde.alpha(self.t), sde.sigma(self.t)
-        self.noise_to_signal = self.sigma / self.alpha  # σ̃, the noise where the signal has scale 1
-        self.lam = -sde.noise_level(self.t)
+        self.noise_level = self.sigma / self.alpha
+        self.lam = -sde.log_noise_level(self.t)
         self.f, self.g2 = sde.dlog_alpha(self.t), sde.g2(self.t)
 
 

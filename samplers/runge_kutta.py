@@ -91,9 +91,9 @@ def runge_kutta_stages(sde: SDE, times: Tensor, tableau: Tableau) -> list[Stage]
 def _step_in_sigma(sde: SDE, t: float, s: float, tableau: Tableau, ends_step: bool = True) -> list[Stage]:
     """The stages of a step from t to s in the variable σ̃; the states are α x̃."""
     ends = GridCoefficients(sde, [t, s])
-    span = ends.noise_to_signal.diff()
-    sigmas = ends.noise_to_signal[0] + torch.tensor(tableau.c, dtype=torch.float64) * span
-    inner = sde.time_at_log_snr(-2 * sigmas.log()).tolist()
+    span = ends.noise_level.diff()
+    sigmas = ends.noise_level[0] + torch.tensor(tableau.c, dtype=torch.float64) * span
+    inner = sde.time_at_log_noise_level(sigmas.log()).tolist()
     at = GridCoefficients(sde, [{0.0: t, 1.0: s}.get(c, u) for c, u in zip(tableau.c, inner, strict=True)])
     alphas = [*at.alpha[1:].tolist(), ends.alpha[1].item()]
     rows = [
@@ -105,7 +105,7 @@ def _step_in_sigma(sde: SDE, t: float, s: float, tableau: Tableau, ends_step: bo
 
 def _time_at_sigma(sde: SDE, sigma: float) -> float:
     """The time at which σ/α has a value."""
-    return sde.time_at_log_snr(torch.tensor(-2 * math.log(sigma), dtype=torch.float64)).item()
+    return sde.time_at_log_noise_level(torch.tensor(math.log(sigma), dtype=torch.float64)).item()
 
 
 def _forward(sde: SDE, t: float, later: float, scale: float = 1.0) -> Stage:
@@ -129,11 +129,11 @@ def edm_stages(
     if S_churn < 0:
         raise InputError(f"S_churn must be at least 0, got {S_churn}")
     at = finite_log_coefficients(sde, times)
-    highest = GridCoefficients(sde, [sde.T]).noise_to_signal.item()
+    highest = GridCoefficients(sde, [sde.T]).noise_level.item()
     gamma = min(S_churn / len(at.t), math.sqrt(2) - 1)  # the paper's N counts the step to σ̃ = 0
     stages = []
     for i, (t, s) in enumerate(zip(at.t[:-1].tolist(), at.t[1:].tolist(), strict=True)):
-        sigma = at.noise_to_signal[i].item()
+        sigma = at.noise_level[i].item()
         if gamma and S_tmin <= sigma <= S_tmax and (1 + gamma) * sigma <= highest:
             raised = _time_at_sigma(sde, (1 + gamma) * sigma)
             stages.append(_forward(sde, t, raised, S_noise))
@@ -149,7 +149,7 @@ Interval = tuple[float, float, int, int]
 def restart_stages(sde: SDE, times: Tensor, intervals: Sequence[Interval]) -> list[Stage]:
     """The table of restart sampling, see `restart`."""
     at = finite_log_coefficients(sde, times)
-    heun, sigmas = TABLEAUS["heun"], at.noise_to_signal
+    heun, sigmas = TABLEAUS["heun"], at.noise_level
     after: dict[int, list[tuple[float, int, int]]] = {}
     for low, high, repeats, steps in intervals:
         if not (sigmas[-1] <= low < high <= sigmas[0]) or min(repeats, steps) < 1:
@@ -178,7 +178,7 @@ def restart_stages(sde: SDE, times: Tensor, intervals: Sequence[Interval]) -> li
 def dpm_solver_2s_stages(sde: SDE, times: Tensor) -> list[Stage]:
     """The table of DPM-Solver++(2S), see `dpmpp_2s`."""
     lam = finite_log_coefficients(sde, times).lam
-    middle = sde.time_at_log_snr(lam[:-1] + lam[1:])
+    middle = sde.time_at_log_noise_level(-(lam[:-1] + lam[1:]) / 2)
     stages = []
     for t, m, s in zip(times[:-1].tolist(), middle.tolist(), times[1:].tolist(), strict=True):
         at = GridCoefficients(sde, [t, m, s])

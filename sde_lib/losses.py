@@ -80,7 +80,7 @@ class EDMWeighting:
     sigma_data: float = 0.5
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        return 1 + (2 * (sde.noise_level(t) - math.log(self.sigma_data))).exp()
+        return 1 + (2 * (sde.log_noise_level(t) - math.log(self.sigma_data))).exp()
 
 
 WEIGHTINGS: dict[str, Weighting] = {
@@ -130,7 +130,7 @@ class LearnedUncertainty(nn.Module):
 
     def log_mean(self, t: Tensor) -> Tensor:
         """u at times t, shape (B,): the logarithm of the mean loss there, once it is learned."""
-        angles = self.sde.noise_level(t)[:, None] * self.frequencies + self.phases  # (B, features)
+        angles = self.sde.log_noise_level(t)[:, None] * self.frequencies + self.phases  # (B, features)
         features = (math.sqrt(2) * angles.cos()).to(self.weight)
         return (features * self.weight).sum(1) + self.bias  # autocast would make a matrix product bfloat16
 

@@ -216,10 +216,10 @@ def level_times(sde: SDE, levels: Tensor) -> Tensor:
         InputError: If the levels do not decrease, or the SDE does not reach one of them.
     """
     levels = _checked(levels)
-    times = sde.time_at_log_snr(-2 * levels.log())
-    reached = sde.noise_level(times).exp()
+    times = sde.time_at_log_noise_level(levels.log())
+    reached = sde.log_noise_level(times).exp()
     if not torch.allclose(reached, levels, rtol=1e-6, atol=0):
-        low, high = sde.noise_level(torch.tensor([0.0, sde.T], dtype=torch.float64)).exp().tolist()
+        low, high = sde.log_noise_level(torch.tensor([0.0, sde.T], dtype=torch.float64)).exp().tolist()
         raise InputError(
             f"levels must lie between σ/α = {low:.6g} and {high:.6g} of {type(sde).__name__}, "
             f"got {levels[-1].item():.6g} to {levels[0].item():.6g}"

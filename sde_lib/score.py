@@ -70,7 +70,7 @@ class Parametrization:
     """(p, q) of (α, σ, c_in, σ_data); of σ ε̂ where the network predicts the data."""
     predicts_data: bool = False
     """Whether F is x̂_0 itself. Then ε̂ is a difference divided by σ, which keeps its digits as σ -> 0."""
-    noise_input: str = "log_level"
+    noise_input: str = "log_noise_level"
     """The network's noise input, a name in `NOISE_INPUTS`."""
     scale_input: bool = True
     """Whether the network sees c_in x_t; else x_t itself."""
@@ -101,19 +101,19 @@ PARAMETRIZATIONS = {  # with a = α, s = σ, c = c_in, d = σ_data
     "v":     Parametrization(lambda a, s, c, d: (c.square() * s,      c * a)),
     "score": Parametrization(lambda a, s, c, d: (           0.0,         -s)),
     "edm":   Parametrization(lambda a, s, c, d: (c.square() * s, -d * c * a),
-                             noise_input="quarter_log_level", uses_sigma_data=True),
+                             noise_input="quarter_log_noise_level", uses_sigma_data=True),
     "vp":    Parametrization(lambda a, s, c, d: (           0.0,        1.0), noise_input="position"),
     "ve":    Parametrization(lambda a, s, c, d: (           0.0,       -1.0),
-                             noise_input="log_half_level", scale_input=False),
+                             noise_input="log_half_noise_level", scale_input=False),
     "iddpm": Parametrization(lambda a, s, c, d: (           0.0,        1.0), noise_input="step"),
 }
 # fmt: on
 PREDICTIONS = tuple(PARAMETRIZATIONS)
 
 NOISE_INPUTS: dict[str, Callable[[SDE, Tensor], Tensor]] = {
-    "log_level": lambda sde, t: sde.noise_level(t),
-    "quarter_log_level": lambda sde, t: sde.noise_level(t) / 4,
-    "log_half_level": lambda sde, t: sde.noise_level(t) - math.log(2),
+    "log_noise_level": lambda sde, t: sde.log_noise_level(t),
+    "quarter_log_noise_level": lambda sde, t: sde.log_noise_level(t) / 4,
+    "log_half_noise_level": lambda sde, t: sde.log_noise_level(t) - math.log(2),
     "position": lambda sde, t: sde.chain_position(t),
     "step": lambda sde, t: sde.chain_position(t).round(),
     "reversed_step": lambda sde, t: (sde.N - 1 - sde.chain_position(t)).round(),  # NCSN's, largest σ first
@@ -133,6 +133,17 @@ def tweedie(sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
         The posterior mean, shape (B, *shape).
     """
     return (x + expand(sde.sigma(t).square(), x) * score(x, t)) / expand(sde.alpha(t), x)
+
+
+class FunctionNetwork(nn.Module):
+    """A network without parameters, from a function of (x, noise) or (x, noise, cond)."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *arguments: Any) -> Any:  # noqa: ANN401
+        return self.function(*arguments)
 
 
 class ScoreModel(nn.Module):
@@ -178,7 +189,7 @@ class ScoreModel(nn.Module):
         if not sigma_data > 0:
             raise InputError(f"sigma_data must be positive, got {sigma_data}")
         self._accepts_condition, self._needs_condition = _condition_of(net)
-        self.net = net
+        self.net: nn.Module = net if isinstance(net, nn.Module) else FunctionNetwork(net)
         self.sde = sde
         self.prediction = prediction
         self.learned_variance = learned_variance
@@ -300,7 +311,8 @@ class ScoreModel(nn.Module):
         return PARAMETRIZATIONS[self.prediction].target(noise, x_t, *coefficients, self.sigma_data)
 
 
-def _name(net: object) -> str:
+def _name(net: Callable[..., Any]) -> str:
+    net = net.function if isinstance(net, FunctionNetwork) else net
     return getattr(net, "__name__", type(net).__name__)
 
 

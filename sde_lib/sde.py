@@ -10,7 +10,8 @@ class:
     forward SDE          dx = f(t) x dt + g(t) dw,      f = d log α/dt,   g² = dσ²/dt - 2 f σ²
     transition           p(x_t | x_s) = N(α_{t|s} x_s, σ²_{t|s} I),
                          α_{t|s} = α_t/α_s,  σ²_{t|s} = σ_t² - α²_{t|s} σ_s²
-    signal-to-noise      log SNR(t) = 2 log(α_t/σ_t)
+    noise level          σ_t/α_t, the noise's standard deviation where the signal has scale 1 (EDM's σ);
+                         log SNR(t) = -2 log(σ_t/α_t)
     reverse SDE          dx = [f x - (1 + η²)/2 g² ∇log p_t(x)] dt + η g dw̄,   any stochasticity η ≥ 0
                          (η = 1: the reverse-time SDE; η = 0: the probability-flow ODE)
 
@@ -197,28 +198,28 @@ class SDE:
         """g(t)², the squared diffusion coefficient."""
         return self.dsigma2(t) - 2 * self.dlog_alpha(t) * self.sigma(t).square()
 
-    def noise_level(self, t: Tensor) -> Tensor:
-        """log(σ(t)/α(t)): the logarithm of the noise's standard deviation, the signal rescaled to 1."""
+    def log_noise_level(self, t: Tensor) -> Tensor:
+        """log(σ(t)/α(t)), the logarithm of the noise level, increasing in t."""
         return self.sigma(t).log() - self.log_alpha(t)
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log SNR(t) = 2 log(α(t)/σ(t)), decreasing in t."""
-        return -2 * self.noise_level(t)
+        """log SNR(t) = log(α(t)²/σ(t)²), decreasing in t."""
+        return -2 * self.log_noise_level(t)
 
-    def time_at_log_snr(self, log_snr: Tensor) -> Tensor:
-        """The time t ∈ [0, T] at which log SNR(t) has the given value; values beyond the ends give the ends.
+    def time_at_log_noise_level(self, log_noise_level: Tensor) -> Tensor:
+        """The time t ∈ [0, T] at which log(σ(t)/α(t)) has a value; values beyond the ends give the ends.
 
         Args:
-            log_snr: Values of log SNR, any shape.
+            log_noise_level: Values of log(σ/α), any shape.
 
         Returns:
             Times in float64, same shape. By bisection, so that no SDE needs its own inverse.
         """
-        target = log_snr.double()
+        target = log_noise_level.double()
         low, high = torch.zeros_like(target), torch.full_like(target, self.T)
         for _ in range(80):  # 2^-80 is below the spacing of float64 at any time of interest
             middle = (low + high) / 2
-            too_early = self.log_snr(middle) > target
+            too_early = self.log_noise_level(middle) < target
             low, high = torch.where(too_early, middle, low), torch.where(too_early, high, middle)
         return (low + high) / 2
 

@@ -133,8 +133,8 @@ class LogNormalTimes(TrainingTimes):
     thousand below VE's σ_min = 0.01.
 
     Times are interpolated in a table over log(σ/α), with steps so small (about 1e-3) that the error is below
-    one part in a million (a few at the kinks of DDPM's chain). The bisection of `SDE.time_at_log_snr` takes a
-    thousand small operations, too slow for every training step.
+    one part in a million (a few at the kinks of DDPM's chain). `SDE.time_at_log_noise_level` takes a thousand
+    small operations for its bisection, too slow for every training step.
 
     Args:
         sde: The SDE.
@@ -154,16 +154,16 @@ class LogNormalTimes(TrainingTimes):
             raise InputError(f"p_std must be above 0, got {p_std}")
         self.p_mean, self.p_std = p_mean, p_std
         ends = torch.tensor([eps, sde.T], dtype=torch.float64)
-        self._lowest, self._highest = sde.noise_level(ends).tolist()
+        self._lowest, self._highest = sde.log_noise_level(ends).tolist()
         log_levels = torch.linspace(self._lowest, self._highest, 2**14 + 1, dtype=torch.float64)
-        times = sde.time_at_log_snr(-2 * log_levels).clamp(eps, sde.T)
+        times = sde.time_at_log_noise_level(log_levels).clamp(eps, sde.T)
         self.register_buffer("_times", times, persistent=False)
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> DrawnTimes:
         z = torch.special.ndtri(stratified_uniform(batch_size, generator, torch.float64))
-        log_level = (self.p_mean + self.p_std * z).clamp(self._lowest, self._highest)
+        log_noise_level = (self.p_mean + self.p_std * z).clamp(self._lowest, self._highest)
         last = len(self._times) - 1
-        position = (log_level - self._lowest) * (last / (self._highest - self._lowest))
+        position = (log_noise_level - self._lowest) * (last / (self._highest - self._lowest))
         k = position.long().clamp(0, last - 1)
         t = torch.lerp(self._times[k], self._times[k + 1], position - k).float()
         return DrawnTimes(t, torch.ones_like(t))

@@ -163,7 +163,7 @@ def multistep_difference(make, scheduler, steps=12, noisy=False):
     ours = carry(sampler, score, x_T, noise)
     scheduler.set_timesteps(steps)
     scheduler.timesteps = torch.linspace(999, 0, steps)
-    scheduler.sigmas = sde.noise_level(times).exp()
+    scheduler.sigmas = sde.log_noise_level(times).exp()
     scheduler.set_begin_index(0)
     theirs, worst = x_T, 0.0
     for i, k in enumerate(scheduler.timesteps):

@@ -19,7 +19,7 @@ SNIPPETS = [
 ]
 WIDTH = 100
 NOT_WRAPPED = {  # to be wrapped: this list only shrinks
-    *("data.md", "networks.md", "notation.md", "scaling.md", "training.md"),
+    *("data.md", "networks.md", "scaling.md", "training.md"),
 }
 
 

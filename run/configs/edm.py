@@ -14,7 +14,7 @@ from score_diffusion.run.configs import base
 def get_config() -> ConfigDict:
     config = base.get_config()
     config.sde = ConfigDict(dict(name="edm", sigma_min=0.002, sigma_max=80.0, N=1000))
-    config.model.update(prediction="edm", sigma_data=0.75, noise_input="log_level")
+    config.model.update(prediction="edm", sigma_data=0.75, noise_input="log_noise_level")
     config.training.update(times="lognormal", weighting="edm")
     config.sampling.sampler = "edm"
     return config

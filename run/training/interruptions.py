@@ -82,8 +82,8 @@ def full_disk_explained(workdir: Path) -> Iterator[None]:
 def stop_if_diverged(trainer: Trainer, summary: StatisticsSummary, max_skipped: int, workdir: Path) -> None:
     """Ends training that skips one step after the other, and saves the batch of the last of them.
 
-    The file holds step, indices, x_0 (in the units of the model), noise, times t, noise_levels log(σ/α) and
-    losses, one row for each sample; without times no noise, t and noise_levels.
+    The file holds step, indices, x_0 (in the units of the model), noise, times t, log_noise_levels
+    log(σ/α) and losses, one row for each sample; without times no noise, t and log_noise_levels.
 
     Raises:
         UserError: If `max_skipped` steps or more in a row were skipped.
@@ -95,8 +95,8 @@ def stop_if_diverged(trainer: Trainer, summary: StatisticsSummary, max_skipped: 
     batch = batches.read(batches.draw(step))
     arrays = {"step": torch.tensor(step), "indices": batches.order.indices(batches.order.positions(step))}
     arrays |= {"x_0": batch.x_0, "losses": losses}
-    if batch.noise is not None and statistics.log_sigma is not None:
-        arrays |= {"noise": batch.noise, "t": t, "noise_levels": statistics.log_sigma(t)}
+    if batch.noise is not None and statistics.log_noise_level is not None:
+        arrays |= {"noise": batch.noise, "t": t, "log_noise_levels": statistics.log_noise_level(t)}
     path = workdir / SKIPPED_FOLDER / f"step_{step:08d}.npz"
     buffer = io.BytesIO()
     numpy_arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}

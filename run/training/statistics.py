@@ -36,7 +36,7 @@ class TrainingStatistics(nn.Module):
 
     Args:
         batch_size: Losses in a step.
-        log_sigma: log(σ/α) as a function of the time; None for objectives without times.
+        log_noise_level: log(σ/α) as a function of the time; None for objectives without times.
         interval: The earliest and the latest time, which the bins cover.
     """
 
@@ -50,14 +50,14 @@ class TrainingStatistics(nn.Module):
     def __init__(
         self,
         batch_size: int,
-        log_sigma: Callable[[Tensor], Tensor] | None = None,
+        log_noise_level: Callable[[Tensor], Tensor] | None = None,
         interval: tuple[float, float] = (0.0, 1.0),
     ) -> None:
         super().__init__()
-        self.log_sigma = log_sigma
+        self.log_noise_level = log_noise_level
         edges = torch.empty(0)
-        if log_sigma is not None:
-            low, high = log_sigma(torch.tensor(interval, dtype=torch.float64)).tolist()
+        if log_noise_level is not None:
+            low, high = log_noise_level(torch.tensor(interval, dtype=torch.float64)).tolist()
             edges = torch.linspace(low, high, BINS + 1)[1:-1]
         self.register_buffer("edges", edges, persistent=False)
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64))  # loss, gradient norm, steps
@@ -84,8 +84,8 @@ class TrainingStatistics(nn.Module):
         """
         values = torch.stack([loss.double(), norm.double(), torch.ones_like(loss, dtype=torch.float64)])
         self.sums += torch.where(ok, values, 0.0)
-        if self.log_sigma is not None and t is not None:
-            bins = torch.bucketize(self.log_sigma(t).to(self.edges), self.edges)
+        if self.log_noise_level is not None and t is not None:
+            bins = torch.bucketize(self.log_noise_level(t).to(self.edges), self.edges)
             inside = (
                 bins == torch.arange(BINS, device=bins.device)[:, None]
             )  # (BINS, B): a fixed order of sums
@@ -108,7 +108,7 @@ class TrainingStatistics(nn.Module):
             loss=float(loss / steps),
             grad_norm=float(norm / steps),
             level_edges=self.edges.tolist(),
-            level_losses=[] if self.log_sigma is None else level_losses.tolist(),
+            level_losses=[] if self.log_noise_level is None else level_losses.tolist(),
             skipped=skipped,
             longest_skipped_streak=longest,
         )

@@ -83,7 +83,7 @@ def test_lognormal_times_have_the_sections_numbers(sde: SDE):
     times = build_times(section(times="lognormal", p_mean=0.4, p_std=0.5), sde)
     drawn = times.draw(2000, torch.Generator().manual_seed(0))
     law = stats.norm(0.4, 0.5)
-    assert stats.kstest(sde.noise_level(drawn.t.double()).numpy(), law.cdf).statistic < 1.01 / 2000
+    assert stats.kstest(sde.log_noise_level(drawn.t.double()).numpy(), law.cdf).statistic < 1.01 / 2000
     assert torch.equal(drawn.weights, torch.ones(2000)) and not times.state_dict() and not times.in_chain
 
 

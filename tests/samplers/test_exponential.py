@@ -144,10 +144,10 @@ def test_deis_integrates_a_cubic_noise_estimate_in_t_exactly():
     sampler = deis(sde, Grid("quadratic", 7))
     found = [x.item() for x in carry(sampler, score, torch.tensor([[0.3]], dtype=torch.float64))]
     for i, (t, s) in enumerate(zip(sampler.times[:-1], sampler.times[1:], strict=True)):
-        levels = [sde.noise_level(v).exp().item() for v in (t, s)]
+        levels = [sde.log_noise_level(v).exp().item() for v in (t, s)]
 
         def of_level(level):
-            return epsilon(sde.time_at_log_snr(torch.tensor(-2 * math.log(level)).double())).item()
+            return epsilon(sde.time_at_log_noise_level(torch.tensor(math.log(level)).double())).item()
 
         exact = sde.alpha(s).item() * (found[i] / sde.alpha(t).item() + quad(of_level, *levels)[0])
         assert (abs(found[i + 1] - exact) < 1e-8) == (i >= 3), i

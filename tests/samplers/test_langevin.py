@@ -155,7 +155,7 @@ def test_consistent_sampling_law_is_the_recursion_and_converges(name: str, exact
     errors = []
     for steps in (100, 200, 400):
         times = log_snr_grid(sde, steps)
-        noise = sde.noise_level(times).exp()
+        noise = sde.log_noise_level(times).exp()
         gamma = (noise[-1] / noise[0]).item() ** (1 / steps)
         eta = 2 * (1 - gamma)
         v = sde.prior_std**2 / sde.alpha(times[0]).item() ** 2

@@ -90,8 +90,8 @@ def test_rows_of_weights_are_added_from_the_newest_value():
 def test_coefficients_are_those_of_the_sde(sde):
     """λ and σ/α belong together, and f and g² are the derivatives: dα/dt = f α, dσ²/dt = 2 f σ² + g²."""
     at = GridCoefficients(sde, [0.5, 0.2])
-    torch.testing.assert_close(at.lam, -at.noise_to_signal.log(), rtol=1e-9, atol=1e-12)
-    torch.testing.assert_close(at.noise_to_signal, at.sigma / at.alpha)
+    torch.testing.assert_close(at.lam, -at.noise_level.log(), rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(at.noise_level, at.sigma / at.alpha)
     h = 1e-5
     lower, upper = (GridCoefficients(sde, at.t + shift) for shift in (-h, h))
     torch.testing.assert_close((upper.alpha - lower.alpha) / (2 * h), at.f * at.alpha, rtol=1e-5, atol=1e-7)

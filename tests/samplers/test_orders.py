@@ -46,7 +46,7 @@ def warm_error(name, sde, law, steps):
     what the first steps do for want of a past does not enter. The levels are those of the grid of 100 steps
     next to these, and so points of its refinements.
     """
-    coarse = sde.noise_level(GRIDS[SAMPLERS[name].grid](sde, 100))
+    coarse = sde.log_noise_level(GRIDS[SAMPLERS[name].grid](sde, 100))
     first, last = (int((coarse - math.log(level)).abs().argmin()) * steps // 100 for level in (1.5, 0.1))
     sampler, score = sampler_on(name, sde, steps), law.score(sde)
     t = sampler.times.tolist()

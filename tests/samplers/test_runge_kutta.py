@@ -161,7 +161,7 @@ def test_dpmpp_2s_is_algorithm_1(sde):
     x = starts(sde)
     for i, (t, s) in enumerate(zip(sampler.times[:-1], sampler.times[1:], strict=True), start=1):
         lam_t, lam_s = (sde.log_snr(v) / 2 for v in (t, s))
-        h, m = lam_s - lam_t, sde.time_at_log_snr(lam_t + lam_s)
+        h, m = lam_s - lam_t, sde.time_at_log_noise_level(-(lam_t + lam_s) / 2)
         first = denoiser(x, t.expand(len(x)))
         u = sde.sigma(m) / sde.sigma(t) * x - sde.alpha(m) * torch.expm1(-h / 2) * first
         second = denoiser(u, m.expand(len(x)))

@@ -144,7 +144,7 @@ def test_weightings_are_the_papers_on_the_error_of_x_0(sde, of_x_0, weighting):
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 def test_weights_keep_their_digits_in_float32(sde, of_x_0, weighting):
     """As multiples of the noise's error, w = λ/SNR, down to SNR = 1e10 where the SDE goes there."""
-    ends = sde.time_at_log_snr(torch.tensor([1e10, 1e-6], dtype=torch.float64).log())
+    ends = sde.time_at_log_noise_level(-torch.tensor([1e10, 1e-6], dtype=torch.float64).log() / 2)
     t = torch.logspace(*ends.clamp_min(1e-12).log10().tolist(), 200).clamp_max(sde.T)
     snr = (sde.alpha(t.double()) / sde.sigma(t.double())).numpy() ** 2
     weighting = WEIGHTINGS[weighting] if isinstance(weighting, str) else weighting
@@ -214,9 +214,9 @@ def test_one_value_per_sample():
 # Learned uncertainty: fitted to losses with a known mean, exp(u) is that mean.
 
 
-def mean_loss(noise_level: Tensor) -> Tensor:
+def mean_loss(log_noise_level: Tensor) -> Tensor:
     """Over four orders of magnitude, with a step."""
-    return (1.2 * noise_level - 2 * torch.tanh(2 * noise_level)).exp()
+    return (1.2 * log_noise_level - 2 * torch.tanh(2 * log_noise_level)).exp()
 
 
 def fitted(sde, spread: float, steps: int) -> LearnedUncertainty:
@@ -227,7 +227,7 @@ def fitted(sde, spread: float, steps: int) -> LearnedUncertainty:
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         t = sample_times(sde, 256, eps=1e-3)
-        losses = mean_loss(sde.noise_level(t))
+        losses = mean_loss(sde.log_noise_level(t))
         if spread:
             shape = 1 / spread**2
             losses = losses * torch.distributions.Gamma(shape, shape).sample((len(t),))
@@ -245,7 +245,7 @@ def test_it_learns_the_mean_loss_at_each_level(sde, spread: float) -> None:
     uncertainty = fitted(sde, spread, steps=1500)
     t = torch.linspace(0.02, 0.98, 50)
     with torch.no_grad():
-        ratio = uncertainty.log_mean(t).exp() / mean_loss(sde.noise_level(t))
+        ratio = uncertainty.log_mean(t).exp() / mean_loss(sde.log_noise_level(t))
     assert (ratio.log().abs() < (0.15 if spread else 0.05)).all()
     assert abs(ratio.log().mean()) < 0.03
 
@@ -263,7 +263,7 @@ def test_the_networks_gradient_at_the_optimum_is_that_of_the_log_loss() -> None:
     uncertainty = fitted(VPSDE(), 0.0, steps=1500)
     t = torch.linspace(0.1, 0.9, 5)
     scale = torch.ones(5, requires_grad=True)
-    uncertainty(scale * mean_loss(VPSDE().noise_level(t)), t).sum().backward()
+    uncertainty(scale * mean_loss(VPSDE().log_noise_level(t)), t).sum().backward()
     torch.testing.assert_close(scale.grad, torch.ones(5), rtol=0.05, atol=0)
 
 

@@ -45,7 +45,7 @@ def test_level_times_for_any_sde() -> None:
     sde, levels = VPSDE(), geometric_levels(100, 0.02, 12)
     times = level_times(sde, levels)
     assert (times.diff() < 0).all()
-    torch.testing.assert_close(sde.noise_level(times).exp(), levels, rtol=1e-9, atol=0)
+    torch.testing.assert_close(sde.log_noise_level(times).exp(), levels, rtol=1e-9, atol=0)
     with pytest.raises(ValueError, match=r"levels must lie between σ/α = 0.01 and 50 of VESDE, got 1 to 100"):
         level_times(VESDE(), geometric_levels(100, 1, 3))
 

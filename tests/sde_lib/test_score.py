@@ -30,8 +30,8 @@ class ExactNet(nn.Module):
         if self.prediction in ("vp", "iddpm"):
             first, second = self.sde.discrete_times()[:2]
             return first + noise * (second - first)
-        level = {"edm": 4 * noise, "ve": noise + math.log(2)}.get(self.prediction, noise)
-        return self.sde.time_at_log_snr(-2 * level)
+        log_noise_level = {"edm": 4 * noise, "ve": noise + math.log(2)}.get(self.prediction, noise)
+        return self.sde.time_at_log_noise_level(log_noise_level)
 
     def forward(self, x_in, noise, cond=None):
         t = self.time(noise)
@@ -106,9 +106,9 @@ def test_noise_inputs_are_the_labels_of_the_papers():
     torch.testing.assert_close(label("reversed_step", VESDE()), torch.tensor([0.0, 500.0, 998.0]))
     # For data in [-1, 1] all σ are twice those for [0, 1], whose logarithm is the noise input.
     torch.testing.assert_close(
-        label("log_half_level", VESDE(0.02, 100.0)), torch.tensor([50, 0.707107, 0.0100855]).log()
+        label("log_half_noise_level", VESDE(0.02, 100.0)), torch.tensor([50, 0.707107, 0.0100855]).log()
     )
-    torch.testing.assert_close(label("quarter_log_level", VESDE()), VESDE().sigma(t).log() / 4)
+    torch.testing.assert_close(label("quarter_log_noise_level", VESDE()), VESDE().sigma(t).log() / 4)
 
 
 @every_sde
@@ -121,7 +121,7 @@ def test_edm_with_unit_sigma_data_is_minus_v(sde):
         def forward(self, x, noise, cond=None):
             return -super().forward(x, noise)
 
-    edm = ScoreModel(Net(), sde, "edm", sigma_data=1.0, noise_input="log_level")
+    edm = ScoreModel(Net(), sde, "edm", sigma_data=1.0, noise_input="log_noise_level")
     x, t = torch.randn(4, 2), torch.tensor([0.1, 0.4, 0.7, 1.0])
     torch.testing.assert_close(edm(x, t), ScoreModel(MinusNet(), sde, "v")(x, t))
 
@@ -295,7 +295,7 @@ def test_errors():
     with pytest.raises(ValueError, match="prediction must be one of noise, x0, v, score"):
         ScoreModel(nn.Identity(), VPSDE(), "epsilon")
 
-    with pytest.raises(ValueError, match="noise_input must be one of log_level, .*, got 'sigma'"):
+    with pytest.raises(ValueError, match="noise_input must be one of log_noise_level, .*, got 'sigma'"):
         ScoreModel(nn.Identity(), VPSDE(), noise_input="sigma")
     with pytest.raises(ValueError, match="sigma_data must be positive, got 0.0"):
         ScoreModel(nn.Identity(), VPSDE(), "edm", sigma_data=0.0)

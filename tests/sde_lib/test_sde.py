@@ -59,9 +59,9 @@ def test_transition_composes(sde):
 
 
 @every_sde
-def test_time_at_log_snr_inverts(sde):
+def test_time_at_log_noise_level_inverts(sde):
     t = sde.T * torch.linspace(1e-5, 1, 64, dtype=torch.float64)
-    torch.testing.assert_close(sde.time_at_log_snr(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(sde.time_at_log_noise_level(sde.log_noise_level(t)), t, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("stochasticity", [0.0, 0.5, 1.0, 1.7])

@@ -51,15 +51,15 @@ def test_log_levels_are_normal(sde):
     source = generator()
     alone = torch.cat([times.draw(1, source).t for _ in range(3000)])
     law = stats.norm(P_MEAN, P_STD)
-    assert stats.kstest(sde.noise_level(alone.double()).numpy(), law.cdf).pvalue > 0.01
+    assert stats.kstest(sde.log_noise_level(alone.double()).numpy(), law.cdf).pvalue > 0.01
     together = times.draw(5000, source).t
-    assert stats.kstest(sde.noise_level(together.double()).numpy(), law.cdf).statistic < 1.01 / 5000
+    assert stats.kstest(sde.log_noise_level(together.double()).numpy(), law.cdf).statistic < 1.01 / 5000
 
 
 @every_sde
 def test_one_time_in_each_cell_of_equal_probability(sde):
     t = LogNormalTimes(sde, P_MEAN, P_STD).draw(64, generator(1)).t
-    u = stats.norm(P_MEAN, P_STD).cdf(sde.noise_level(t.double()).numpy())
+    u = stats.norm(P_MEAN, P_STD).cdf(sde.log_noise_level(t.double()).numpy())
     assert t.dtype == torch.float32 and (u * 64).astype(int).tolist() == list(range(64))
     assert (u * 64 % 1).std() < 1e-3  # one offset for all
 
@@ -70,7 +70,7 @@ def test_the_table_equals_bisection(sde):
     t = LogNormalTimes(sde, -1.2, 1.2).draw(999, generator(2)).t.double()
     u = torch.rand(1, generator=generator(2), dtype=torch.float64)
     z = torch.special.ndtri((torch.arange(999) + u) / 999)
-    exact = sde.time_at_log_snr(-2 * (-1.2 + 1.2 * z)).clamp(1e-5, sde.T)
+    exact = sde.time_at_log_noise_level(-1.2 + 1.2 * z).clamp(1e-5, sde.T)
     torch.testing.assert_close(t, exact, rtol=5e-6 if isinstance(sde, DDPM) else 1e-6, atol=0)
 
 

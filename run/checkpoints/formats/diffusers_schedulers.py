@@ -168,5 +168,5 @@ def _variance_exploding(settings: Settings, in_channels: int, out_channels: int,
         sigma_max=scale * settings.number("sigma_max", above=smallest, below=1e6),
         N=settings.integer("num_train_timesteps", 2, STEPS),
     )
-    noise_input = "log_half_level" if centred else "log_level"
+    noise_input = "log_half_noise_level" if centred else "log_noise_level"
     return Scheduler(dict(prediction="ve", noise_input=noise_input, learned_variance=False), sde)

@@ -56,7 +56,10 @@ SKIP_FORM: dict[str, Sequence[object]] = dict(
 BOTH_FORMS: dict[str, Sequence[object]] = dict(
     dims=(2,), vector_dim=(0,), token_dim=(0,), image_channels=(0,)
 )
-VE_SCALES = {"log_level": 1.0, "log_half_level": 2.0}  # our σ for one of theirs, by the noise input
+VE_SCALES = {
+    "log_noise_level": 1.0,
+    "log_half_noise_level": 2.0,
+}  # our σ for one of theirs, by the noise input
 EPSILON = ("noise", "vp", "iddpm")
 
 
@@ -204,7 +207,7 @@ def _config(model: ScoreModel, options: Mapping, shape: Sequence[int], skip: boo
             norm_num_groups=None,
             mid_block_scale_factor=math.sqrt(2),
             time_embedding_type="fourier",
-            center_input_sample=model.noise_input != "log_level",
+            center_input_sample=model.noise_input != "log_noise_level",
         )
     (groups,) = _groups(net)
     return config | dict(

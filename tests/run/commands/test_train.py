@@ -181,7 +181,7 @@ def test_divergence_ends_training_and_leaves_the_batch(
         assert np.array_equal(file["indices"], batches.order.indices(batches.order.positions(5)))
         assert np.array_equal(file["noise"], draw.noise)
         assert np.array_equal(file["x_0"], batches.read(draw).x_0)
-        assert np.array_equal(file["noise_levels"], build_sde(config.sde).noise_level(draw.times.t))
+        assert np.array_equal(file["log_noise_levels"], build_sde(config.sde).log_noise_level(draw.times.t))
     monkeypatch.setattr(Trainer, "backward", backward)  # were it a fault that passes, it would go on
     assert cli("train", workdir, *keys) == 0
 

@@ -13,7 +13,7 @@ YES, NO = torch.tensor(True), torch.tensor(False)
 
 def test_losses_by_noise_level():
     sde = VPSDE()
-    statistics = TrainingStatistics(64, sde.noise_level, (1e-5, 0.999))
+    statistics = TrainingStatistics(64, sde.log_noise_level, (1e-5, 0.999))
     t, losses = [], []
     for step in range(2):
         generator = torch.Generator().manual_seed(step)
@@ -22,7 +22,7 @@ def test_losses_by_noise_level():
         statistics.add(step, YES, losses[-1].mean(), losses[-1][0], losses[-1], t[-1])
     statistics.add(2, NO, losses[0].mean() * math.nan, losses[0][0], losses[0], t[0])
     summary = statistics.summary()
-    levels, losses = sde.noise_level(torch.cat(t)), torch.cat(losses)
+    levels, losses = sde.log_noise_level(torch.cat(t)), torch.cat(losses)
     edges = [-math.inf, *summary.level_edges, math.inf]
     assert len(summary.level_losses) == BINS
     for low, high, mean in zip(edges[:-1], edges[1:], summary.level_losses, strict=True):
@@ -53,7 +53,7 @@ def test_the_longest_streak_of_skipped_steps_goes_beyond_a_point_of_the_log():
 
 
 def test_the_last_skipped_batch_is_kept():
-    statistics = TrainingStatistics(2, VPSDE().noise_level, (1e-5, 0.999))
+    statistics = TrainingStatistics(2, VPSDE().log_noise_level, (1e-5, 0.999))
     for step, ok in ((0, YES), (1, NO), (2, NO), (3, YES)):
         losses = torch.tensor([float(step), math.nan])
         statistics.add(step, ok, losses.mean(), losses[0], losses, torch.full((2,), 0.1 * step))

@@ -195,6 +195,6 @@ def test_what_diffusers_has_no_ncsnpp_for():
         "a level of 64 channels, where NCSN++'s form needs 128 or more",
         "sde.name=edm, where NCSN++'s form has vesde",
         "model.prediction=noise, where NCSN++'s form has ve",
-        "model.noise_input=reversed_step, where NCSN++'s form has log_level or log_half_level",
+        "model.noise_input=reversed_step, where NCSN++'s form has log_noise_level or log_half_noise_level",
     ):
         assert reason in str(error.value)
