@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from score_diffusion.run.keys import MODES
+from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
@@ -62,6 +63,22 @@ def test_files_that_are_named_exist(path):
     for name in re.findall(rf"`((?:{folders})/[\w./]+)`", path.read_text()):
         if "NAME" not in name:
             assert (ROOT / name).exists(), f"{path.name} names {name}, which does not exist"
+
+
+def test_the_architecture_lists_the_rooms_in_the_order_of_their_imports():
+    text = (ROOT / "docs/architecture.md").read_text()
+    listed = [Path(name).stem for name in re.findall(r"^\| `run/([\w.]+?)/?` \|", text, re.M)]
+    assert sorted(listed) == sorted(ROOMS)
+    for i, room in enumerate(listed):
+        assert ROOMS[room] <= set(listed[i + 1 :]), f"{room} imports {ROOMS[room] - set(listed[i + 1 :])}"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_what_is_said_to_be_in_a_file_is_there(path):
+    for name, file in re.findall(r"`([\w.]+)`\s+in\s+`([\w/]+\.py)`", path.read_text()):
+        for part in name.split("."):
+            defined = re.search(rf"^ *(def|class) {part}\b|^{part}\b", (ROOT / file).read_text(), re.M)
+            assert defined, f"{path.name} says that {part} is in {file}"
 
 
 def test_each_recipe_names_as_many_files_as_it_says():
