@@ -175,7 +175,8 @@ def _check_groups(net: UNet, path: Path) -> None:
 
 def _assumptions(net: UNet) -> tuple[str, ...]:
     """What the configuration says of a network and its file does not."""
-    notes = ["activation: swish (nonlinearity)"]
+    divided = "divided by √2" if net.style.rescale else "not divided by √2"
+    notes = ["activation: swish (nonlinearity)", f"sums of two branches: {divided} (skip_rescale)"]
     if net.style.filter == "fir":
         notes.append("resampling filter: 1, 3, 3, 1 (fir_kernel)")
     notes.append("output divided by σ for VE only (scale_by_sigma)")

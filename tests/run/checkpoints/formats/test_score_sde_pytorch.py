@@ -116,6 +116,7 @@ def test_what_a_file_does_not_say_is_named(tmp_path):
     notes = score_sde_pytorch.read(network(CASES["ffhq"]), tmp_path / "checkpoint.pth").notes
     assert [note.partition(" (")[0] for note in notes] == [
         "activation: swish",
+        "sums of two branches: divided by √2",
         "resampling filter: 1, 3, 3, 1",
         "output divided by σ for VE only",
         "groups of the norms: one for four channels, at most 32",
