@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from score_diffusion.run.checkpoints.contents import (
     FORMAT,
     check_finite,
+    check_not_compressed,
     check_tensors,
     check_training_file,
 )
@@ -381,7 +382,9 @@ def _read_full(directory: Path, averages: bool, checked: bool = True) -> Checkpo
 
 
 def _load_training(data: bytes) -> dict:
-    training = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    file = io.BytesIO(data)
+    check_not_compressed(file)
+    training = torch.load(file, map_location="cpu", weights_only=True)
     check_training_file(training, IN_TRAINING_FILE)
     return {key: training[key] for key in IN_TRAINING_FILE}
 

@@ -7,8 +7,10 @@ anywhere, and an optimizer whose moments have the wrong shape makes fused Adam w
 from __future__ import annotations
 
 import math
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import IO
 
 import torch
 from torch import Tensor
@@ -46,6 +48,27 @@ def check_training_file(training: object, keys: Sequence[str]) -> None:
     if not isinstance(training["scaler"], dict):
         raise ValueError("its scaler is not a dictionary")
     _check_optimizer_structure(training["optimizer"])
+
+
+def check_not_compressed(file: IO[bytes]) -> None:
+    """Checks that a file of torch.save does not grow when it is read: torch.save compresses nothing.
+
+    Raises:
+        ValueError: If the parts of a zip archive are larger than the archive.
+    """
+    size = file.seek(0, 2)
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            parts = sum(part.file_size for part in archive.infolist())
+        if parts > size:
+            raise ValueError(f"its parts have {parts} bytes, more than its own {size}")
+    file.seek(0)
+
+
+def has_all_its_numbers(x: Tensor) -> bool:
+    """Whether a tensor has a number in memory for each of its own, which one of stride 0 has not."""
+    local = x.to_local() if hasattr(x, "to_local") else x
+    return local.numel() * local.element_size() <= local.untyped_storage().nbytes()
 
 
 def _holds_tensors(value: object) -> bool:
@@ -158,6 +181,8 @@ def _check_moments(entry: Mapping[str, Tensor], parameter: Tensor, source: str) 
                 f"{source}: {name} has shape {tuple(moment.shape)} and dtype {moment.dtype}, not "
                 f"{tuple(parameter.shape)} and {parameter.dtype}"
             )
+        if not has_all_its_numbers(moment):
+            raise UserError(f"{source}: {name} repeats its numbers")
         if not is_finite(moment):
             raise UserError(f"{source}: {name} holds NaN or infinity")
     step = entry["step"]

@@ -24,7 +24,12 @@ from torch import Tensor
 from score_diffusion.models import NCSNv2
 from score_diffusion.models.refinenet_layers import RefineBlock, RefineNetResidualBlock, ResidualConvUnits
 from score_diffusion.run.checkpoints.formats.description import Description, Weights
-from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors, state_dict, training_step
+from score_diffusion.run.checkpoints.formats.safe_pickle import (
+    load_tensors,
+    state_dict,
+    tensor_list,
+    training_step,
+)
 from score_diffusion.run.checkpoints.formats.weight_maps import Rule, Rules, Tensors
 from score_diffusion.run.errors import UserError
 
@@ -125,9 +130,8 @@ def _contents(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor] | list[T
     if isinstance(content, dict) and {"model", "ema", "step"} <= set(content):
         state = state_dict(content["model"], f"{path}: model")
         shadow = content["ema"].get("shadow_params") if isinstance(content["ema"], dict) else None
-        if not isinstance(shadow, list) or not all(isinstance(tensor, Tensor) for tensor in shadow):
-            raise UserError(f"{path}: ema must be a dictionary with shadow_params, a list of tensors")
-        return state, shadow, training_step(content["step"], f"{path}: step")
+        ordered = tensor_list(shadow, f"{path}: ema's average")
+        return state, ordered, training_step(content["step"], f"{path}: step")
     raise UserError(
         f"{path} is not a checkpoint of NCSNv2: expected a list of state_dict, optimizer, epoch, step and "
         "average, or a dictionary with model, ema and step"

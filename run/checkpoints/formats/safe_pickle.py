@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_diffusion.run.checkpoints.contents import check_not_compressed, has_all_its_numbers
 from score_diffusion.run.errors import UserError
 
 # Old files store learning rates as NumPy numbers: the functions that rebuild those do nothing else.
@@ -36,6 +37,8 @@ def load_tensors(path: Path) -> object:
     if not path.is_file():
         raise UserError(f"checkpoint file {path} does not exist")
     try:
+        with open(path, "rb") as file:
+            check_not_compressed(file)
         with torch.serialization.safe_globals(NUMBERS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of unusual protocols, which are read or are not
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -46,7 +49,7 @@ def load_tensors(path: Path) -> object:
         ) from error
     except Exception as error:  # torn bytes make the unpickler raise anything, AssertionError among them
         raise UserError(
-            f"{path} is damaged or not a file of torch.save ({type(error).__name__}): copy it again"
+            f"{path} is damaged or not a file of torch.save ({_first_line(error)}): copy it again"
         ) from error
 
 
@@ -67,12 +70,37 @@ def state_dict(value: object, what: str) -> dict[str, Tensor]:
             raise UserError(
                 f"{what} must be a dictionary of tensors by name, it holds {_kind(tensor)} under {name!r}"
             )
-        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            raise UserError(f"{what} must hold dense tensors of real numbers, {name} is {tensor.layout}")
+        _check(tensor, what, name)
     names = {name: name.replace(COMPILED, "") for name in value}
     while all(name.startswith(WRAPPER) for name in names.values()):
         names = {name: short.removeprefix(WRAPPER) for name, short in names.items()}
     return {names[name]: tensor for name, tensor in value.items()}
+
+
+def tensor_list(value: object, what: str) -> list[Tensor]:
+    """A list of tensors.
+
+    Raises:
+        UserError: If it is not a list of dense tensors of real numbers.
+    """
+    if not isinstance(value, list) or not all(isinstance(tensor, Tensor) for tensor in value):
+        raise UserError(f"{what} must be a list of tensors, it is {_kind(value)}")
+    for i, tensor in enumerate(value):
+        _check(tensor, what, str(i))
+    return value
+
+
+def _check(tensor: Tensor, what: str, name: str) -> None:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        raise UserError(f"{what} must hold dense tensors of real numbers, {name} is {tensor.layout}")
+    if not has_all_its_numbers(tensor):
+        raise UserError(
+            f"{what} must hold dense tensors, {name} has shape {tuple(tensor.shape)} without them"
+        )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def training_step(value: object, what: str) -> int:

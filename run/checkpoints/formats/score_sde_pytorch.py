@@ -16,7 +16,12 @@ from torch import Tensor, nn
 from score_diffusion.models import UNet
 from score_diffusion.models.layers import ResidualBlock
 from score_diffusion.run.checkpoints.formats.description import Weights
-from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors, state_dict, training_step
+from score_diffusion.run.checkpoints.formats.safe_pickle import (
+    load_tensors,
+    state_dict,
+    tensor_list,
+    training_step,
+)
 from score_diffusion.run.checkpoints.formats.weight_maps import Rules, unet_blocks
 from score_diffusion.run.errors import UserError
 
@@ -144,9 +149,9 @@ def read(net: UNet, path: Path, groups_are_known: bool = False) -> Weights:
 
 def _shadow(ema: object, expected: int, path: Path) -> list[Tensor]:
     """The tensors of the moving average."""
-    shadow = ema.get("shadow_params") if isinstance(ema, dict) else None
-    if not isinstance(shadow, list) or not all(isinstance(tensor, Tensor) for tensor in shadow):
-        raise UserError(f"{path}: ema must be a dictionary with shadow_params, a list of tensors")
+    shadow = tensor_list(
+        ema.get("shadow_params") if isinstance(ema, dict) else None, f"{path}: ema's average"
+    )
     if len(shadow) != expected:
         raise UserError(
             f"{path} is damaged: its moving average has {len(shadow)} tensors for {expected} weights"

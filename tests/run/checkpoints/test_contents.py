@@ -94,6 +94,7 @@ def test_its_own_state_fits_an_optimizer(optimizer: torch.optim.Adam):
         ("exp_avg_sq", torch.zeros(300, 200), r"exp_avg_sq has shape \(300, 200\)"),
         ("exp_avg", torch.zeros(3, 2).double(), "dtype torch.float64"),
         ("exp_avg", torch.full((3, 2), torch.nan), "exp_avg holds NaN"),
+        ("exp_avg", torch.zeros(1).expand(3, 2), "exp_avg repeats its numbers"),
         ("step", torch.tensor(-1.0), "step is"),
         ("step", torch.zeros(2), "step is"),
         ("more", torch.zeros(()), "holds step, exp_avg, exp_avg_sq, more"),

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors, state_dict, training_step
+from score_diffusion.run.checkpoints.formats.safe_pickle import (
+    load_tensors,
+    state_dict,
+    tensor_list,
+    training_step,
+)
 from score_diffusion.run.errors import UserError
 
 
@@ -42,6 +48,28 @@ def test_anything_else_is_refused(tmp_path: Path):
         path.write_bytes(content)
         with pytest.raises(UserError, match="is damaged|is refused"):
             load_tensors(path)
+
+
+def test_archives_that_grow_are_refused(tmp_path: Path):
+    """A megabyte of zeros, compressed to a few kilobytes; the same is a gigabyte in a megabyte."""
+    torch.save({"a": torch.zeros(2**18)}, tmp_path / "plain")
+    with zipfile.ZipFile(tmp_path / "plain") as plain, zipfile.ZipFile(tmp_path / "bomb", "w") as bomb:
+        for part in plain.infolist():
+            bomb.writestr(part.filename, plain.read(part), zipfile.ZIP_DEFLATED)
+    assert (tmp_path / "bomb").stat().st_size < 10_000
+    with pytest.raises(UserError, match="its parts have .* bytes, more than its own"):
+        load_tensors(tmp_path / "bomb")
+
+
+def test_tensors_that_repeat_their_numbers_are_refused(tmp_path: Path):
+    """One number, of stride 0, as a tensor of four terabytes."""
+    torch.save({"a": torch.zeros(1).expand(2**20, 2**20)}, tmp_path / "file")
+    content = load_tensors(tmp_path / "file")
+    with pytest.raises(UserError, match=r"a has shape \(1048576, 1048576\) without them"):
+        state_dict(content, "it")
+    with pytest.raises(UserError, match=r"0 has shape \(1048576, 1048576\) without them"):
+        tensor_list(list(content.values()), "it")
+    assert tensor_list([torch.zeros(2, 3).T, torch.zeros(0)], "it")[0].shape == (3, 2)
 
 
 def test_names_lose_what_wrappers_added():

@@ -168,7 +168,7 @@ def test_refusals(tmp_path):
     for model in ([], {}, None, {"a": 1}, {1: torch.zeros(1)}, torch.zeros(2)):
         refused({**checkpoint(case), "model": model}, "model must be a dictionary of tensors")
     for ema in ([], {}, None, {"shadow_params": {}}, {"shadow_params": [1]}, {"shadow_params": None}):
-        refused({**checkpoint(case), "ema": ema}, "ema must be a dictionary with shadow_params, a list of")
+        refused({**checkpoint(case), "ema": ema}, "ema's average must be a list of tensors")
     refused([1, 2], "expected a dictionary with model, ema and step")
     content = checkpoint(case)
     content["ema"]["shadow_params"][7] = content["ema"]["shadow_params"][7] * float("nan")
