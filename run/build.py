@@ -1,7 +1,6 @@
-"""From the sections of a configuration to objects: one table of names per kind.
+"""From the sections of a configuration to objects, with one table of names for each kind of object.
 
-A new SDE or network is one class and one line in its table; its constructor arguments are the keys of its
-section.
+A new SDE is one class and one line in its table; the arguments of its constructor are then keys of `sde`.
 """
 
 from __future__ import annotations
@@ -71,8 +70,8 @@ SDES: dict[str, Callable[..., SDE]] = {
     "ddpm": ddpm,
 }
 MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
-FITTED = "fitted"  # the grid that sample.py fits and keeps with the run
-# ScoreModel's, in the section model where they are set
+FITTED = "fitted"  # a grid fitted to the trained model, see inference/fitted_grid.py
+# Arguments of ScoreModel among the keys of the section `model`.
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
 
@@ -98,7 +97,7 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     """The score model of a `model` section for data of a shape, its weights drawn from torch's global seed.
 
     Raises:
-        UserError: If the name is unknown, an argument is not the network's, or it does not take such data.
+        UserError: If the name is unknown, or the network refuses its arguments or data of this shape.
     """
     model = assemble_model(section, sde, shape)
     run_once(model, shape)
@@ -106,7 +105,7 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
 
 
 def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
-    """Refuses a size that the network does not take, by trying it before anything is written.
+    """Runs the network once, so that a size it does not take is refused before anything is written.
 
     Raises:
         UserError: If the network refuses it.
@@ -116,10 +115,10 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
 
 
 def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreModel:
-    """The model of `build_model` before it is tried: also on the device "meta", where nothing can run.
+    """The model of `build_model` before it has run once; works on the device "meta", too.
 
     Raises:
-        UserError: If the name is unknown, an argument is not the network's, or it does not take such data.
+        UserError: If the name is unknown, or the network refuses its arguments or data of this rank.
     """
     options = section.to_dict()
     name, prediction = options.pop("name"), options.pop("prediction")
@@ -140,7 +139,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
 
 @contextlib.contextmanager
 def _refusing_arguments() -> Iterator[None]:
-    """Networks and samplers raise a ValueError for arguments that do not fit; here these are the user's."""
+    """Turns the ValueError of a network that refuses its arguments or its input into a UserError."""
     try:
         yield
     except ValueError as error:

@@ -248,11 +248,7 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         -1, "class to draw and to score, of a network trained with classes; -1 for none",
         modes=(*SAMPLES, "likelihood"),
     ),
-    "sampler": Key(
-        "eabm",
-        "the sampler; its options are the keys sampling.SAMPLER.*, and --mode sample --sampler list shows "
-        "all",
-    ),
+    "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
     "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),

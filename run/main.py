@@ -92,8 +92,9 @@ def _sentence(error: Exception) -> str | None:
 def _explain(sentence: str) -> None:
     """Says in one line on stderr why the command ends.
 
-    Processes of one job often fail together: rank 0 speaks first, and torchrun ends the others with it. The
-    one that ends first torchrun names as the cause, which those that lost their connection to it are not.
+    Processes of one job often fail together: rank 0 prints first, and torchrun ends the others with it.
+    torchrun names the process that ends first as the cause, so that those that only lost their connection to
+    another one wait.
     """
     rank, sentence = os.environ.get("RANK"), " ".join(sentence.split())
     if rank in (None, "0"):

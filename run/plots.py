@@ -25,7 +25,7 @@ finally:
     if _backend is not None:
         os.environ["MPLBACKEND"] = _backend
 
-SHORT_LINE = 12  # points of a line that are marked, so that a single one can be seen
+SHORT_LINE = 12  # lines of fewer points have markers, so that a single point can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read
 GAP = 2
 PANELS = 16  # signals in a picture

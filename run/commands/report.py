@@ -1,7 +1,7 @@
-"""`--mode report`: a run on one page, report.html in its directory, that needs nothing else to be read.
+"""`--mode report`: one page about a run, report.html in its directory, which needs no other file.
 
-Pictures and curves are part of the page, there is no script, and nothing is fetched. A run shows what it has:
-a training under way, or one that was never sampled from, makes a shorter page.
+Pictures and curves are part of the page, there is no script, and nothing is fetched. The page shows what
+there is: it is shorter while training is in progress, or when no samples were drawn.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ from score_diffusion.run.inference.sample_files import SAMPLES
 from score_diffusion.run.training.log import finite_values, read_log
 
 REPORT_FILE = "report.html"
-MOST_PICTURES = 12  # of the pictures drawn while training, so that the page stays small; evenly spaced
-WINDOWS = 4  # parts of the training whose losses by noise level are shown
-LOGARITHMIC = ("loss", "norm of the gradient")  # curves with such an axis; the others have a linear one
-CURVES = {  # title of each, and its lines: keys of the log by name
+MOST_PICTURES = 12  # the most previews on the page, which stays small; evenly spaced
+WINDOWS = 4  # parts of the training for which the losses by noise level are shown
+LOGARITHMIC = ("loss", "norm of the gradient")  # curves whose axis is logarithmic
+CURVES = {  # each by its title: the names of its lines, and their keys in the log
     "loss": {"training": "loss", "held out": "held_out_loss"},
     "norm of the gradient": {"norm": "grad_norm"},
     "learning rate": {"rate": "learning_rate"},
@@ -74,7 +74,7 @@ $body
 
 
 def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
-    """Writes the page of a run directory, in the place of an older one; returns the exit code."""
+    """Writes the page of a run directory, replacing an older one; returns the exit code."""
     if not processes.is_first():
         return 0  # there is nothing to share
     path = workdir / REPORT_FILE
@@ -124,7 +124,7 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
 
 
 def _configuration(config: ConfigDict) -> list[str]:
-    """What differs from the defaults, then the rest folded away."""
+    """The keys that differ from their defaults, then the others in a fold."""
     flat, changed = flatten(config), changed_keys(config)
     rest = [key for key in flat if key not in changed]
     return [
@@ -153,7 +153,7 @@ def _curves(rows: list[dict]) -> list[str]:
 
 
 def _noise_levels(rows: list[dict]) -> list[str]:
-    """Mean losses by noise level in equal parts of the training, from what the log has of them."""
+    """Mean losses by noise level in equal parts of the training, as far as the log has them."""
     rows = [row for row in rows if row.get("level_losses") and row.get("level_edges")]
     lines = {}
     for window in np.array_split(np.arange(len(rows)), min(WINDOWS, len(rows)) or 1):
@@ -173,7 +173,9 @@ def _noise_levels(rows: list[dict]) -> list[str]:
 
 
 def _centres(edges: np.ndarray) -> np.ndarray:
-    """Of bins between equally spaced edges; the first and the last, which are open, as wide as the others."""
+    """The centres of bins between equally spaced edges; the first and last bin, which are open, count as wide
+    as the others.
+    """
     width = edges[1] - edges[0]
     return np.append(edges[0] - width / 2, edges + width / 2)
 
@@ -193,7 +195,7 @@ def _step(picture: Path) -> str:
 
 
 def _results(workdir: Path, stem: str) -> list[str]:
-    """The JSON files of a mode, each with the pictures that belong to it."""
+    """The JSON files of a mode, each with its pictures."""
     parts = []
     for path in sorted(workdir.glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name)):
         parts.append(f"<h3>{escape(path.name)}</h3>")
@@ -208,7 +210,7 @@ def _results(workdir: Path, stem: str) -> list[str]:
 
 
 def _record(record: dict) -> str:
-    """Numbers and texts, parts side by side that have the same; folded away the whole, with its settings."""
+    """Numbers and texts; parts with the same entries as columns of one table; the whole file in a fold."""
     shown = {key: value for key, value in record.items() if key != "settings"}
     flat = {key: part for key, part in shown.items() if isinstance(part, dict) and _is_flat(part)}
     columns = flat if len(flat) > 1 else {}
@@ -230,7 +232,7 @@ def _is_flat(part: dict) -> bool:
 
 
 def _leaves(record: dict, prefix: str = "") -> list[tuple[str, str]]:
-    """The numbers and texts of a record and of those in it, with the names that lead there."""
+    """The numbers and texts of a record and of the records in it, named by their paths."""
     rows = []
     for key, value in record.items():
         name = f"{prefix}{_words(key)}"
@@ -269,7 +271,7 @@ def _files(workdir: Path) -> list[str]:
     return [_folded(f"{len(rows)} files", _table(rows))]
 
 
-# HTML of the parts. Whatever comes from the run passes through `escape` here.
+# HTML of the parts. All text that comes from the run is escaped here.
 
 
 def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:

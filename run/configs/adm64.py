@@ -1,4 +1,4 @@
-"""ADM at 64x64 pixels with classes (Dhariwal & Nichol, 2021): for the authors' checkpoint, and as a starting
+"""ADM at 64x64 pixels with classes (Dhariwal & Nichol, 2021): for the authors' checkpoint, and a starting
 point for images of your own.
 """
 

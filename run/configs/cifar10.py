@@ -1,7 +1,7 @@
 """The VP SDE on CIFAR-10-sized colour images of your own, --config.data.path=FOLDER, .zip or
 cifar-10-binary.tar.gz.
 
-A small network: it learns colours and shapes in hours on a CPU, and is not the paper's.
+The network is a small one, not a paper's: it learns colours and shapes in hours on a CPU.
 """
 
 from __future__ import annotations

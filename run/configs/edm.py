@@ -1,7 +1,7 @@
 """EDM's training recipe (Karras et al., 2022) on digits: its SDE, preconditioning, noise and weighting.
 
-The network is told log σ, for which this project's noise embeddings are made, rather than a quarter of it.
-EDM2's uncertainty weighting (Karras et al., 2024) goes on top: `--config.training.objective=uncertainty`.
+The network's noise input is log σ, for which this project's noise embeddings are made, not a quarter of it.
+`--config.training.objective=uncertainty` adds EDM2's uncertainty weighting (Karras et al., 2024).
 """
 
 from __future__ import annotations

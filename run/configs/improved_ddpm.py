@@ -1,6 +1,6 @@
 """Improved DDPM (Nichol & Dhariwal, 2021) on digits: cosine betas, a learned variance, L_hybrid.
 
-`--config.training.times=importance` draws the times by the losses seen at them.
+`--config.training.times=importance` draws times in proportion to their losses.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""NCSN (Song & Ermon, 2019) on digits: ten noise levels and a RefineNet that is told which one it sees.
+"""NCSN (Song & Ermon, 2019) on digits: ten noise levels and a RefineNet conditioned on the level.
 
-The levels are the paper's, 1 to 0.01 in [0, 1], in [-1, 1]; so is the step size: 2e-5/0.01² = 0.2.
+The levels are the paper's, which are 1 to 0.01 for data in [0, 1], for data in [-1, 1]; so is the step size,
+2e-5/0.01² = 0.2.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""NCSNv2 (Song & Ermon, 2020) on digits: noise levels and step size by rule, a network blind to the level.
+"""NCSNv2 (Song & Ermon, 2020) on digits: noise levels and step size by rule, and a network that is not
+conditioned on the level.
 
 Where it says auto: sigma_max is the largest distance of two training samples (Technique 1), N the number of
 levels by the overlap of their shells (Technique 2), and the step size keeps the variance (Technique 4).

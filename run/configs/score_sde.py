@@ -2,7 +2,7 @@
 `--config score_sde:vp_ddpmpp_continuous`.
 
 The names are those of score_sde_pytorch's configurations. Data are bare pixel values in [-1, 1]; there, VE's
-are in [0, 1], so that its σ are twice theirs here. Networks are told what theirs are: the position on the
+are in [0, 1], so that its σ are twice theirs here. The networks' noise input is theirs: the position on the
 chain, or log σ.
 """
 
@@ -16,7 +16,7 @@ from score_diffusion.run.configs import base
 
 _VE, _VE_CHAIN = dict(prediction="ve"), dict(prediction="ve", noise_input="reversed_step")
 _VP = dict(prediction="vp")
-_SUBVP = dict(prediction="vp", scale_input=False)  # told x_t itself, whose variance is not 1 there
+_SUBVP = dict(prediction="vp", scale_input=False)  # sees x_t itself, whose variance is not 1 there
 _SDES = {
     "ve": dict(name="vesde", sigma_min=0.02, sigma_max=100.0, N=1000),
     "vp": dict(name="vpsde", beta_min=0.1, beta_max=20.0, N=1000),
@@ -24,7 +24,7 @@ _SDES = {
     "subvp": dict(name="subvpsde", beta_min=0.1, beta_max=20.0, N=1000),
 }
 
-# Name: the SDE, the network, what it predicts and is told, and whether it is trained on the chain alone.
+# Name: the SDE, the network, its prediction and inputs, and whether it is trained on the chain only.
 EXPERIMENTS: dict[str, tuple[str, str, dict[str, Any], bool]] = {
     "ve_ddpm": ("ve", "cifar10_ddpm", _VE_CHAIN, True),
     "ve_ncsnpp": ("ve", "cifar10_ncsnpp", _VE_CHAIN, True),

@@ -1,16 +1,16 @@
 """Scoring held-out data: bits/dim of images, nats of points.
 
-Two figures, by choice: the likelihood of the probability-flow ODE, for which images are dequantized, and
-DDPM's variational bound for the reverse chain, whose decoder knows their grey levels.
+There are two figures: the likelihood of the probability-flow ODE, for which images are dequantized, and
+DDPM's variational bound for the reverse chain, whose decoder is a distribution over grey levels.
 
-Dequantization turns grey levels x_0 into x with a density p, and costs what it hides: for images
+Dequantization turns grey levels x_0 into numbers x with a density p. On average over x,
 
     uniform     -log p(x) - log(bin width),                          x uniform in the bin around x_0
     gaussian    -log p(x) + log q(x | x_0) - log p(x_0 | x),         x = x_{t_1} ~ q, the chain's first noise
 
-bound -log p(x_0), on average over x. A model trained on bare pixel values knows no other law at small noise
-than one concentrated on them, whose density is small in most of a wide bin: for values uniform on 17 levels
-(4.09 bits) the exact ODE gives 10.7 bits with uniform noise and 4.09 with gaussian.
+are upper bounds on -log p(x_0). At small noise a model trained on bare pixel values has learned a
+distribution concentrated on them, whose density is small in most of a wide bin: for values uniform on 17
+levels (4.09 bits) the exact ODE gives 10.7 bits with uniform noise and 4.09 with gaussian.
 
 Reference:
     Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
@@ -63,7 +63,7 @@ class Scores:
 
     @property
     def standard_error(self) -> float | None:
-        """Of the mean over samples, the spread of dequantization and probes included; None for one sample."""
+        """Of the mean over samples, including that of dequantization and probes; None for one sample."""
         return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else None
 
     def __str__(self) -> str:
@@ -76,24 +76,24 @@ class Scores:
 
 
 def check_chain(sde: SDE) -> None:
-    """The reverse chain must end at the data, or there is no decoder."""
+    """Refuses an SDE whose reverse chain does not end at the data: it has no decoder."""
     if sde.sigma(chain_times(sde)[-1]) > 0:
         raise UserError(
-            "the variational bound and gaussian dequantization need an SDE without noise at t = 0, which "
-            f"{sde} has there: use --config.likelihood.method=ode and dequantization=uniform"
+            "the variational bound and gaussian dequantization need an SDE without noise at t = 0, unlike "
+            f"{sde}: set likelihood.method=ode and likelihood.dequantization=uniform"
         )
 
 
 @dataclass(frozen=True)
 class Dequantized:
-    """A batch with a density."""
+    """A dequantized batch."""
 
     x: Tensor
     """Samples, shape (B, *shape)."""
     time: float
     """Their time on the path."""
     bits: Tensor
-    """What -log₂ p(x) per dimension lacks to a bound on that of the data, shape (B,)."""
+    """What -log₂ p(x) per dimension is to be increased by for a bound on that of x_0, shape (B,)."""
 
 
 class UniformDequantization:
@@ -120,7 +120,7 @@ class UniformDequantization:
 
 
 class GaussianDequantization:
-    """The noise of the chain's first time, for points too, whose decoder is a density.
+    """The noise of the chain's first time; for numbers, too, for which the decoder is a density.
 
     Args:
         trained: The model that the data are scored with.
@@ -151,7 +151,7 @@ class GaussianDequantization:
                 sde, self.trained.score, x_0, times, k, z, scaling.levels, self.variance, self.clip
             )
         x = mean + expand(std, mean) * z
-        return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _of_scale(scaling))
+        return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _scale_bits(scaling))
 
 
 Dequantization = Callable[[Tensor, int], Dequantized]
@@ -266,11 +266,11 @@ def bound_held_out(
             seed=seed,
             first=first,
         )
-        unit, of_scale = _unit(trained, batch), _of_scale(trained.data.scaling)
+        unit, scale_bits = _unit(trained, batch), _scale_bits(trained.data.scaling)
         parts = bound.terms.clone()
         if not n_terms:
-            parts[:, -1] += of_scale  # of the decoder, L_0
-        batches.append((_array((bound.total + of_scale) * unit), _array(parts * unit), bound.nfe))
+            parts[:, -1] += scale_bits  # of the decoder, L_0
+        batches.append((_array((bound.total + scale_bits) * unit), _array(parts * unit), bound.nfe))
     scored = processes.gather(batches)
     if scored is None:
         return None
@@ -289,8 +289,8 @@ def _unit(trained: TrainedModel, batch: Tensor) -> float:
     return 1.0 if trained.data.levels else batch[0].numel() * math.log(2)
 
 
-def _of_scale(scaling: Scaling) -> float:
-    """What the decoder, which knows grey levels but no units, lacks in bits per dimension."""
+def _scale_bits(scaling: Scaling) -> float:
+    """Bits per dimension to add to the decoder's, which knows grey levels but not the scale of numbers."""
     return scaling.bits_offset if scaling.levels is None else 0.0
 
 

@@ -71,6 +71,15 @@ def test_a_class_of_an_unconditional_training_is_refused(cli: Callable, refused:
     assert cli("sample", tmp_path) == 0
 
 
+def test_a_class_of_a_conditional_training_is_drawn(cli: Callable, tmp_path: Path):
+    keys = ("model.num_classes=10", "training.conditional=true", "training.steps=2")
+    assert cli("train", tmp_path, *(f"--config.{key}" for key in keys)) == 0
+    for label in (3, -1):
+        assert cli("sample", tmp_path, f"--config.sampling.label={label}") == 0
+    config = apply_overrides(read_config(tmp_path), [("sampling.label", "3")], "sample")
+    assert load_trained(tmp_path, config, CPU).record()["label"] == 3
+
+
 def test_the_checkpoint_is_the_one_that_is_chosen(trained: Path):
     config = read_config(trained)
     for name, expected in (("latest", checkpoint.latest(trained)), ("best", checkpoint.best(trained))):

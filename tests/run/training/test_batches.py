@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
+from score_diffusion.run.build import data_options
+from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.config import apply_overrides, load_config
+from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.training.batches import Batch, BatchOrder, BatchSource, weighted_mean
 from score_diffusion.run.training.loaders import make_loader
 from score_diffusion.sde_lib import VPSDE, DrawnTimes, TrainingTimes, UniformTimes
@@ -83,3 +88,18 @@ def test_the_mean_of_losses_has_the_weights_of_their_times():
     losses, weights = torch.tensor([1.0, 2.0, 6.0]), torch.tensor([0.5, 2.0, 0.5], dtype=torch.float64)
     assert weighted_mean(losses, None) == 3
     assert weighted_mean(losses, DrawnTimes(torch.zeros(3), weights)) == pytest.approx(7.5 / 3)
+
+
+def test_flips_are_of_the_seed_and_the_step(tiny: str):
+    """Half of the images, the same ones at the same step, and nothing else of the step changes."""
+    config = apply_overrides(load_config(tiny), [("data.flip", "true"), ("training.batch_size", "64")])
+    trainer = build_trainer(config, load_dataset(data_options(config.data)), CPU)
+    batches = trainer.batches
+    draws = [batches.draw(step) for step in (3, 3, 4)]
+    plain = replace(draws[0], mirrored=None, u=torch.zeros_like(draws[0].u))
+    once, again, other = (batches.read(replace(plain, mirrored=draw.mirrored)).x_0 for draw in draws)
+    batch = batches.read(plain).x_0
+    assert torch.equal(once, again) and not torch.equal(once, other)
+    flipped = [torch.equal(a, b.flip(-1)) and not torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
+    kept = [torch.equal(a, b) for a, b in zip(once, batch, strict=True)]
+    assert all(a or b for a, b in zip(flipped, kept, strict=True)) and 16 < sum(flipped) < 48
