@@ -24,7 +24,7 @@ Reference:
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint, pack
+from score_diffusion.run.checkpoints.contents import check_finite, check_tensors
 from score_diffusion.run.checkpoints.directory import numbered, read_file, write_directory
 from score_diffusion.run.console import warn
 from score_diffusion.run.distributed.model import full_tensor
@@ -97,7 +98,11 @@ def reconstruct(
     if not saved.averages:
         raise UserError(f"the checkpoint of step {saved.step} has no power averages yet: train further")
     earlier = [path for path in numbered(workdir / SNAPSHOT_FOLDER) if int(path.name) < saved.step]
-    updates = {path: count for path in earlier if (count := _updates_if_intact(path))}
+    expected = {
+        f"{power_name(width)}/{key}": weight for width in sigma_rels for key, weight in saved.ema.items()
+    }
+    check_tensors(_subset(saved.averages, expected), expected, f"the checkpoint of step {saved.step}")
+    updates = {path: count for path in earlier if (count := _updates_if_intact(path, expected))}
     times = [*updates.values(), saved.ema_updates]
     coefficients = combination_coefficients(
         [power_exponent(width) for _ in times for width in sigma_rels],
@@ -114,11 +119,21 @@ def reconstruct(
     return {key: value.to(saved.ema[key].dtype) for key, value in total.items()}
 
 
-def _updates_if_intact(directory: Path) -> int | None:
-    """The updates in a snapshot; None, and a warning, if it is damaged."""
+def _subset(tensors: Mapping[str, Tensor], names: Iterable[str]) -> dict[str, Tensor]:
+    """The tensors of some names, as far as they are there."""
+    return {name: tensors[name] for name in names if name in tensors}
+
+
+def _updates_if_intact(directory: Path, expected: Mapping[str, Tensor]) -> int | None:
+    """The updates in a snapshot; None, and a warning, if it is damaged or of another model."""
     try:
-        read_file(directory / FILE, safetensors.torch.load)
-        return int(read_file(directory / SUMMARY, json.loads)["updates"])
-    except (UserError, KeyError, TypeError, ValueError) as error:
+        tensors = _subset(read_file(directory / FILE, safetensors.torch.load), expected)
+        check_tensors(tensors, expected, str(directory))
+        check_finite(tensors, str(directory))
+        updates = read_file(directory / SUMMARY, json.loads).get("updates")
+        if type(updates) is not int or updates < 1:
+            raise UserError(f"{directory / SUMMARY} must hold a number of updates, it holds {updates!r}")
+        return updates
+    except UserError as error:
         warn(f"{error}; the snapshot is left out")
         return None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,11 +15,13 @@ from torch import nn
 
 from score_diffusion.run.build_inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
-from score_diffusion.run.checkpoints.checkpoint import Checkpoint
-from score_diffusion.run.checkpoints.directory import numbered
+from score_diffusion.run.checkpoints.checkpoint import Checkpoint, pack
+from score_diffusion.run.checkpoints.directory import numbered, write_directory
 from score_diffusion.run.config import read_config
 from score_diffusion.run.training.averages import Average, Averages, named_weights, power, power_exponent
 from score_diffusion.run.training.post_hoc_averages import (
+    FILE,
+    SUMMARY,
     combination_coefficients,
     inner_products,
     reconstruct,
@@ -109,6 +113,30 @@ def test_a_damaged_snapshot_is_named_and_left_out(walk: tuple, tmp_path: Path, c
     weights = reconstruct(tmp_path, saved(averages), WIDTHS, 0.075)
     assert relative_error(weights, direct[0.075]) < 0.02
     assert "snapshots/00000200/averages.safetensors is damaged" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("tensors", "updates", "reason"),
+    [
+        ({"weight": torch.zeros(1)}, 200, r"power_0.05/weight has shape \(1,\) there and \(10, 20\) here"),
+        ({"bias": torch.zeros(10)}, 200, "tensors are missing"),
+        ({"weight": torch.full((10, 20), torch.nan)}, 200, "holds NaN"),
+        ({}, -3, "must hold a number of updates, it holds -3"),
+        ({}, "many", "must hold a number of updates"),
+    ],
+)
+def test_a_snapshot_that_does_not_fit_is_left_out(tensors, updates, reason, walk, tmp_path: Path, capsys):
+    """Its digests are those of its files, whoever wrote them: a shape of 1 would be broadcast."""
+    averages, direct = walk
+    state = averages.main.module.state_dict() | tensors
+    missing = {"weight"} if "bias" in tensors else set()
+    weights = {f"power_{w}/{k}": x.clone() for w in WIDTHS for k, x in state.items() if k not in missing}
+    files = {FILE: pack(weights), SUMMARY: json.dumps({"updates": updates}).encode()}
+    write_directory(tmp_path / "snapshots/00000200", files)
+    found = reconstruct(tmp_path, saved(averages), WIDTHS, 0.075)
+    assert relative_error(found, direct[0.075]) < 0.02
+    message = capsys.readouterr().err
+    assert re.search(reason, message) and "the snapshot is left out" in message
 
 
 KEYS = (
