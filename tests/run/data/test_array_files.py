@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.config import load_config
 from score_diffusion.run.errors import UserError
 from tests.run.data.helpers import load
 
@@ -161,3 +163,18 @@ def test_held_out_samples_stay_held_out_as_others_come(tmp_path: Path):
     assert all(tuple(x.flatten().tolist()) in rows["test"] for x in few.test)
     assert all(tuple(x.flatten().tolist()) in rows["train"] for x in few.train)
     assert 20 <= len(many.test) <= 60
+
+
+def test_the_loss_during_training_is_that_of_the_validation_set(tmp_path: Path):
+    """And of the test set where there is no third part."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    arrays = dict(x_train=images[:20], x_test=images[20:25], x_val=images[25:])
+    config = load_config(str(Path(__file__).parents[1] / "tiny.py"))
+    config.data.dequantize = False
+    config.training.held_out = 5
+    for part, expected in (("x_val", images[25:]), ("x_test", images[20:25])):
+        data = load(save(tmp_path / "a.npz", **arrays))
+        trainer = build_trainer(config, data, torch.device("cpu"))
+        pixels = data.scaling.stored_to_model(torch.from_numpy(expected)[:, None])
+        assert torch.equal(trainer.held_out.x_0, pixels), part
+        arrays.pop("x_val", None)
