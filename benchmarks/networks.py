@@ -152,7 +152,7 @@ def same_network() -> tuple[UNet2DModel, UNet]:
         theirs.save_pretrained(folder)
         description = diffusers_format.describe(Path(folder))
         ours = UNet(CHANNELS, **description.network)
-        ours.load_state_dict(diffusers_format.read(ours, Path(folder)))
+        ours.load_state_dict(diffusers_format.read(ours, Path(folder)).model)
     return theirs, ours
 
 
