@@ -12,6 +12,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -146,7 +147,7 @@ class CountedScore(ScoreWrapper):
 def _checked_shape(shape: Sequence[int], x_T: Tensor | None) -> tuple[int, ...]:
     """The shape (B, *shape) of a batch, if it is one and x_T has it."""
     shape = tuple(shape)
-    if len(shape) < 2 or not all(isinstance(n, int) and n > 0 for n in shape):
+    if len(shape) < 2 or not all(isinstance(n, Integral) and n > 0 for n in shape):
         raise InputError(f"shape must be (B, *shape) of positive integers, got {shape}")
     if x_T is not None and (tuple(x_T.shape) != shape or not x_T.is_floating_point()):
         raise InputError(

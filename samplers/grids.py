@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -24,7 +25,7 @@ from score_diffusion.sde_lib import SDE, InputError, chain_times
 def _checked_end(sde: SDE, steps: int, eps: float | None) -> float:
     """The last time of a grid."""
     eps = sde.sampling_eps if eps is None else eps
-    if not isinstance(steps, int) or steps < 1:
+    if not isinstance(steps, Integral) or steps < 1:
         raise InputError(f"steps must be a positive integer, got {steps!r}")
     if not 0 <= eps < sde.T:
         raise InputError(f"eps must lie in [0, T) = [0, {sde.T}), got {eps}")
@@ -160,7 +161,7 @@ def chain_grid(sde: SDE, steps: int | None = None) -> Tensor:
     times = chain_times(sde)
     longest = len(times) - 1
     steps = longest if steps is None else steps
-    if not isinstance(steps, int) or not 1 <= steps <= longest:
+    if not isinstance(steps, Integral) or not 1 <= steps <= longest:
         raise InputError(
             f"steps must be an integer from 1 to {longest}, the steps of the chain of {sde}, got {steps!r}"
         )

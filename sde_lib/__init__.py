@@ -50,7 +50,9 @@ from score_diffusion.sde_lib.score_matching import (
     sliced_score_matching,
 )
 from score_diffusion.sde_lib.score_wrapper import (
+    Condition,
     ConditionalScore,
+    Evaluation,
     ScoreWrapper,
     evaluations,
     in_dtype,
@@ -90,10 +92,12 @@ __all__ = [
     "VPSDE",
     "WEIGHTINGS",
     "ChainTimes",
+    "Condition",
     "ConditionalScore",
     "CosineVPSDE",
     "DrawnTimes",
     "EDMWeighting",
+    "Evaluation",
     "Gaussian",
     "GaussianMixture",
     "ImportanceTimes",

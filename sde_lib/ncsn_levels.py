@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ def geometric_levels(sigma_max: float, sigma_min: float, n_levels: int) -> Tenso
         InputError: If 0 < sigma_min < sigma_max or L >= 2 does not hold.
     """
     _check_ends(sigma_max, sigma_min)
-    if not isinstance(n_levels, int) or n_levels < 2:
+    if not isinstance(n_levels, Integral) or n_levels < 2:
         raise InputError(f"n_levels must be an integer of at least 2, got {n_levels!r}")
     levels = torch.linspace(math.log(sigma_max), math.log(sigma_min), n_levels, dtype=torch.float64).exp()
     levels[0], levels[-1] = sigma_max, sigma_min

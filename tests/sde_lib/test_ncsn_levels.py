@@ -31,6 +31,7 @@ def test_geometric_levels() -> None:
     assert levels.dtype == torch.float64
     assert levels[0] == 50 and levels[-1] == 0.01
     np.testing.assert_allclose(levels, np.geomspace(50, 0.01, 232), rtol=1e-12)
+    assert torch.equal(levels, geometric_levels(50, 0.01, np.int64(232)))
 
 
 def test_levels_are_the_discretized_ve_sde() -> None:

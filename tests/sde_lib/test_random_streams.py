@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy import stats
 
-from score_diffusion.samplers import make_sampler
+from score_diffusion.samplers import make_sampler, uniform_grid
 from score_diffusion.sde_lib import VPSDE, Gaussian, InputError, SampleNoise, generator_for
 
 
@@ -39,6 +39,8 @@ def test_integers_of_any_type_are_one_seed(three):
     score = law.score(VPSDE())
     assert torch.equal(sampler(score, (2, 2), seed=three).samples, sampler(score, (2, 2), seed=3).samples)
     assert torch.equal(law.sample(3, seed=three), law.sample(3, seed=3))
+    assert len(uniform_grid(VPSDE(), np.int64(3))) == 4
+    assert sampler(score, np.array([2, 2]), seed=3).samples.shape == (2, 2)
 
 
 def test_every_integer_has_its_own_stream():
