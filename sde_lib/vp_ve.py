@@ -138,14 +138,6 @@ class VariancePreserving(DecayingSDE):
 class LinearBetaSDE(DecayingSDE):
     """β(t) = β_0 + t (β_1 - β_0), and the chain β_k = β(k/(N - 1))/N for k = 0..N-1 (Song et al., 2021,
     Appendix C), which VP and sub-VP share.
-
-    Args:
-        beta_min: β(0), at least 0.
-        beta_max: β(1), above 0 and not below beta_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, N: int = 1000) -> None:
@@ -194,13 +186,7 @@ class subVPSDE(LinearBetaSDE):  # noqa: N801 - the name that code for score_sde_
     discrete chain of its own: `discretize` is the Euler-Maruyama step. The tables of DDPM's chain (`alphas`,
     ...) are those of its mean coefficient.
 
-    Args:
-        beta_min: β(0), at least 0.
-        beta_max: β(1), above 0 and not below beta_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
+    Arguments and errors are those of `VPSDE`.
     """
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ def test_tolerances_are_met_by_every_sample(method):
     rates, times = torch.tensor([[0.1], [1.0], [5.0]]).double(), torch.linspace(0, 1, 4).double()
     start = torch.ones(3, 1).double()
     for grid, y in ((times, start), (times.flip(0), (-rates).exp())):
-        states = solve_adaptively(lambda t, x: -rates * x, y, grid, method, 1e-7, 1e-9)
+        states = solve_adaptively(lambda t, x: -rates * x, y, grid, method, 1e-5, 1e-7)
         exact = (-rates * grid[:, None, None]).exp()  # (4, 3, 1)
-        torch.testing.assert_close(states, exact, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(states, exact, rtol=1e-2, atol=5e-4)
 
 
 def test_no_evaluation_beyond_the_last_time():
