@@ -70,6 +70,7 @@ SDES: dict[str, Callable[..., SDE]] = {
     "ddpm": ddpm,
 }
 MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
+FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 FITTED = "fitted"  # a grid fitted to the trained model, see inference/fitted_grid.py
 # Arguments of ScoreModel among the keys of the section `model`.
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
@@ -152,6 +153,8 @@ def _derived_arguments(
     """Arguments of a network that follow from the SDE and the data."""
     accepted = inspect.signature(MODELS[name]).parameters
     derived: dict[str, object] = {}
+    if "dims" in accepted:
+        derived["dims"] = len(shape) - 1
     if "log_levels" in accepted:
         derived["log_levels"] = sde.log_noise_level(noisy_times(sde))
     if learned_variance:

@@ -36,7 +36,13 @@ class CommandLine:
         """The run directory."""
         if self.flags.workdir:
             return Path(self.flags.workdir).expanduser()  # no shell expands ~ after the = of a flag
-        return Path(f"runs/{Path(self.flags.config).stem.replace(':', '_')}")
+        return Path(f"runs/{Path(self.config).stem.replace(':', '_')}")
+
+    @property
+    def config(self) -> str:
+        """The name of the experiment: by default "auto" for data of the user's own, else "vpsde"."""
+        own_data = self.flags.mode in ("train", "data") and "data.path" in dict(self.overrides)
+        return self.flags.config or ("auto" if own_data else "vpsde")
 
 
 def define_flags() -> flags.FlagValues:
@@ -49,8 +55,9 @@ def define_flags() -> flags.FlagValues:
     define_enum("mode", None, MODES, "What to do.")
     define_string(
         "config",
-        "vpsde",
-        "Experiment: a name or the path of a .py file; not needed to resume training in a --workdir.",
+        None,
+        "Experiment: a name or the path of a .py file; not needed to resume training in a --workdir. By "
+        "default vpsde, or auto where --config.data.path names your own data.",
     )
     define_string("workdir", None, "Run directory; by default runs/NAME.")
     define_string(

@@ -19,6 +19,7 @@ from types import ModuleType
 from ml_collections import ConfigDict
 
 from score_diffusion.run.constructor_keys import (
+    CONSTRUCTORS,
     TABLES,
     argument_keys,
     complete,
@@ -176,12 +177,29 @@ def apply_overrides(
         value = key.parse(name, text)
         if name == "data.path" and value:
             value = absolute(value)  # the run directory is used from other folders too
+        if name in CONSTRUCTORS:
+            _drop_arguments(config, name, str(value))
         if name == "sampling.sampler" and value != config.sampling.sampler:
             _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
         _set(config, name, value)
     check(config)
     refuse_other_samplers([name for name, _ in overrides], config.sampling.sampler)
     return config.lock()
+
+
+def _drop_arguments(config: ConfigDict, name_key: str, name: str) -> None:
+    """Makes way for another SDE or network: the arguments of the present one that it does not have, or that
+    have another meaning there, get its defaults.
+    """
+    section = config[name_key.partition(".")[0]]
+    if section.name == name:
+        return
+    present = {key.partition(".")[2] for key in argument_keys(name_key, section.name)}
+    with config.unlocked():
+        for argument in present & set(section):
+            del section[argument]
+        section.name = name
+        complete(config)
 
 
 def _set(config: ConfigDict, name: str, value: object) -> None:

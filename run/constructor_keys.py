@@ -15,7 +15,7 @@ from typing import Literal, get_type_hints
 
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import MODELS, SDES
+from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import Key
 from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, SAMPLES
@@ -118,7 +118,7 @@ def arguments(function: Callable[..., object]) -> dict[str, Key]:
             may_change=False,
         )
         for parameter in inspect.signature(function).parameters.values()
-        if parameter.default is not parameter.empty
+        if parameter.default is not parameter.empty and parameter.name not in FOLLOW_FROM_DATA
     }
 
 

@@ -165,7 +165,7 @@ def _convert(line: CommandLine) -> int:
     if target is not None:
         config = apply_overrides(read_config(line.workdir), line.overrides, CONVERT_TO)
         return export_checkpoint(config, line.workdir, name, line.path)
-    return import_checkpoint(load_config(line.flags.config), line.overrides, line.workdir, name, line.path)
+    return import_checkpoint(load_config(line.config), line.overrides, line.workdir, name, line.path)
 
 
 def _list_samplers() -> int:
@@ -184,14 +184,18 @@ def _configuration(line: CommandLine) -> ConfigDict:
     from score_diffusion.run.config import CONFIG_FILE, apply_overrides, load_config, read_config
     from score_diffusion.run.data.info import read_data_info
     from score_diffusion.run.data.user_function import refuse_function
+    from score_diffusion.run.fit_to_data import fit_to_data
     from score_diffusion.run.keys import KEYS
 
-    mode, name, workdir = line.flags.mode, line.flags.config, line.workdir
+    mode, name, workdir = line.flags.mode, line.config, line.workdir
     other_data = ""
     if mode in ("train", "data"):
         config_is_given = line.flags["config"].present or not line.flags.workdir
         if config_is_given or not (workdir / CONFIG_FILE).exists():
-            return apply_overrides(load_config(name), line.overrides, mode)
+            config = load_config(name)
+            if name == "auto" and mode == "train":
+                return fit_to_data(config, line.overrides)
+            return apply_overrides(config, line.overrides, mode)
         config = read_config(workdir)
     else:
         if not workdir.exists():

@@ -49,7 +49,20 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("key_types", "keys", "plots", "resolve_auto", "training"),
     },
     "command_line": {"errors", "keys"},
-    "main": {"command_line", "commands", "config", "console", "data", "distributed", "errors", "keys"},
+    "fit_to_data": {"build", "config", "console", "data", "errors"},
+    "main": {
+        *(
+            "command_line",
+            "commands",
+            "config",
+            "console",
+            "data",
+            "distributed",
+            "errors",
+            "fit_to_data",
+            "keys",
+        ),
+    },
 }
 
 

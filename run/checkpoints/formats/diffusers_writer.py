@@ -53,9 +53,7 @@ SKIP_FORM: dict[str, Sequence[object]] = dict(
     embedding=("fourier",),
     norm_groups=(None, 32),
 )
-BOTH_FORMS: dict[str, Sequence[object]] = dict(
-    dims=(2,), vector_dim=(0,), token_dim=(0,), image_channels=(0,)
-)
+BOTH_FORMS: dict[str, Sequence[object]] = dict(vector_dim=(0,), token_dim=(0,), image_channels=(0,))
 VE_SCALES = {
     "log_noise_level": 1.0,
     "log_half_noise_level": 2.0,
@@ -104,6 +102,8 @@ def _option_reasons(options: Mapping, net: UNet, skip: bool) -> list[str]:
         for key, valid in form.items()
         if options[key] not in valid
     ]
+    if net.style.dims != 2:
+        reasons.append(f"{net.style.dims}-dimensional data, where it has images")
     size, channels = options["embedding_dim"] or options["channels"], options["channels"]
     if skip and size != 2 * channels:
         reasons.append(f"model.embedding_dim={size}, where it has 2 model.channels = {2 * channels}")
