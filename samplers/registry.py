@@ -4,6 +4,7 @@
 
 An entry holds the constructor of a sampler, a class or a function (sde, times, *, denoise, <options>), and
 what does not follow from it. The default time grid and the options are those of the constructor's signature.
+Most default grids have as many steps as 50 evaluations allow, the final denoising included.
 
 The order is that of the error at the last time as steps shrink: of every sample for the deterministic
 methods, of mean and covariance (the weak order) for the stochastic ones. The tests measure each.
@@ -60,7 +61,7 @@ from score_diffusion.samplers.runge_kutta import (
 from score_diffusion.sde_lib import SDE, InputError
 
 DEFAULT = "eabm"
-"""The sampler to use unless something speaks for another."""
+"""The default sampler."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ class SamplerSpec:
     """The constructor, (sde, times=Grid(...), *, denoise=..., <options>)."""
     _: KW_ONLY
     order: int | None
-    """Order of the error in the step size; None for methods whose error does not vanish with it alone."""
+    """Order of the error in the step size; None if smaller steps are not enough for the error to vanish."""
     cost: Cost | Callable[..., Cost]
     """The cost, or a function of some of the options, by their names, to the cost."""
     stochastic: bool
