@@ -116,9 +116,16 @@ def _writable_type(annotation: Any) -> Any:  # noqa: ANN401
 
 
 def argument_texts(function: Callable[..., object]) -> dict[str, str]:
-    """The texts of the Args section of a docstring, each on one line, by the name of the argument."""
-    section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", inspect.getdoc(function) or "", re.MULTILINE)
-    entries = re.findall(
-        r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", section[1] if section else "", re.MULTILINE
-    )
-    return {name: " ".join(text.split()) for name, text in entries}
+    """The texts of the Args section of a docstring, each on one line, by the name of the argument.
+
+    Those of a class may stand in the docstrings of its base classes too.
+    """
+    texts: dict[str, str] = {}
+    for documented in reversed(inspect.getmro(function)) if inspect.isclass(function) else (function,):
+        documentation = inspect.cleandoc(documented.__doc__ or "")
+        section = re.search(r"^Args:\n((?: +.*\n?|\n)*)", documentation, re.MULTILINE)
+        entries = re.findall(
+            r"^ {4}(\w+): ((?:.*\n?)(?: {5,}.*\n?)*)", section[1] if section else "", re.MULTILINE
+        )
+        texts |= {name: " ".join(text.split()) for name, text in entries}
+    return texts

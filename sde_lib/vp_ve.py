@@ -138,6 +138,14 @@ class VariancePreserving(DecayingSDE):
 class LinearBetaSDE(DecayingSDE):
     """β(t) = β_0 + t (β_1 - β_0), and the chain β_k = β(k/(N - 1))/N for k = 0..N-1 (Song et al., 2021,
     Appendix C), which VP and sub-VP share.
+
+    Args:
+        beta_min: β(0), at least 0.
+        beta_max: β(1), above 0 and not below beta_min.
+        N: Number of discretization steps.
+
+    Raises:
+        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0, N: int = 1000) -> None:
@@ -167,15 +175,7 @@ class LinearBetaSDE(DecayingSDE):
 
 class VPSDE(LinearBetaSDE, VariancePreserving):
     """Variance-preserving SDE, dx = -½ β(t) x dt + √β(t) dw with β(t) = β_0 + t (β_1 - β_0) (Song et al.,
-    2021, eq. 11). The continuous limit of DDPM.
-
-    Args:
-        beta_min: β(0), at least 0.
-        beta_max: β(1), above 0 and not below beta_min.
-        N: Number of discretization steps.
-
-    Raises:
-        InputError: If 0 <= beta_min <= beta_max, 0 < beta_max does not hold.
+    2021, eq. 11). The continuous limit of DDPM. Arguments and errors are those of `LinearBetaSDE`.
     """
 
 
@@ -186,7 +186,7 @@ class subVPSDE(LinearBetaSDE):  # noqa: N801 - the name that code for score_sde_
     discrete chain of its own: `discretize` is the Euler-Maruyama step. The tables of DDPM's chain (`alphas`,
     ...) are those of its mean coefficient.
 
-    Arguments and errors are those of `VPSDE`.
+    Arguments and errors are those of `LinearBetaSDE`.
     """
 
     def sigma(self, t: Tensor) -> Tensor:

@@ -69,6 +69,15 @@ def test_the_texts_of_arguments():
     assert texts["number"] == "The number of things, on two lines."
     assert argument_texts(lambda: None) == {}
 
+    class Special(Thing):
+        """A thing of a kind.
+
+        Args:
+            number: The number of special things.
+        """
+
+    assert argument_texts(Special) == texts | {"number": "The number of special things."}
+
 
 def test_a_function_without_options_has_none():
     def make(sde: SDE, times: Tensor | Grid = Grid("clock", 5), *, denoise: bool = False) -> Thing:
