@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -155,7 +154,7 @@ def _load(path: Path) -> np.ndarray:
         raise UserError(f"data file {path} must be a regular file, it is a pipe, a socket or a device")
     try:
         return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, MemoryError) as error:
+    except Exception as error:  # of NumPy's reader, of Python's tokenizer, of the file system
         raise _unreadable(path, error) from error
 
 
@@ -164,10 +163,7 @@ def _load_npz(path: Path, memory_gib: float) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             size = sum(member.file_size for member in archive.infolist()) / GIB
         arrays = dict(np.load(path, allow_pickle=False)) if size <= memory_gib else None
-    except (
-        *(OSError, ValueError, EOFError, MemoryError, RuntimeError),
-        *(NotImplementedError, zipfile.BadZipFile, zlib.error),
-    ) as error:
+    except Exception as error:  # as above, and of the archive
         raise _unreadable(path, error) from error
     if arrays is None:
         raise UserError(

@@ -149,7 +149,7 @@ def _metadata(path: Path, images: FileImages, name: str) -> dict | None:
         if content is None:
             return None
         metadata = json.loads(content)
-    except (ValueError, RecursionError, OSError) as error:
+    except Exception as error:  # of JSON, of the archive, of the file system
         raise UserError(
             f"{name} of {path} cannot be read ({error}): copy it again, or take it away"
         ) from error

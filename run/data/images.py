@@ -211,7 +211,7 @@ class Zip(FileImages):
         self._max_file_mib = max_file_mib
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, EOFError, NotImplementedError) as error:
+        except Exception as error:  # zipfile has many kinds for damaged directories
             raise UserError(f"zip file {path} is cut short or damaged ({error}): copy it again") from error
         members = {}
         for member in self._archive.infolist():
