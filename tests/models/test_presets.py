@@ -50,6 +50,7 @@ def net(request: pytest.FixtureRequest) -> UNet:
     return without_zeros(small(request.param))
 
 
+@pytest.mark.slow
 def test_gradients_are_finite_everywhere(net: UNet) -> None:
     x, noise, cond = inputs(net)
     net(x, noise, cond).square().mean().backward()
@@ -58,6 +59,7 @@ def test_gradients_are_finite_everywhere(net: UNet) -> None:
         assert p.grad.abs().max() > 0, name
 
 
+@pytest.mark.slow
 def test_float32_bfloat16_and_a_saved_copy(net: UNet, tmp_path: Path) -> None:
     x, noise, cond = inputs(net)
     with torch.no_grad():

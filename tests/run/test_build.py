@@ -20,6 +20,7 @@ def test_the_options_of_the_data_are_the_keys_of_their_section():
     assert data_options(load_config("vpsde").data) == DataOptions()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_sampler_of_the_configuration_is_that_of_the_library(name: str):
     """With the defaults of all keys, on the sampler's own grid."""

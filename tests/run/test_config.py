@@ -21,6 +21,7 @@ from score_diffusion.run.config import (
 from score_diffusion.run.errors import UserError
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", config_names())
 def test_every_experiment_loads_and_survives_json(name: str, tmp_path: Path):
     config = load_config(name)

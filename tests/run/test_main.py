@@ -153,6 +153,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 def test_points_are_trained_sampled_and_scored(tmp_path: Path, capsys):
     common = ["--config", "toy2d", "--workdir", str(tmp_path / "toy")]
     size = ["--config.sampling.num_samples=50", "--config.sampling.steps=5"]
@@ -166,6 +167,7 @@ def test_points_are_trained_sampled_and_scored(tmp_path: Path, capsys):
     assert "nats" in capsys.readouterr().out and result["negative_log_likelihood"] > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("array", "arguments"),
     [
@@ -193,6 +195,7 @@ def test_the_users_own_data(
     assert main.main(["--mode", "sample", "--workdir", str(tmp_path / "run"), *sizes]) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -338,6 +341,7 @@ def test_a_full_disk_is_one_sentence(
     assert snapshot(trained) == before
 
 
+@pytest.mark.slow
 def test_the_script_runs_from_any_folder_without_installation(tiny: str, tmp_path: Path):
     done = script(tmp_path, "--mode", "train", "--config", tiny, "--config.training.steps=1")
     assert done.returncode == 0, done.stderr

@@ -52,6 +52,7 @@ def test_numbers_are_shown_by_their_own_range(tmp_path: Path):
     plots.save_samples(tmp_path / "constant.png", np.full((1, 2, 60, 50), np.nan), None)  # draws something
 
 
+@pytest.mark.slow
 def test_fields_are_shown_by_their_middle_slices_and_signals_as_curves(tmp_path: Path):
     fields = np.zeros((4, 1, 5, 60, 50))
     fields[:, :, 2] = 1
@@ -75,6 +76,7 @@ def test_curves(tmp_path: Path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "loss.png"]
 
 
+@pytest.mark.slow
 def test_every_mode_draws_where_a_notebook_names_a_backend_that_is_not_installed(tiny: str, tmp_path: Path):
     """Jupyter, Colab and Kaggle set MPLBACKEND, which importing matplotlib refused."""
     code = (

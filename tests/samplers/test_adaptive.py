@@ -24,6 +24,7 @@ def test_pairs_are_scipys(name, theirs):
     np.testing.assert_allclose(np.abs(error), np.abs(theirs.E), rtol=1e-12, atol=1e-16)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", PAIRS)
 def test_a_linear_system_is_solved_at_every_time(method):
     """dx/dt = -a x with a rate of its own for each sample, forwards and backwards; at inner times too."""
@@ -88,6 +89,7 @@ def test_pieces_of_a_brownian_path_have_its_law():
     assert abs(np.corrcoef(a[:, 0], b[:, 0])[0, 1]) < 4 / n**0.5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 def test_the_adaptive_sde_draws_from_the_law(sde):
     law, n = ring(), 400

@@ -111,6 +111,7 @@ def test_langevin_on_a_point_has_the_variance_ratio_of_technique_4(exact_law) ->
     assert min(v[1:]) > 1.01  # Langevin dynamics leave more noise than the score is told
 
 
+@pytest.mark.slow
 def test_langevin_converges_to_the_data(exact_law) -> None:
     sde, S = VESDE(0.02, 8.0), 1.7
     score = Gaussian(torch.ones(1), torch.tensor(S, dtype=torch.float64)).score(sde)

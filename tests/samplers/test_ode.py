@@ -67,6 +67,7 @@ def exact_code(sde, law, x, t):
     return alpha[1] * mean + (x - alpha[0] * mean) @ axes * (std[1] / std[0]) @ axes.mT
 
 
+@pytest.mark.slow
 @every_sde
 @pytest.mark.parametrize("method", ["dopri5", "rk4"])
 def test_codes_are_those_of_the_exact_flow_and_decode_to_the_data(sde, method):

@@ -86,6 +86,7 @@ def test_samples_depend_on_seed_and_index_alone(name):
     assert torch.equal(whole, torch.cat(parts))
 
 
+@pytest.mark.slow
 @every_name
 def test_a_score_that_fails_is_told_by_evaluation_and_time(name):
     """A score that is NaN below t = 0.3 is an error that says where, not a NaN."""
@@ -110,6 +111,7 @@ def test_no_sampler_leaves_the_finite_numbers(name, nfe):
     assert make_sampler(name, sde, nfe)(law.score(sde), (4, 2)).samples.isfinite().all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["eabm", "dpmpp_2m_sde"])
 def test_the_law_is_at_the_floor_in_few_evaluations(name):
     law, sde, n, nfe = ring(), VPSDE(), 2000, 12 if name == "eabm" else 35
@@ -152,6 +154,7 @@ COSTS = [(name, {}) for name in PER_STEP] + [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "options"), COSTS)
 def test_the_cost_is_what_a_run_evaluates(name, options):
     """On grids of two sizes, and for nfe: the most steps that fit, the denoising included."""
@@ -176,6 +179,7 @@ def test_options_reach_the_constructor():
     assert len(churned) > len(plain) and plain == make_sampler("edm", sde, 20).stages
 
 
+@pytest.mark.slow
 @every_name
 def test_the_defaults_are_those_of_the_constructor(name):
     """By name without arguments, with all options given, or by the constructor: the same samples."""

@@ -155,6 +155,7 @@ def test_posterior_is_bayes_rule_by_quadrature():
     torch.testing.assert_close(posterior.log_prob(x).exp(), density, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sigma_y", [0.0, 0.05, 2.0])
 def test_posterior_of_images_meets_importance_sampling(sigma_y):
     """E[x | y] = E[x w(x)]/E[w(x)] over prior samples, for the mean of four elements; exact where σ_y = 0."""

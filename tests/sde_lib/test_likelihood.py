@@ -112,6 +112,7 @@ def test_quantize_inverts_dequantize():
     assert quantize(torch.tensor([-3.0, 3.0]), 17).tolist() == [0, 16]
 
 
+@pytest.mark.slow
 def test_probes_belong_to_their_sample():
     """A sample's probes depend on (seed, index) alone, so that a run may be cut into batches."""
     law, sde = images(), VPSDE()

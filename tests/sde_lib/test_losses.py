@@ -238,6 +238,7 @@ def fitted(sde, spread: float, steps: int) -> LearnedUncertainty:
     return uncertainty
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE()], ids=["vp", "ve"])
 @pytest.mark.parametrize("spread", [0.0, 1.0])
 def test_it_learns_the_mean_loss_at_each_level(sde, spread: float) -> None:
@@ -258,6 +259,7 @@ def test_it_is_the_plain_loss_at_first_and_the_formula_later() -> None:
     torch.testing.assert_close(uncertainty(losses, t), losses / u.exp() + u)
 
 
+@pytest.mark.slow
 def test_the_networks_gradient_at_the_optimum_is_that_of_the_log_loss() -> None:
     """d/dθ [L/exp(u) + u] = d log L/dθ where exp(u) = L: every level has the same weight."""
     uncertainty = fitted(VPSDE(), 0.0, steps=1500)

@@ -9,6 +9,7 @@ from score_diffusion.sde_lib import InputError
 from score_diffusion.sde_lib.ode_solver import ADAPTIVE_METHODS, solve_adaptively, worst_sample_norm
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ADAPTIVE_METHODS)
 def test_tolerances_are_met_by_every_sample(method):
     """dx/dt = -λ x for samples with different λ, in both directions of time, at all asked times."""
@@ -38,6 +39,7 @@ def test_the_norm_is_that_of_the_worst_sample():
     assert worst_sample_norm(y).item() == pytest.approx((12.5) ** 0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "message"),
     [

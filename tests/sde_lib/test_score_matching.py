@@ -176,6 +176,7 @@ def test_the_truth_of_a_mixture_has_the_least_value() -> None:
     assert abs(worse.mean() - gap) < 4 * worse.std() / math.sqrt(len(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("sde", [VPSDE(), VESDE(0.1, 5.0)], ids=["vp", "ve"])
 def test_perturbed_differs_from_denoising_by_a_constant(sde, weighting: str) -> None:

@@ -44,6 +44,7 @@ def test_uniform_times_are_stratified():
     assert times.first == 1e-3 and not times.in_chain and not times.state_dict()
 
 
+@pytest.mark.slow
 @every_sde
 def test_log_levels_are_normal(sde):
     """Independent draws, one at a time, and large stratified ones: of these the distance is below 1/B."""

@@ -121,6 +121,7 @@ def test_bound_is_that_of_a_gaussian_chain():
     torch.testing.assert_close(terms[:, -1], prior, rtol=1e-6, atol=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{"n_draws": 8}, {"n_terms": 60}, {"n_terms": 15, "n_draws": 4}])
 def test_draws_are_unbiased_and_their_standard_error_honest(options):
     """Against quadrature: the mean is within its error, the deviations are of the size reported."""

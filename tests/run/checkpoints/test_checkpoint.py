@@ -171,6 +171,7 @@ print(checkpoint.latest(disk).step)
 """
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full_loses_nothing(tmp_path: Path):
     if shutil.which("unshare") is None or subprocess.run(["unshare", "-Urm", "true"]).returncode:
         pytest.skip("no disk can be mounted here")
@@ -355,6 +356,7 @@ def test_what_is_set_aside_does_not_replace_what_was_set_aside_before(tmp_path: 
     assert [(path / "model.safetensors").read_text() for path in aside] == ["first", "second"]
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_step_can_be_asked_for(trained: Path, capsys, refused):
     """By sampling.checkpoint: it is the way to use a checkpoint without digests."""
     draw = ["--mode", "sample", "--workdir", str(trained), "--config.sampling.num_samples=2"]

@@ -71,6 +71,7 @@ def test_it_samples_scores_and_goes_back(folder, tmp_path):
         torch.testing.assert_close(after.eval()(x, 7).sample, before.eval()(x, 7).sample)
 
 
+@pytest.mark.slow
 def test_it_trains_on_with_any_data_and_settings(folder, tmp_path, refused, capsys):
     """From then on it is a run like any other."""
     run = tmp_path / "run"

@@ -4,11 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from score_diffusion.run.data.info import is_data_picture
 from score_diffusion.run.main import main
 
 
+@pytest.mark.slow
 def test_data_are_looked_at_before_training_in_the_same_directory(
     cli: Callable, tmp_path: Path, refused: Callable
 ):

@@ -23,6 +23,7 @@ def test_likelihood(cli: Callable, trained: Path, capsys):
     assert json.loads((trained / "likelihood-2.json").read_text())["standard_error"] is None
 
 
+@pytest.mark.slow
 def test_likelihood_does_not_depend_on_the_batch_size(cli: Callable, trained: Path, capsys):
     tight = (
         "--config.likelihood.rtol=1e-6",

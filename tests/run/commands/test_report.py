@@ -62,6 +62,7 @@ def read(workdir: Path) -> Page:
     return page
 
 
+@pytest.mark.slow
 def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
     for mode in ("sample", "likelihood", "evaluate", "evaluate"):
         assert cli(mode, trained) == 0

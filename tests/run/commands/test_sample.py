@@ -18,6 +18,7 @@ def load(path: Path) -> dict[str, np.ndarray]:
         return dict(arrays)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", list(SAMPLERS))
 def test_sampling_writes_picture_and_array(sampler: str, cli: Callable, trained: Path, capsys):
     assert cli("sample", trained, "--sampler", sampler) == 0
@@ -63,6 +64,7 @@ def test_nfe_and_grid_from_the_command_line(cli: Callable, trained: Path, capsys
     assert load(trained / "samples/heun.npz")["nfe"] == 9  # four steps of two, and the denoising
 
 
+@pytest.mark.slow
 def test_fitted_grid_is_kept_with_the_run(cli: Callable, trained: Path, capsys):
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
     assert "fitted grid of 3 steps saved" in capsys.readouterr().out
@@ -82,6 +84,7 @@ def test_list_of_samplers(capsys):
     assert "Karras et al., 2022" in next(line for line in lines if line.startswith("edm "))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("predictor", list(PREDICTORS))
 @pytest.mark.parametrize("corrector", list(CORRECTORS))
 def test_every_predictor_and_corrector(

@@ -44,6 +44,7 @@ def signal_at(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
     return install
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_stopped_run_resumes_to_the_same_bits(
     number: int,
@@ -94,6 +95,7 @@ def test_a_finished_run_is_left_alone_and_can_be_prolonged(
     assert checkpoint.latest(trained).step == 10
 
 
+@pytest.mark.slow
 def test_images_are_a_budget(cli: Callable, tmp_path: Path, capsys):
     assert cli("train", tmp_path / "run", "--config.training.images=41") == 0
     assert "finished, training.images=41" in capsys.readouterr().out
@@ -111,6 +113,7 @@ def test_the_time_limit_stops_after_the_step(cli: Callable, tmp_path: Path, caps
     assert checkpoint.latest(workdir).step == 8
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_one_sentence_and_the_run_can_be_resumed(
     cli: Callable,
     tmp_path: Path,
@@ -222,6 +225,7 @@ def test_a_damaged_checkpoint_does_not_push_out_intact_ones(cli: Callable, train
     assert {"00000006", "damaged-00000008"} <= folders
 
 
+@pytest.mark.slow
 def test_data_are_known_by_their_content(cli: Callable, tmp_path: Path, refused: Callable, capsys):
     rng, workdir = np.random.default_rng(0), tmp_path / "run"
     np.save(tmp_path / "mine.npy", rng.integers(0, 256, (30, 8, 8), dtype=np.uint8))
@@ -312,6 +316,7 @@ def test_checkpoints_that_cannot_be_seen_are_not_taken_for_none(
     assert snapshot(trained) == before
 
 
+@pytest.mark.slow
 def test_a_start_without_checkpoint_moves_the_files_of_the_start_before_aside(
     cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
@@ -349,6 +354,7 @@ def test_memory_may_change_when_a_run_is_resumed(cli: Callable, tmp_path: Path):
     assert checkpoint.latest(tmp_path / "run").step == 4
 
 
+@pytest.mark.slow
 def test_fine_tuning_from_a_run(cli: Callable, finished_run: Path, tmp_path: Path, same: Callable):
     """It starts from the averaged weights of the other run, which it needs no more when it is resumed."""
     source, workdir = Path(shutil.copytree(finished_run, tmp_path / "source")), tmp_path / "run"
@@ -362,6 +368,7 @@ def test_fine_tuning_from_a_run(cli: Callable, finished_run: Path, tmp_path: Pat
     assert checkpoint.latest(workdir).step == 10
 
 
+@pytest.mark.slow
 def test_what_is_printed_before_the_bar_is_what_was_set(
     cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
@@ -371,6 +378,7 @@ def test_what_is_printed_before_the_bar_is_what_was_set(
     assert not any(line.startswith("training.max_minutes") for line in lines) and len(lines) < 60
 
 
+@pytest.mark.slow
 def test_classes_that_are_not_used_are_named(
     cli: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -19,6 +19,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_sizes(name: str) -> None:
     """Two weights in each channel of a norm that the noise scales and shifts are folded into the noise's."""

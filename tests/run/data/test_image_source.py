@@ -88,6 +88,7 @@ def test_whatever_a_decoder_raises_is_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
 def test_flipped_bytes_give_an_image_or_a_sentence(format: str, tmp_path: Path):
     whole = encoded(format, Image.fromarray(PIXELS[0]))

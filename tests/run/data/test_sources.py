@@ -187,6 +187,7 @@ def test_of_a_large_stream_a_part_is_looked_at():
     assert abs(some.mean() - 15_000) < 500 and torch.equal(subset_in_memory(stream), some)
 
 
+@pytest.mark.slow
 def test_a_stream_trains_as_memory_does_bit_for_bit(
     cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ):

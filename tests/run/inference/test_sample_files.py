@@ -20,6 +20,7 @@ from score_diffusion.samplers import make_sampler
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["heun", "euler_maruyama", "ode", "adaptive_sde", "ald"])
 def test_the_bar_ends_at_its_total(sampler: str, trained: Path, monkeypatch):
     """For samplers that choose their own steps, too, whose steps are parts of an unknown number."""

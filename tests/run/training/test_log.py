@@ -57,6 +57,7 @@ ODD_LINES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("line", ODD_LINES)
 def test_odd_lines_are_passed_over(line: bytes, tmp_path: Path):
     rows = [b'{"step": 2, "loss": 1.0}', line, b'{"step": 4, "loss": 3.0}']

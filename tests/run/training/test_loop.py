@@ -31,6 +31,7 @@ def before_previews(monkeypatch: pytest.MonkeyPatch, action: Callable[[], None])
     monkeypatch.setattr(Preview, "save", changed)
 
 
+@pytest.mark.slow
 def test_a_preview_gives_way_to_a_signal_and_the_run_resumes_to_the_same_bits(
     cli: Callable,
     finished_run: Path,
@@ -101,6 +102,7 @@ def test_a_preview_that_is_not_finite_does_not_end_training(
     assert checkpoint.latest(tmp_path / "run").step == 8
 
 
+@pytest.mark.slow
 def test_a_preview_needs_no_more_memory_than_a_batch(
     cli: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
@@ -118,6 +120,7 @@ def test_a_preview_needs_no_more_memory_than_a_batch(
     assert sizes == [2] * 30 + [1] * 15
 
 
+@pytest.mark.slow
 def test_previews_can_be_switched_off(cli: Callable, tmp_path: Path):
     assert cli("train", tmp_path / "run", EARLY, "--config.training.preview_samples=0") == 0
     assert not (tmp_path / "run/samples").exists()

@@ -146,6 +146,7 @@ KEYS = (
 )
 
 
+@pytest.mark.slow
 def test_sampling_chooses_among_the_averages(cli: Callable, tmp_path: Path, refused: Callable, capsys):
     workdir = tmp_path / "run"
     assert cli("train", workdir, *KEYS) == 0

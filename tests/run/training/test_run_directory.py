@@ -63,6 +63,7 @@ def test_of_many_trainings_that_start_at_once_one_gets_the_directory(tmp_path: P
     assert sorted(outcomes) == ["locked", *["refused"] * 7]
 
 
+@pytest.mark.slow
 def test_the_lock_of_a_killed_process_is_free(tmp_path: Path):
     code = (
         "import sys, os, signal; from pathlib import Path\n"

@@ -114,6 +114,7 @@ def test_fp16_finds_its_loss_scale_and_keeps_it_in_checkpoints(make: Callable, t
     assert other.scaler.state_dict() == trainer.scaler.state_dict()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("keys", [dict(precision="bf16"), dict(precision="fp16"), dict(channels_last="true")])
 def test_precisions_and_formats_agree_with_float32(keys: dict, make: Callable):
     plain, other = make(), make(**{f"training__{key}": value for key, value in keys.items()})
@@ -282,6 +283,7 @@ def test_the_labels_of_a_batch_reach_a_network_with_classes(make: Callable):
         assert torch.equal(losses[0], losses[2]) != conditional
 
 
+@pytest.mark.slow
 def test_a_conditional_run_resumes_to_the_same_bits_and_micro_batches_agree(make: Callable, tmp_path):
     keys = dict(model__num_classes=10, training__conditional="true")
     straight, resumed = (make(training__accumulate=4, **keys) for _ in range(2))

@@ -83,6 +83,7 @@ def outputs(name, model, net):
         return model(x, steps, class_labels=labels).sample, net(x, steps.double(), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_read(name, tmp_path):
     model = peer(name)
@@ -148,6 +149,7 @@ def test_sizes(size, expected, tmp_path):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "match"),
     [

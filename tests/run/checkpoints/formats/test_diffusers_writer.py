@@ -35,6 +35,7 @@ def write(model, config, folder, shape=(1, 8, 8)):
     return UNet2DModel.from_pretrained(folder / "unet").eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_what_was_read_is_written_back(name, tmp_path):
     peer(name).save_pretrained(tmp_path / "theirs")
@@ -82,6 +83,7 @@ def native(name):
     return apply_overrides(config.lock(), [tuple(change.split("=")) for change in changes])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NATIVE)
 def test_native_configurations_are_written_with_their_scheduler(name, tmp_path):
     """At step k the scheduler has the noise of t = (k + 1) T/N, and the network there what it has here."""

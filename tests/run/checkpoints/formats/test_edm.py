@@ -64,6 +64,7 @@ def ours(path):
     return ScoreModel(net, sde, **description.score).double().eval(), description
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_denoised_images_are_equal(name, tmp_path):
     net = peer(name)
@@ -100,6 +101,7 @@ def test_every_protocol_is_read(protocol, tmp_path):
     assert torch.equal(model.net.conv_in.weight.float(), net.model.enc["16x16_conv"].weight)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_rules_read_back_what_they_write(name, tmp_path):
     theirs.save(peer(name), tmp_path / "snapshot.pkl")

@@ -77,6 +77,7 @@ def test_averages_by_name_and_in_order(tmp_path):
     assert "no moving average" in c.notes[0] and not a.notes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", NAMES)
 def test_rules_read_back_what_they_write(kind, tmp_path):
     torch.save(states(peer(kind)), tmp_path / "checkpoint.pth")

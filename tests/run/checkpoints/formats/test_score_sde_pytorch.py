@@ -146,6 +146,7 @@ class Bomb:
         return (exec, ("raise SystemExit('executed')",))
 
 
+@pytest.mark.slow
 def test_refusals(tmp_path):
     case, path = CASES["ddpm"], tmp_path / "checkpoint.pth"
     net = network(case)
