@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import errno
 import importlib
-import io
 import os
 import sys
 import time
@@ -35,6 +34,7 @@ from absl import flags
 from score_diffusion import __version__
 from score_diffusion.run.command_line import CommandLine, read_command_line
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
     import torch
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     code 1.
     """
     if argv is None:
-        _write_any_character()
+        prepare_standard_streams()
     try:
         return _run(read_command_line(sys.argv[1:] if argv is None else argv))
     except KeyboardInterrupt:
@@ -65,13 +65,6 @@ def main(argv: list[str] | None = None) -> int:
             return 1
         _explain(sentence)
         return 2
-
-
-def _write_any_character() -> None:
-    """Lets a terminal or a file in another encoding than UTF-8 have ? for the characters that it lacks."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
 
 
 def _sentence(error: Exception) -> str | None:

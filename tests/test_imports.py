@@ -50,18 +50,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "command_line": {"errors", "keys"},
     "fit_to_data": {"build", "config", "console", "data", "errors"},
+    "standard_streams": set(),
     "main": {
-        *(
-            "command_line",
-            "commands",
-            "config",
-            "console",
-            "data",
-            "distributed",
-            "errors",
-            "fit_to_data",
-            "keys",
-        ),
+        *("command_line", "commands", "config", "console", "data", "distributed", "errors", "fit_to_data"),
+        *("keys", "standard_streams"),
     },
 }
 
