@@ -155,6 +155,6 @@ def _columns(split: Dataset, name: str) -> tuple[str, str | None, tuple[str, ...
 
 
 def _labels(split: Dataset, column: str) -> Tensor | None:
-    """Class indices (N,); None for a split of which some are not given."""
+    """Class indices (N,); None if some samples have none."""
     labels = list(split[column])
     return None if any(label is None or label < 0 for label in labels) else torch.tensor(labels)

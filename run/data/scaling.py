@@ -81,7 +81,7 @@ class Scaling:
         with np.errstate(over="ignore"):
             if not self.standardizes:
                 return array.astype(np.float32)
-            shift, scale = (_beside_axis_1(values, array.ndim) for values in (self.shift, self.scale))
+            shift, scale = (_along_axis_1(values, array.ndim) for values in (self.shift, self.scale))
             return ((array.astype(np.float64) - shift) / scale).astype(np.float32)
 
     @property
@@ -105,13 +105,13 @@ class Scaling:
         if not self.standardizes:
             return x
         shift, scale = (
-            torch.from_numpy(_beside_axis_1(values, x.ndim)).to(x.device)
+            torch.from_numpy(_along_axis_1(values, x.ndim)).to(x.device)
             for values in (self.shift, self.scale)
         )
         return (x.double() * scale + shift).to(getattr(torch, self.dtype))
 
 
-def _beside_axis_1(values: Sequence[float], ndim: int) -> np.ndarray:
+def _along_axis_1(values: Sequence[float], ndim: int) -> np.ndarray:
     """Numbers as an array that broadcasts along axis 1 of a batch of `ndim` dimensions."""
     return np.array(values, np.float64).reshape(1, -1, *(1,) * (ndim - 2))
 
