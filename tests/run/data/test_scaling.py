@@ -238,10 +238,10 @@ def test_points_far_from_unit_scale_train_and_sample(tmp_path: Path, capsys: pyt
 def test_signals_images_and_fields_go_through_all_modes(shape: tuple, cli: Callable, tmp_path: Path):
     values = np.random.default_rng(0).normal(size=(40, *shape)) * 50 + 300
     np.save(tmp_path / "a.npy", values.astype(np.float32))
-    path, dims = f"--config.data.path={tmp_path / 'a.npy'}", f"--config.model.dims={len(shape) - 1}"
+    path = f"--config.data.path={tmp_path / 'a.npy'}"
     workdir = tmp_path / "run"
     assert cli("data", workdir, path) == 0
-    assert cli("train", workdir, path, dims) == 0
+    assert cli("train", workdir, path) == 0
     assert cli("sample", workdir) == cli("likelihood", workdir) == cli("evaluate", workdir) == 0
     with np.load(next((workdir / "samples").glob("*.npz"))) as file:
         assert file["samples"].shape == (5, *shape) and 100 < file["samples"].mean() < 500
