@@ -59,10 +59,17 @@ class SampleResult:
 PIECE = 16384  # numbers; torch splits longer sums among threads if the batch has no other
 
 
+def dot_each(a: Tensor, b: Tensor) -> Tensor:
+    """The inner product of each pair of samples, float64, shape (B,): bitwise the same in every batch."""
+    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
+    for p, q in zip(a.flatten(1).split(PIECE, dim=1), b.flatten(1).split(PIECE, dim=1), strict=True):
+        total += (p.double() * q.double()).sum(1)
+    return total
+
+
 def mean_square_each(x: Tensor) -> Tensor:
     """The mean square of each sample, float64, shape (B,): bitwise the same in every batch."""
-    flat = x.flatten(1)
-    return sum(piece.double().square().sum(1) for piece in flat.split(PIECE, dim=1)) / flat.shape[1]
+    return dot_each(x, x) / x[0].numel()
 
 
 class CountedScore(ScoreWrapper):
@@ -97,7 +104,7 @@ class CountedScore(ScoreWrapper):
     ) -> Tensor:
         """The score of x, shape (n, *shape), at time t, a number or of shape (n,).
 
-        `among` holds the indices (n,) of these samples if x is not the whole batch.
+        `among` holds the indices (n,) of these samples if x is not the whole batch; one may have many rows.
         """
         t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, among)
@@ -117,7 +124,7 @@ class CountedScore(ScoreWrapper):
             raise InputError(
                 f"the score must have the shape of x, {tuple(x.shape)}, got {tuple(score.shape)}"
             )
-        self._sums.append(score.sum())
+        self._sums.append(score.detach().sum())
         self._times.append(t)
         return (score, *fraction)
 
@@ -134,7 +141,9 @@ class CountedScore(ScoreWrapper):
             return
         if self._individual is None:
             self._individual = torch.zeros(self._batch, dtype=torch.long, device=x.device)
-        self._individual[slice(None) if among is None else among] += n
+        rows = torch.arange(self._batch, device=x.device) if among is None else among
+        counts = torch.as_tensor(n, device=x.device).expand(len(rows)).long()
+        self._individual.index_add_(0, rows, counts)  # a sample may have several rows
 
     def first_failure(self) -> tuple[int, float] | None:
         """Index and time of the first evaluation with values that are not finite; waits for the device."""

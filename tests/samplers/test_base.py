@@ -163,3 +163,13 @@ def test_final_denoising_is_tweedie():
     )
     last = plain.times[-1:].expand(4)
     torch.testing.assert_close(denoised.samples, tweedie(sde, law.score(sde), plain.samples, last))
+
+
+def test_a_sample_with_several_rows_counts_each_and_graphs_are_not_kept():
+    """Particles of a sample are evaluations of it; the check for NaN holds on to no differentiation."""
+    counted = CountedScore(lambda x, t: -x, 2)
+    x = torch.zeros(5, 3, requires_grad=True)
+    counted(x, 0.5, among=torch.tensor([0, 0, 0, 1, 1]))
+    counted(torch.zeros(2, 3), 0.5)
+    assert counted.evaluations_each().tolist() == [4, 3]
+    assert not any(total.requires_grad for total in counted._sums)
