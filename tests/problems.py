@@ -103,12 +103,12 @@ class _Zeros:
         return torch.zeros(1, 1)
 
 
-def exact_moments(sampler: Sampler, law: Gaussian) -> tuple[Tensor, Tensor]:
+def exact_moments(sampler: Sampler, law: Gaussian, score=None) -> tuple[Tensor, Tensor]:
     """Mean (D,) and covariance (D, D) of a sampler's law at its last time from x_T ~ p_T, for Gaussian
     data, whose score makes it an affine map of x_T and its noise: read off by impulses, without Monte-Carlo
-    noise.
+    noise. The score may be another affine function of x.
     """
-    score, D = law.score(sampler.sde), law.shape[0]
+    score, D = law.score(sampler.sde) if score is None else score, law.shape[0]
     count = _Zeros()
     sampler.integrate(CountedScore(score, 1), torch.zeros(1, D).double(), count, None, lambda i, n: None)
     mean, cov = moments(law.marginal(sampler.sde, sampler.times[0].item()))
