@@ -15,13 +15,17 @@ SMALLEST = {  # arguments, and a row that the table must have
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
     "exact_mixtures": ("--law ring --sde vp --samples 20", "| 2-D, 8 modes | vp |"),
+    "inverse": (
+        "--problem ring --noise 0.3 --samples 8 --nfe 12",
+        "| 2-D ring of 8 modes, 1 row | 0.3 |",
+    ),
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
     "networks": ("--rounds 1 --batch 2", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
     "quality_vs_nfe": ("--problem ring --sde vp --nfe 5 --picture PICTURE", "| `eabm` |"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
 }
-NO_SCRIPT = {"peers"}  # a part of another one
+NO_SCRIPT = {"inverse_peers", "peers"}  # parts of other ones
 
 
 def test_all_are_listed():
@@ -32,6 +36,8 @@ def test_all_are_listed():
 def test_it_runs(name: str, tmp_path: Path, capsys):
     if name in ("networks", "overhead", "quality_vs_nfe"):
         pytest.importorskip("diffusers")
+    if name == "inverse":
+        pytest.importorskip("azula")
     arguments, row = SMALLEST[name]
     picture = tmp_path / "picture.png"
     importlib.import_module(f"benchmarks.{name}").main(arguments.replace("PICTURE", str(picture)).split())
