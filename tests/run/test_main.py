@@ -210,7 +210,7 @@ def test_the_users_own_data(
         (["--mode", "train", "--config.training.steps=many"], "an integer of at least 1, got 'many'"),
         (["--mode", "train", "--config.training.steps"], "needs a value"),
         (["--mode", "train", "--config.sde.name=vpsd"], "vpsde, subvpsde, vesde"),
-        (["--mode", "train", "--config.sde.name=vesde"], "it takes sigma_min, sigma_max, N"),
+        (["--mode", "train", "--config.sde.name=vesde", "--config.sde.beta_min=1"], "key 'sde.beta_min'"),
         (["--mode", "train", "--config.sde.N=0"], "N must be"),
         (["--mode", "train", "--config.model.name=resnet"], "unet, ncsn"),
         (["--mode", "train", "--config.model.prediction=x1"], "noise, x0, v, score"),
