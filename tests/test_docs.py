@@ -20,7 +20,7 @@ SNIPPETS = [
 ]
 WIDTH = 100
 NOT_WRAPPED = {  # to be wrapped: this list only shrinks
-    *("data.md", "networks.md", "scaling.md", "training.md"),
+    *("data.md", "networks.md"),
 }
 
 
