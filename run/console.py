@@ -6,7 +6,7 @@ import sys
 
 from tqdm import tqdm
 
-from score_diffusion.run.distributed.processes import is_first
+from score_diffusion.run.distributed.processes import is_rank_0
 
 
 def progress_bar(
@@ -26,7 +26,7 @@ def progress_bar(
         leave=leave,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
-        disable=not is_first(),
+        disable=not is_rank_0(),
     )
 
 
@@ -38,7 +38,7 @@ def advance_to(bar: tqdm, position: int, total: int) -> None:
 
 def warn(message: str) -> None:
     """Prints something that does not end the command to stderr, on rank 0 only."""
-    if is_first():
+    if is_rank_0():
         print("warning:", " ".join(message.split()), file=sys.stderr)  # names of files may hold line breaks
 
 

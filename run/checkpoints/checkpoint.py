@@ -128,7 +128,7 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
     """
     folder = workdir / FOLDER
     target = folder / f"{checkpoint.step:08d}"
-    if processes.is_first():
+    if processes.is_rank_0():
         remove_temporaries(folder)
     if any(map(is_sharded, checkpoint.model.values())):
         from score_diffusion.run.checkpoints import sharded  # slow to import
@@ -136,8 +136,8 @@ def save(workdir: Path, checkpoint: Checkpoint, keep: int) -> Path:
         small, tensors = _small_files(checkpoint.with_tensors({})), checkpoint.tensors()
         write_directory(target, small, lambda folder: sharded.write(folder, tensors))
     else:
-        write_directory(target, _files(checkpoint) if processes.is_first() else {})
-    if processes.is_first():
+        write_directory(target, _files(checkpoint) if processes.is_rank_0() else {})
+    if processes.is_rank_0():
         _remove_old(numbered(folder), keep)
     return target
 
@@ -268,7 +268,7 @@ def _first_intact(directories: Iterable[Path], workdir: Path, into: Checkpoint |
 
 
 def _checked_to_be_the_same(found: Checkpoint, workdir: Path) -> Checkpoint:
-    if processes.from_first(lambda: found.step) != found.step:
+    if processes.from_rank_0(lambda: found.step) != found.step:
         raise UserError(
             f"processes find different checkpoints in {workdir}: it must be one directory for all of them, "
             "and no training may be writing to it just now"
@@ -361,13 +361,13 @@ def _with_missing_state(found: Checkpoint, into: Checkpoint) -> Checkpoint:
 def _check_shards(paths: list[Path]) -> None:
     """Checks the digests of shards, each process of some of them; what one finds, all raise."""
     damage = []
-    for k in processes.share(len(paths)):
+    for k in processes.own_share(len(paths)):
         try:
             read_file(paths[k], lambda data: {})
         except UserError as error:
             damage.append(error)
     gathered = processes.gather(damage)
-    all_damage = processes.from_first(lambda: gathered or [])
+    all_damage = processes.from_rank_0(lambda: gathered or [])
     if all_damage:
         raise all_damage[0]
 

@@ -38,14 +38,14 @@ def write_directory(
         OSError: If a file cannot be written; an existing directory is then still there.
     """
     temporary = target.with_name(f".{target.name}")
-    if processes.is_first():
+    if processes.is_rank_0():
         shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed while writing
         temporary.mkdir(parents=True)
-    processes.wait()
+    processes.barrier()
     try:
         names = write_shards(temporary) if write_shards else []
         digests = processes.gather([(name, _digest((temporary / name).read_bytes())) for name in names])
-        if processes.is_first():
+        if processes.is_rank_0():
             all_digests = dict(digests or []) | {name: _digest(data) for name, data in files.items()}
             for name, data in {**files, DIGESTS: json.dumps(all_digests).encode()}.items():
                 write_durable(temporary / name, data)
@@ -54,9 +54,9 @@ def write_directory(
             os.rename(temporary, target)
             _sync(target.parent)
     finally:
-        if processes.is_first():
+        if processes.is_rank_0():
             shutil.rmtree(temporary, ignore_errors=True)
-    processes.wait()
+    processes.barrier()
 
 
 def _digest(data: bytes) -> str:

@@ -25,7 +25,7 @@ STEPS_EACH = 5  # Langevin steps at each level that the suggested step size is f
 
 def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Prints what the data are, and draws some; returns the exit code."""
-    if not processes.is_first():
+    if not processes.is_rank_0():
         return 0  # there is nothing to share
     dataset = load_dataset(data_options(config.data))
     warn_of_oddities(dataset)

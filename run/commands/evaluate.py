@@ -61,11 +61,11 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
 def _sample_file(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Path | None:
     """The sample file to measure, drawn now if it is not there; on rank 0, None on the others."""
     request = sample_request(section)
-    path = processes.from_first(lambda: matching_file(workdir, request, trained.step))
+    path = processes.from_rank_0(lambda: matching_file(workdir, request, trained.step))
     if path is None:
         files = draw_and_save(trained, build_trained_sampler(section, trained, workdir), request, workdir)
         path = None if files is None else files.array
-    return path if processes.is_first() else None
+    return path if processes.is_rank_0() else None
 
 
 def _compare(file: SampleFile, dataset: Dataset, trained: TrainedModel, workdir: Path) -> None:

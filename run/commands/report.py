@@ -75,7 +75,7 @@ $body
 
 def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Writes the page of a run directory, replacing an older one; returns the exit code."""
-    if not processes.is_first():
+    if not processes.is_rank_0():
         return 0  # there is nothing to share
     path = workdir / REPORT_FILE
     write_atomic(path, page(config, workdir).encode())

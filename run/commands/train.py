@@ -90,9 +90,9 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
     print(changed_text(config))
     if number_of_classes(trainer.model) and not config.training.conditional:
         warn("class labels are not used in training: the model will be unconditional")
-    processes.wait()  # until every rank has seen the directory as it was
+    processes.barrier()  # until every rank has seen the directory as it was
     recorder: Recorder | NullRecorder = NullRecorder()
-    if processes.is_first():
+    if processes.is_rank_0():
         _prepare_directory(config, dataset, trainer.step, workdir)
         recorder = Recorder(workdir, trainer.step, total_training_steps(config.training))
     preview = build_preview(config, dataset)
@@ -138,11 +138,11 @@ def _is_ours(path: Path) -> bool:
 def _check_ranks_agree(config: ConfigDict) -> None:
     """Refuses ranks that were started with different settings."""
     mine = flatten(config)
-    first = processes.from_first(lambda: mine)
+    first = processes.from_rank_0(lambda: mine)
     differing = [key for key in mine | first if mine.get(key) != first.get(key)]
     problem = [f"rank {processes.rank()} has another {differing[0]} than rank 0"] if differing else []
     problems = processes.gather(problem)
-    for sentence in processes.from_first(lambda: problems or []):
+    for sentence in processes.from_rank_0(lambda: problems or []):
         raise UserError(f"{sentence}: start all processes with the same settings")
 
 

@@ -143,4 +143,4 @@ def _check_same_on_all_ranks(found: DataInfo) -> None:
                     "name the same data on every machine"
                 )
 
-    processes.from_first(compare)
+    processes.from_rank_0(compare)

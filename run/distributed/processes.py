@@ -43,7 +43,7 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def is_first() -> bool:
+def is_rank_0() -> bool:
     """Whether this is rank 0, the one that prints and writes."""
     return rank() == 0
 
@@ -69,7 +69,7 @@ def joined_processes() -> Iterator[None]:
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
         dist.init_process_group("gloo", timeout=TIMEOUT, store=store, rank=number, world_size=size)
         with open(os.devnull, "w") as nowhere:
-            with contextlib.nullcontext() if is_first() else contextlib.redirect_stdout(nowhere):
+            with contextlib.nullcontext() if is_rank_0() else contextlib.redirect_stdout(nowhere):
                 yield
     except RuntimeError as error:
         if not isinstance(error, dist.DistError) and "gloo" not in str(error):
@@ -86,7 +86,7 @@ def _reason(error: RuntimeError) -> str:
     return str(error).rpartition("] ")[2].split(". ")[0].strip()
 
 
-def share(n: int) -> range:
+def own_share(n: int) -> range:
     """The indices below n that this rank works on: consecutive, equally many on each rank or one more."""
     ranks, each, rest = world_size(), *divmod(n, world_size())
     starts = [r * each + min(r, rest) for r in range(ranks + 1)]
@@ -97,17 +97,17 @@ def gather(items: list[T]) -> list[T] | None:
     """The items of all ranks in the order of the ranks, on rank 0; None on the others."""
     if world_size() == 1:
         return items
-    parts: list[list[T]] | None = [[] for _ in range(world_size())] if is_first() else None
+    parts: list[list[T]] | None = [[] for _ in range(world_size())] if is_rank_0() else None
     dist.gather_object(items, parts)
     return None if parts is None else [item for part in parts for item in part]
 
 
-def from_first(make: Callable[[], T]) -> T:
+def from_rank_0(make: Callable[[], T]) -> T:
     """Calls `make` on rank 0 only; what it returns or raises there, every rank returns or raises."""
     if world_size() == 1:
         return make()
     message: list[Any] = [None, None]  # result, error
-    if is_first():
+    if is_rank_0():
         try:
             message[0] = make()
         except Exception as error:  # the others wait for the outcome, whatever it is
@@ -118,7 +118,7 @@ def from_first(make: Callable[[], T]) -> T:
     return message[0]
 
 
-def wait() -> None:
+def barrier() -> None:
     """Returns when every rank has called it."""
     if world_size() > 1:
         dist.barrier()
@@ -158,7 +158,7 @@ def step_group(device: torch.device, patience: float) -> dist.ProcessGroup | Non
     return dist.new_group(backend=backend, timeout=timedelta(seconds=patience))
 
 
-def average_(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
+def average_over_ranks_(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
     """Replaces tensors by their means over the ranks."""
     if group is not None:
         for x in tensors:
@@ -166,7 +166,7 @@ def average_(tensors: list[Tensor], group: dist.ProcessGroup | None) -> None:
             x.div_(group.size())
 
 
-def concatenate(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def concatenate_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The tensors x (n, ...) of all ranks, of equal shapes, concatenated in the order of the ranks: on every
     rank, without gradients.
     """

@@ -37,7 +37,7 @@ def fitted_times(
     Raises:
         UserError: If the file of the grid is damaged.
     """
-    return processes.from_first(lambda: _fitted_times(name, make, start, trained, workdir))
+    return processes.from_rank_0(lambda: _fitted_times(name, make, start, trained, workdir))
 
 
 def _fitted_times(

@@ -66,7 +66,7 @@ def draw_and_save(
 
     Each rank draws a share, and rank 0 writes; the others return None.
     """
-    share = processes.share(request.num_samples)
+    share = processes.own_share(request.num_samples)
     drawn = processes.gather(draw(trained, sampler, share, request.seed, request.batch_size))
     if drawn is None:
         return None

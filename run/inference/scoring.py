@@ -164,7 +164,7 @@ def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, T
     Ranks get whole batches: the ODE's steps depend on all samples of a batch.
     """
     starts = range(0, len(data), batch_size)
-    mine = processes.share(len(starts))
+    mine = processes.own_share(len(starts))
     if len(starts) < processes.world_size():
         print(
             f"there are {len(starts)} batches for {processes.world_size()} processes: lower "

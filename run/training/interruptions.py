@@ -46,7 +46,7 @@ class StopRequest:
 
     def agree(self, time_is_over: bool) -> None:
         """Called by every rank after every step, with what its clock says."""
-        agreed = self._over_ranks(self._received or _TIME_IS_OVER * (time_is_over and processes.is_first()))
+        agreed = self._over_ranks(self._received or _TIME_IS_OVER * (time_is_over and processes.is_rank_0()))
         self.signal, self.time_is_over = (0 if agreed == _TIME_IS_OVER else agreed), agreed == _TIME_IS_OVER
 
     def __enter__(self) -> StopRequest:
@@ -101,7 +101,7 @@ def stop_if_diverged(trainer: Trainer, summary: StatisticsSummary, max_skipped: 
     buffer = io.BytesIO()
     numpy_arrays: dict[str, Any] = {name: array.cpu().numpy() for name, array in arrays.items()}
     np.savez_compressed(buffer, **numpy_arrays)
-    if processes.is_first():
+    if processes.is_rank_0():
         write_atomic(path, buffer.getvalue())
     raise UserError(
         f"training diverged: {summary.longest_skipped_streak} steps in a row, by step {trainer.step}, were "

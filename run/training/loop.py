@@ -133,7 +133,7 @@ class TrainingLoop:
 
     def _save(self, state: Checkpoint) -> None:
         checkpoint.save(self.workdir, state, self.settings.keep)
-        if processes.is_first():
+        if processes.is_rank_0():
             record_progress(self.workdir, state.step)
         self.recorder.save_loss_curve()
 
@@ -149,7 +149,7 @@ class TrainingLoop:
             pass
         except ValueError as error:
             warn(f"no preview at step {step:,}: {error}")
-        processes.wait()  # here rather than in the next step, where ranks wait less long for each other
+        processes.barrier()  # here rather than in the next step, where ranks wait less long for each other
 
     def _poll(self) -> None:
         self._agree()

@@ -57,6 +57,6 @@ class Preview:
                 shape = (min(self.batch_size, self.count - first), *self.shape)
                 result = self.sampler(model, shape, first=first, device=device, on_step=on_step)
                 parts.append(result.samples)
-        if processes.is_first():
+        if processes.is_rank_0():
             values = self.scaling.model_to_user(torch.cat(parts)).cpu().numpy()
             plots.save_samples(path, values, self.scaling.limits)

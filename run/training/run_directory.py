@@ -46,7 +46,7 @@ def locked(workdir: Path) -> Iterator[None]:
         UserError: If another training is running there.
     """
     files: list[IO[str]] = []
-    processes.from_first(lambda: files.append(_lock(workdir)))
+    processes.from_rank_0(lambda: files.append(_lock(workdir)))
     for file in files:
         file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S")
@@ -65,7 +65,7 @@ def refuse_if_locked(workdir: Path) -> None:
     Raises:
         UserError: If another training is running there.
     """
-    processes.from_first(lambda: _lock(workdir).close() if (workdir / LOCK_FILE).exists() else None)
+    processes.from_rank_0(lambda: _lock(workdir).close() if (workdir / LOCK_FILE).exists() else None)
 
 
 def _lock(workdir: Path) -> IO[str]:

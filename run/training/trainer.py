@@ -134,8 +134,8 @@ class Trainer:
         self.optimizer.zero_grad()
         losses = torch.cat([self.backward(batch.share(k, micro_batches)) for k in range(micro_batches)])
         own_gradients = [weights.grad for weights in self.objective.parameters() if weights.grad is not None]
-        processes.average_(own_gradients, self._group)
-        self.finish(draw, processes.concatenate(losses, self._group))
+        processes.average_over_ranks_(own_gradients, self._group)
+        self.finish(draw, processes.concatenate_over_ranks(losses, self._group))
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""

@@ -49,7 +49,7 @@ def test_shares_are_consecutive_and_nearly_equal(monkeypatch: pytest.MonkeyPatch
         shares = []
         for rank in range(ranks):
             monkeypatch.setattr(processes, "rank", lambda rank=rank: rank)
-            shares.append(processes.share(n))
+            shares.append(processes.own_share(n))
         assert [index for share in shares for index in share] == list(range(n))
         assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
