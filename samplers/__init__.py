@@ -1,6 +1,7 @@
 """Score function -> samples. Imports only torch, torchdiffeq and sde_lib.
 
-Every sampler is made by `(sde, times, *, denoise, <options>)` and called by `sampler(score, shape, seed=0)`.
+Every sampler is made by `(sde, times, *, denoise, <options>)` and called by `sampler(score, shape, seed=0)`,
+or by `sampler(score, shape, seed=0, cond=cond)` for a score of a condition.
 """
 
 from score_diffusion.samplers.adaptive import AdaptiveSDESampler

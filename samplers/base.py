@@ -1,6 +1,7 @@
 """What all samplers share: the call, the loop, the randomness of each sample, and the result.
 
     result = sampler(score, shape, seed=0)
+    result = sampler(score, shape, seed=0, cond={"label": labels})      of a score(x, t, cond)
 
 `score` is any score function, exact or learned. Most samplers are tables of coefficients, see `linear.py`. A
 sampler whose coefficients depend on the states is a `StepSampler` with its own `step`, a pure function of the
@@ -12,6 +13,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any
 
@@ -27,6 +29,7 @@ from score_diffusion.sde_lib import (
     ScoreWrapper,
     evaluations,
     in_dtype,
+    map_condition,
     score_device,
     tweedie,
 )
@@ -73,17 +76,22 @@ def mean_square_each(x: Tensor) -> Tensor:
 
 
 class CountedScore(ScoreWrapper):
-    """A score function that counts its evaluations, takes one time for all samples or one for each, and
-    records where its values stop being finite.
+    """A score function that counts its evaluations, takes one time for all samples or one for each, gives
+    each sample its own condition, and records where its values stop being finite.
 
     Args:
         score: The score function.
         batch: Number of samples.
+        cond: What the samples are conditioned on, in tensors of `batch` rows or of 1 row for all; None for
+            nothing.
+
+    Raises:
+        InputError: If a tensor of the condition has another number of rows.
     """
 
-    def __init__(self, score: ScoreFunction, batch: int) -> None:
+    def __init__(self, score: ScoreFunction, batch: int, cond: Condition = None) -> None:
         super().__init__(score)
-        self._batch = batch
+        self._batch, self._cond = batch, map_condition(partial(_rows_for, batch), cond)
         self._sums: list[Tensor] = []  # one number per call, left on the device: reading would wait for it
         self._times: list[Tensor] = []
         self._shared = 0
@@ -108,7 +116,7 @@ class CountedScore(ScoreWrapper):
         """
         t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, among)
-        return super().__call__(x, t, cond)
+        return super().__call__(x, t, self._cond_of(among) if cond is None else cond)
 
     def score_and_fraction(
         self, x: Tensor, t: float | Tensor, cond: Condition = None
@@ -116,7 +124,10 @@ class CountedScore(ScoreWrapper):
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
         t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, None)
-        return super().score_and_fraction(x, t, cond)
+        return super().score_and_fraction(x, t, self._cond if cond is None else cond)
+
+    def _cond_of(self, among: Tensor | None) -> Condition:
+        return self._cond if among is None else map_condition(lambda rows: rows[among], self._cond)
 
     def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
         score, *fraction = inner(x, t, cond)
@@ -151,6 +162,13 @@ class CountedScore(ScoreWrapper):
             if not total.isfinite():
                 return k, float(t.max())
         return None
+
+
+def _rows_for(batch: int, values: Tensor) -> Tensor:
+    """A tensor of a condition with one row for each sample."""
+    if len(values) not in (1, batch):
+        raise InputError(f"cond must have one row for each of the {batch} samples, or 1, got {len(values)}")
+    return values.expand(batch, *values.shape[1:])
 
 
 def _checked_shape(shape: Sequence[int], x_T: Tensor | None) -> tuple[int, ...]:
@@ -225,6 +243,7 @@ class Sampler(ABC):
         shape: Sequence[int],
         seed: int = 0,
         *,
+        cond: Condition = None,
         x_T: Tensor | None = None,
         first: int = 0,
         device: torch.device | str | None = None,
@@ -235,9 +254,12 @@ class Sampler(ABC):
         """Draws samples.
 
         Args:
-            score: The score function `score(x, t)`.
+            score: The score function `score(x, t)`, or `score(x, t, cond)` where `cond` is given.
             shape: Shape of the batch, (B, *shape).
-            seed: Seed of the run. Sample k of the call depends only on (seed, first + k).
+            seed: Seed of the run. Sample k of the call depends only on (seed, first + k), and on its
+                condition.
+            cond: What the samples are conditioned on: a tensor or a dict of tensors, of B rows, one for each
+                sample, or of 1 row for all. None for nothing.
             x_T: Start states at the first time, shape `shape`, whose device and dtype are used; None to draw
                 them from the prior.
             first: Index of the first sample within its run.
@@ -252,15 +274,16 @@ class Sampler(ABC):
             trajectory.
 
         Raises:
-            InputError: If the shape is not (B, *shape), x_T or the score does not have it, or the result is
-                not finite.
+            InputError: If the shape is not (B, *shape), x_T or the score does not have it, cond has another
+                number of rows, or the result is not finite.
         """
         shape = _checked_shape(shape, x_T)
         if x_T is not None:
             device, dtype = x_T.device, x_T.dtype
         noise = SampleNoise(seed, first, shape, score_device(score) if device is None else device, dtype)
         x = self.sde.prior_std * noise.normal() if x_T is None else x_T
-        states, counted = [x], CountedScore(in_dtype(score, dtype), shape[0])
+        cond = map_condition(lambda rows: rows.to(x.device), cond)
+        states, counted = [x], CountedScore(in_dtype(score, dtype), shape[0], cond)
         record = (lambda state: states.append(state.to(dtype))) if trajectory else None
         x = self.integrate(counted, x, noise, record, on_step or (lambda i, n: None))
         if self.denoise:

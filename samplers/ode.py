@@ -26,6 +26,7 @@ from score_diffusion.samplers.chain import DDIMSampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand, in_dtype
+from score_diffusion.sde_lib.score_wrapper import Condition
 
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 """The fixed-step methods, with their evaluations per step."""
@@ -74,18 +75,19 @@ class ODESampler(Sampler):
         return self._solve(score, x.double(), self.times, record, on_step).to(x)
 
     @torch.no_grad()
-    def encode(self, score: ScoreFunction, x: Tensor) -> Tensor:
+    def encode(self, score: ScoreFunction, x: Tensor, cond: Condition = None) -> Tensor:
         """Computes the codes x_T of data x by the same ODE from the last time of the grid up to the first.
 
         Args:
             score: The score function.
             x: States at the last time, which are data up to a little noise, shape (B, *shape).
+            cond: What the samples are conditioned on, as in a call.
 
         Returns:
             States at the first time, shape (B, *shape). Decoding them, `sampler(score, shape, x_T=code)`,
             reproduces x up to the error of the solver.
         """
-        counted = CountedScore(in_dtype(score, x.dtype), len(x))
+        counted = CountedScore(in_dtype(score, x.dtype), len(x), cond)
         return self._solve(counted, x.double(), self.times.flip(0), None, lambda i, n: None).to(x)
 
     def _solve(

@@ -152,14 +152,19 @@ def in_dtype(score: ScoreFunction, dtype: torch.dtype) -> ScoreFunction:
 
 
 class ConditionalScore(ScoreWrapper):
-    """The score ∇ log p_t(x | c) for a condition c that all samples share.
+    """The score ∇ log p_t(x | c) as a function of x and t.
+
+    Samplers take conditions themselves, `sampler(score, shape, cond=cond)`, and give those that choose the
+    steps of each sample its own condition; this is for likelihoods, losses and everything else.
 
     Args:
         score: A score that takes a condition, such as a `ScoreModel`.
-        cond: The condition of one sample: a tensor of shape (1, ...), or a dict of such tensors.
+        cond: The condition c: a tensor of shape (1, ...) that all samples share, or of shape (B, ...) with
+            one for each, or a dict of such tensors.
 
     Raises:
-        InputError: When it is called with another condition.
+        InputError: When it is called with another condition, or with another number of samples than it has
+            conditions for.
     """
 
     def __init__(self, score: ScoreFunction, cond: Tensor | Mapping[str, Tensor]) -> None:
@@ -171,6 +176,11 @@ class ConditionalScore(ScoreWrapper):
             raise InputError("this ConditionalScore has its condition already: call it as score(x, t)")
 
         def repeat(value: Tensor) -> Tensor:
+            if len(value) not in (1, len(x)):
+                raise InputError(
+                    f"this ConditionalScore has conditions for {len(value)} samples, got {len(x)}: give it "
+                    "one for all, or give the conditions to the sampler, sampler(score, shape, cond=cond)"
+                )
             return value.to(x.device).expand(len(x), *value.shape[1:])
 
         return inner(x, t, map_condition(repeat, self.cond))

@@ -44,7 +44,8 @@ from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.inverse.operators import LinearOperator, Operator
 from score_diffusion.samplers.inverse.pigdm import isotropic_variance
 from score_diffusion.samplers.inverse.posterior import checked_measurement, checked_sigma
-from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, map_condition
+from score_diffusion.sde_lib.score_wrapper import Condition
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class TwistedSampler(Sampler):
         shape: Sequence[int],
         seed: int = 0,
         *,
+        cond: Condition = None,
         x_T: Tensor | None = None,
         first: int = 0,
         device: torch.device | str | None = None,
@@ -151,10 +153,13 @@ class TwistedSampler(Sampler):
         ancestors.
 
         Raises:
-            InputError: As for a Sampler, or if x_T is given: particles start from the prior.
+            InputError: As for a Sampler, if x_T is given, because particles start from the prior, or if the
+                draws of a set are to have conditions of their own.
         """
         if x_T is not None:
             raise InputError("the twisted sampler starts its particles from the prior: leave out x_T")
+        if self.draws > 1:
+            map_condition(self._check_shared, cond)
         first_set = first // self.draws
         sets = -(-(first + shape[0]) // self.draws) - first_set
         self._ess: list[Tensor] = []
@@ -162,6 +167,7 @@ class TwistedSampler(Sampler):
             score,
             (sets, *shape[1:]),
             seed,
+            cond=cond,
             first=first_set,
             device=device,
             dtype=dtype,
@@ -173,6 +179,14 @@ class TwistedSampler(Sampler):
         ess = torch.stack(self._ess).repeat_interleave(self.draws, 1)[:, mine]
         path = self._path[:, mine] if trajectory else None
         return ParticleResult(result.samples[mine], int(nfe_each.max()), nfe_each, result.times, path, ess)
+
+    def _check_shared(self, values: Tensor) -> Tensor:
+        if len(values) != 1:
+            raise InputError(
+                f"the {self.draws} draws of a set of particles share their condition: give cond of 1 row, "
+                f"got {len(values)}, or take draws=1"
+            )
+        return values
 
     def integrate(
         self,
