@@ -11,7 +11,6 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -25,11 +24,13 @@ from score_diffusion.run.constructor_keys import (
     complete,
     declared_keys,
     refuse_other_samplers,
+    sampler_keys,
 )
 from score_diffusion.run.data.user_function import absolute
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import write_json
-from score_diffusion.run.key_types import AUTO, Key
+from score_diffusion.run.files import expanded, write_json
+from score_diffusion.run.json_files import check_fields, read_json
+from score_diffusion.run.key_types import AUTO, Key, Values
 from score_diffusion.run.keys import KEYS, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -65,7 +66,7 @@ def load_config(name: str) -> ConfigDict:
     if name in config_names():
         module = importlib.import_module(f"score_diffusion.run.configs.{stem}")
     elif stem.endswith(".py"):
-        module = _import_file(Path(stem).expanduser())
+        module = _import_file(expanded(stem))
     else:
         close = difflib.get_close_matches(name, config_names(), n=1)
         raise UserError(
@@ -104,7 +105,7 @@ def _the_users_code(source: str) -> Iterator[None]:
     """Puts whatever a configuration file raises into one sentence."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UserError(f"configuration {source} does not run: {type(error).__name__}: {error}") from error
 
 
@@ -266,16 +267,34 @@ def read_config(workdir: Path) -> ConfigDict:
             f"{workdir} holds no run ({CONFIG_FILE} is missing): "
             f"train one first with --mode train --workdir {workdir}"
         )
+    advice = "restore it from a copy, or train in another --workdir"
+    sections, named = _structure()
+    record = read_json(path, sections, advice)
     try:
-        config = ConfigDict(_with_tuples(json.loads(path.read_text())))
-    except (ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{path} is damaged ({error}): restore it from a copy, or train in another --workdir"
-        ) from error
-    _check_has_all_keys(config, str(path))
-    complete(config)
-    check(config)
+        for section, fields in named.items():
+            check_fields(record[section], fields, f"{section}.")
+        config = ConfigDict(_with_tuples(record))
+        _check_has_all_keys(config, "it")
+        complete(config)
+        check(config)
+    except (UserError, ValueError, KeyError, AttributeError) as error:  # the last two of odd names
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
     return config.lock()
+
+
+def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:
+    """What stands in a configuration before its keys can be checked: its sections, and in some of them names
+    of constructors and sections of samplers.
+    """
+    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS if "." in name}
+    named: dict[str, dict[str, Values]] = {"sampling": {}}
+    for name in CONSTRUCTORS:
+        section, _, key = name.partition(".")
+        named[section] = {key: Values(kind=str)}
+    for name in sampler_keys():
+        _, sampler, _ = name.split(".")
+        named["sampling"][sampler] = Values(kind=dict)
+    return sections, named
 
 
 def _with_tuples(value: object) -> object:

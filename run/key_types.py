@@ -1,7 +1,8 @@
 """What a configuration key is: its default, its explanation, the values it takes and where it may be set.
 
 The values are written as a Python type: `int`, `tuple[int, ...]`, `Literal["cosine", "constant"]`, or a union
-of such types, `float | Literal["auto"]`. `least`, `above` and `below` bound every number among them.
+of such types, `float | Literal["auto"]`. `least`, `above` and `below` bound every number among them; an
+integer is below 2^63 in any case, as in NumPy and torch. The fields of JSON files are declared likewise.
 """
 
 from __future__ import annotations
@@ -24,26 +25,23 @@ Kind = Any
 Value = Any
 
 
-@dataclass(frozen=True)
-class Key:
-    """The declaration of one key."""
+LARGEST_INTEGER = 2**63 - 1
+LONGEST_SHOWN = 100  # characters of a wrong value that a message repeats
 
-    default: Value
-    explanation: str
-    _: KW_ONLY
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Which values something takes."""
+
     kind: Kind = None
-    """The type of its values; None for the type of the default."""
+    """Their type."""
     least: float | None = None
     above: float | None = None
     below: float | None = None
-    modes: tuple[str, ...] = ()
-    """Which modes take it; empty for those of its section."""
-    may_change: bool | None = None
-    """Whether it may change when training is resumed; None for what its section says."""
 
     @property
     def type(self) -> Kind:
-        return type(self.default) if self.kind is None else self.kind
+        return self.kind
 
     @property
     def requirement(self) -> str:
@@ -59,6 +57,49 @@ class Key:
         ]
         return describe(self.type, " ".join(["", " and ".join(bounds)]) if bounds else "")
 
+    def take(self, value: Value) -> bool:
+        """Whether a value is of the type, and no number in it out of range."""
+        return fits(self.type, value) and all(map(self._in_range, _numbers(value)))
+
+    def _in_range(self, number: float) -> bool:
+        if isinstance(number, int):
+            finite = -LARGEST_INTEGER <= number <= LARGEST_INTEGER
+        else:
+            finite = math.isfinite(number)
+        return (
+            finite
+            and (self.least is None or number >= self.least)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+        )
+
+    def refusal(self, name: str, value: Value) -> str:
+        """What is wrong with a value that is not taken, as a clause."""
+        names = [n for kind in _members(self.type) if get_origin(kind) is Literal for n in get_args(kind)]
+        shown = _shown(value)
+        close = difflib.get_close_matches(shown, map(repr, names), n=1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        if any(isinstance(number, int) and abs(number) > LARGEST_INTEGER for number in _numbers(value)):
+            hint = ", which has too many digits"
+        return f"{name} must be {self.requirement}, got {shown}{hint}"
+
+
+@dataclass(frozen=True)
+class Key(Values):
+    """The declaration of one key; without a kind, its values are of the type of the default."""
+
+    default: Value
+    explanation: str
+    _: KW_ONLY
+    modes: tuple[str, ...] = ()
+    """Which modes take it; empty for those of its section."""
+    may_change: bool | None = None
+    """Whether it may change when training is resumed; None for what its section says."""
+
+    @property
+    def type(self) -> Kind:
+        return type(self.default) if self.kind is None else self.kind
+
     def parse(self, name: str, text: str) -> Value:
         """The value that a text of the command line spells.
 
@@ -68,7 +109,7 @@ class Key:
         try:
             value = parse(self.type, text)
         except ValueError as error:
-            raise UserError(self._refusal(name, text)) from error
+            raise UserError(f"configuration key {self.refusal(repr(name), text)}") from error
         self.check(name, value)
         return value
 
@@ -78,27 +119,20 @@ class Key:
         Raises:
             UserError: If the type is another, or a number is out of range.
         """
-        if not fits(self.type, value) or not all(map(self._in_range, _numbers(value))):
-            raise UserError(self._refusal(name, value))
+        if not self.take(value):
+            raise UserError(f"configuration key {self.refusal(repr(name), value)}")
 
-    def _in_range(self, number: float) -> bool:
-        return (
-            math.isfinite(number)
-            and (self.least is None or number >= self.least)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
 
-    def _refusal(self, name: str, value: Value) -> str:
-        names = [n for kind in _members(self.type) if get_origin(kind) is Literal for n in get_args(kind)]
-        close = difflib.get_close_matches(str(value), names, n=1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        return f"configuration key {name!r} must be {self.requirement}, got {value!r}{hint}"
+def _shown(value: Value) -> str:
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}..."
 
 
 def _numbers(value: Value) -> list[float]:
-    items = value if isinstance(value, tuple | list) else (value,)
-    return [item for item in items if isinstance(item, int | float) and not isinstance(item, bool)]
+    """The numbers in a value, at any depth."""
+    if isinstance(value, tuple | list):
+        return [number for item in value for number in _numbers(item)]
+    return [value] if isinstance(value, int | float) and not isinstance(value, bool) else []
 
 
 def _members(kind: Kind) -> list[Kind]:
@@ -123,7 +157,7 @@ def parse(kind: Kind, text: str) -> Value:
     """
     *others, fixed = _members(kind)
     for member in (fixed, *others):
-        with contextlib.suppress(ValueError, SyntaxError):
+        with contextlib.suppress(ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             return _parse_one(member, text)
     raise ValueError(f"{text!r} is not {describe(kind)}")
 
@@ -174,6 +208,7 @@ NAMES = {  # of a value and of several
     int: ("an integer", "integers"),
     float: ("a number", "numbers"),
     str: ("text", "words"),
+    dict: ("an object", "objects"),
     type(None): ("None", ""),
 }
 

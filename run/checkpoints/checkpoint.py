@@ -15,6 +15,7 @@ functions of the seed and the step, so that nothing else is needed to resume exa
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 import math
@@ -46,10 +47,13 @@ from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.distributed.model import is_sharded
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.json_files import parse_json
+from score_diffusion.run.key_types import Values
 
 FOLDER = "checkpoints"
 MODEL, EMA, AVERAGES = "model.safetensors", "ema.safetensors", "averages.safetensors"
 TRAINING, SUMMARY = "training.pt", "summary.json"
+SUMMARY_FIELDS = {"step": Values(kind=int, least=0), "held_out_loss": Values(kind=float | None)}
 SHARD = "shard-"  # how the names of files with shards begin
 WEIGHTS = ("model", "ema", "averages")
 
@@ -297,11 +301,11 @@ def _held_out_loss(directory: Path) -> float:
         UserError: If neither can be read.
     """
     try:
-        summary = read_file(directory / SUMMARY, json.loads)
+        summary = read_file(directory / SUMMARY, functools.partial(parse_json, fields=SUMMARY_FIELDS))
     except UserError:
         summary = read_file(directory / TRAINING, _load_training)
-    loss = summary.get("held_out_loss")
-    return loss if isinstance(loss, float) else math.inf
+    loss = summary["held_out_loss"]
+    return math.inf if loss is None else float(loss)
 
 
 def read(directory: Path, into: Checkpoint | None = None, checked: bool = True) -> Checkpoint:

@@ -18,9 +18,10 @@ from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_durable
+from score_diffusion.run.json_files import LARGEST_FILE, check_fields, parse_json
+from score_diffusion.run.key_types import Values
 
 DIGESTS = "sha256.json"
-LARGEST_JSON = 2**24  # bytes; the JSON files of a directory are far smaller
 
 
 def write_directory(
@@ -134,7 +135,13 @@ def _digests(directory: Path) -> dict[str, str]:
         raise UserError(
             f"{directory} has no {DIGESTS}, so that damage to its files would go unnoticed: restore that file"
         )
-    return _parsed(path, json.loads)
+    return _parsed(path, _parse_digests)
+
+
+def _parse_digests(data: bytes) -> dict[str, str]:
+    digests = parse_json(data, {})
+    check_fields(digests, dict.fromkeys(digests, Values(kind=str)))
+    return digests
 
 
 def _is_file(path: Path) -> bool:
@@ -150,8 +157,8 @@ def _unreadable(path: Path, error: OSError) -> UserError:
 
 def _parsed(path: Path, parse: Callable[[bytes], dict], digest: str | None = None) -> dict:
     try:
-        if parse is json.loads and path.stat().st_size > LARGEST_JSON:
-            raise UserError(f"checkpoint file {path} is damaged: it has more than {LARGEST_JSON} bytes")
+        if path.suffix == ".json" and path.stat().st_size > LARGEST_FILE:
+            raise UserError(f"checkpoint file {path} is damaged: it has more than {LARGEST_FILE:,} bytes")
         data = path.read_bytes()
     except OSError as error:
         raise _unreadable(path, error) from error

@@ -1,7 +1,8 @@
 """`--mode report`: one page about a run, report.html in its directory, which needs no other file.
 
 Pictures and curves are part of the page, there is no script, and nothing is fetched. The page shows what
-there is: it is shorter while training is in progress, or when no samples were drawn.
+there is: it is shorter while training is in progress, or when no samples were drawn. A run may be somebody
+else's: only pictures and results in its directory are shown, not what a link in it leads to.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import json
-import zipfile
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from html import escape
@@ -28,12 +28,17 @@ from score_diffusion.run.data.info import DATA_FILE, read_data_info
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
-from score_diffusion.run.inference.sample_files import SAMPLES
+from score_diffusion.run.inference.sample_files import SAMPLES, read_facts
+from score_diffusion.run.json_files import parse_json, read_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.run.training.log import finite_values, read_log
 
 REPORT_FILE = "report.html"
 MOST_PICTURES = 12  # the most previews on the page, which stays small; evenly spaced
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+LARGEST_PICTURE = 2**25  # bytes
 WINDOWS = 4  # parts of the training for which the losses by noise level are shown
+SETTINGS = {"num_samples": Values(kind=int, least=1)}  # of a sample file, what the page shows
 LOGARITHMIC = ("loss", "norm of the gradient")  # curves whose axis is logarithmic
 CURVES = {  # each by its title: the names of its lines, and their keys in the log
     "loss": {"training": "loss", "held out": "held_out_loss"},
@@ -78,7 +83,7 @@ def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if not processes.is_rank_0():
         return 0  # there is nothing to share
     path = workdir / REPORT_FILE
-    write_atomic(path, page(config, workdir).encode())
+    write_atomic(path, page(config, workdir).encode(errors="replace"))  # names of files may be no text
     print_result("Report", [("page", path), ("size", f"{path.stat().st_size / 2**20:.1f} MiB")])
     return 0
 
@@ -95,7 +100,7 @@ def page(config: ConfigDict, workdir: Path) -> str:
         "Likelihood": _results(workdir, "likelihood"),
         "Distances to held-out data": _results(workdir, "evaluation"),
         "Samples": _sample_files(workdir),
-        "Data": [_picture(path) for path in sorted(workdir.glob("data*.png"))],
+        "Data": [_picture(path, workdir) for path in sorted(workdir.glob("data*.png"))],
         "Files": _files(workdir),
     }
     body = "\n".join(
@@ -154,7 +159,8 @@ def _curves(rows: list[dict]) -> list[str]:
 
 def _noise_levels(rows: list[dict]) -> list[str]:
     """Mean losses by noise level in equal parts of the training, as far as the log has them."""
-    rows = [row for row in rows if row.get("level_losses") and row.get("level_edges")]
+    levels = [len(row.get("level_losses", ())) for row in rows[-1:]]
+    rows = [row for row in rows if _has_levels(row, *levels)]
     lines = {}
     for window in np.array_split(np.arange(len(rows)), min(WINDOWS, len(rows)) or 1):
         if len(window):
@@ -172,6 +178,12 @@ def _noise_levels(rows: list[dict]) -> list[str]:
     return [_gallery([_figure(figure, "loss by noise level, means over parts of the training")])]
 
 
+def _has_levels(row: dict, count: int) -> bool:
+    """Whether a row has a loss of each of so many levels."""
+    losses, edges = row.get("level_losses", ()), row.get("level_edges", ())
+    return len(losses) == count == len(edges) + 1 and len(edges) > 1
+
+
 def _centres(edges: np.ndarray) -> np.ndarray:
     """The centres of bins between equally spaced edges; the first and last bin, which are open, count as wide
     as the others.
@@ -183,7 +195,7 @@ def _centres(edges: np.ndarray) -> np.ndarray:
 def _previews(workdir: Path) -> list[str]:
     pictures = sorted((workdir / SAMPLES).glob("step_*.png"))
     chosen = np.linspace(0, len(pictures) - 1, min(len(pictures), MOST_PICTURES)).round().astype(int)
-    shown = [_picture(pictures[k], f"step {_step(pictures[k])}") for k in chosen]
+    shown = [_picture(pictures[k], workdir, f"step {_step(pictures[k])}") for k in chosen]
     left_out = len(pictures) - len(shown)
     note = [f"<p>{left_out} more in {escape(SAMPLES)}/, see Files.</p>"] if left_out else []
     return [_gallery(shown), *note] if shown else []
@@ -200,12 +212,12 @@ def _results(workdir: Path, stem: str) -> list[str]:
     for path in sorted(workdir.glob(f"{stem}*.json"), key=lambda path: (len(path.name), path.name)):
         parts.append(f"<h3>{escape(path.name)}</h3>")
         try:
-            record = json.loads(path.read_text())
-            parts.append(_record(record))
-        except (OSError, ValueError, AttributeError) as error:
+            _refuse_link(path, workdir)
+            parts.append(_record(read_json(path, {}, "it is not shown")))
+        except UserError as error:
             parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
         pictures = [path.with_suffix(".png"), path.with_name(f"{path.stem}-bound.png")]
-        parts += [_gallery([_picture(picture) for picture in pictures if picture.exists()])]
+        parts += [_gallery([_picture(picture, workdir) for picture in pictures if picture.exists()])]
     return parts
 
 
@@ -248,15 +260,15 @@ def _sample_files(workdir: Path) -> list[str]:
     for path in sorted((workdir / SAMPLES).glob("*.npz")):
         parts.append(f"<h3>{escape(path.name)}</h3>")
         try:
-            with np.load(path, allow_pickle=False) as arrays:  # an array is read when it is asked for
-                names = ("sampler", "nfe", "seed", "training_steps")
-                facts = [(_words(name), arrays[name].item()) for name in names if name in arrays]
-                settings = json.loads(arrays["settings"].item()) if "settings" in arrays else {}
-            parts.append(_table([("samples", settings.get("num_samples", "")), *facts]))
-        except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile) as error:
+            _refuse_link(path, workdir)
+            facts = read_facts(path)
+            settings = parse_json(facts.pop("settings"), SETTINGS)
+            rows = [("samples", settings["num_samples"]), *((_words(key), facts[key]) for key in facts)]
+            parts.append(_table(rows))
+        except ValueError as error:
             parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
         picture = path.with_suffix(".png")
-        parts += [_gallery([_picture(picture)])] if picture.exists() else []
+        parts += [_gallery([_picture(picture, workdir)])] if picture.exists() else []
     return parts
 
 
@@ -290,8 +302,21 @@ def _gallery(images: Sequence[str]) -> str:
     return "<div class='pictures'>\n" + "\n".join(images) + "\n</div>" if images else ""
 
 
-def _picture(path: Path, caption: str = "") -> str:
-    return _image(path.read_bytes(), "png", caption or path.name)
+def _picture(path: Path, workdir: Path, caption: str = "") -> str:
+    try:
+        _refuse_link(path, workdir)
+        data = path.read_bytes() if path.is_file() and path.stat().st_size <= LARGEST_PICTURE else b""
+    except (OSError, UserError) as error:
+        return f"<p>cannot be read: {escape(str(error))}</p>"
+    if not data.startswith(PNG_SIGNATURE):
+        return f"<p>{escape(path.name)} is no picture</p>"
+    return _image(data, "png", caption or path.name)
+
+
+def _refuse_link(path: Path, workdir: Path) -> None:
+    """Refuses a file that is in another place: whoever made the run may have linked it to a private one."""
+    if not path.resolve().is_relative_to(workdir.resolve()):
+        raise UserError(f"{path.name} is a link out of the run directory, and is not shown")
 
 
 def _figure(figure: plots.Figure, caption: str) -> str:

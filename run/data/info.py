@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Literal
 
 from score_diffusion.run.data.checks import warn_of_oddities
 from score_diffusion.run.data.dataset import Dataset
@@ -15,8 +15,25 @@ from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
+from score_diffusion.run.json_files import check_fields, read_json
+from score_diffusion.run.key_types import Values
 
 DATA_FILE = "data.json"
+FIELDS = {
+    "name": Values(kind=str),
+    "shape": Values(kind=tuple[int, ...], least=1),
+    "scaling": Values(kind=dict),
+    "num_train": Values(kind=int, least=0),
+    "num_test": Values(kind=int, least=0),
+    "classes": Values(kind=tuple[str, ...]),
+    "digest": Values(kind=str),
+}
+SCALING_FIELDS = {
+    "levels": Values(kind=int | None, least=2, below=2**32 + 1),
+    "shift": Values(kind=tuple[float, ...]),
+    "scale": Values(kind=tuple[float, ...], above=0),
+    "dtype": Values(kind=Literal["float32", "float64"]),
+}
 DATA_PICTURE = "data"  # stem of the picture that --mode data draws: data.png, data-2.png, ...
 
 
@@ -35,13 +52,6 @@ class DataInfo:
     """Names of the classes, in the order of their indices; empty for data without labels."""
     digest: str = ""
     """Of all contents; empty for built-in data sets."""
-
-    def __post_init__(self) -> None:
-        lengths = (*self.shape, self.num_train + 1, self.num_test + 1)
-        if not self.shape or not all(type(n) is int and n > 0 for n in lengths):
-            raise ValueError(f"shape and counts must be whole numbers, got {self.shape} and {lengths[-2:]}")
-        if not all(isinstance(text, str) for text in (self.name, self.digest, *self.classes)):
-            raise TypeError("name, digest and classes must be text")
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
@@ -89,19 +99,22 @@ def read_data_info(workdir: Path) -> DataInfo:
     Raises:
         UserError: If the file is missing or damaged.
     """
-    path = workdir / DATA_FILE
+    path, advice = workdir / DATA_FILE, "restore it, or train in another --workdir"
+    record = read_json(path, FIELDS, advice)
     try:
-        fields = json.loads(path.read_text())
-        scaling = dict(fields["scaling"])
-        scaling |= {key: tuple(scaling[key]) for key in ("shift", "scale")}
-        fields |= {"shape": tuple(fields["shape"]), "classes": tuple(fields["classes"])}
-        return DataInfo(**fields | {"scaling": Scaling(**scaling)})
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing: restore it, or train in another --workdir") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise UserError(
-            f"{path} is damaged ({str(error).splitlines()[0]}): restore it, or train in another --workdir"
-        ) from error
+        check_fields(record, FIELDS, others=False)
+        check_fields(record["scaling"], SCALING_FIELDS, "scaling.", others=False)
+        scaling = Scaling(**{key: _as_tuple(record["scaling"][key]) for key in SCALING_FIELDS})
+        if not 1 <= len(record["shape"]) <= 4:
+            raise ValueError(f"shape must have 1 to 4 axes, got {len(record['shape'])}")
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}): {advice}") from error
+    return DataInfo(**{key: _as_tuple(record[key]) for key in FIELDS} | {"scaling": scaling})
+
+
+def _as_tuple(value: Any) -> Any:  # noqa: ANN401
+    """JSON has lists where we have tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def load_data(options: DataOptions, info: DataInfo | None = None) -> Dataset:

@@ -5,7 +5,6 @@ grids/eabm-19.json      times, and the training step of the checkpoint they were
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +16,16 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.json_files import read_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import Sampler, fit_grid
 
 FOLDER = "grids"
+FIELDS = {
+    "times": Values(kind=tuple[float, ...], least=0),
+    "training_steps": Values(kind=int, least=0),
+    "weights": Values(kind=str),
+}
 
 
 def fitted_times(
@@ -44,7 +50,7 @@ def _fitted_times(
     name: str, make: Callable[[Tensor], Sampler], start: Tensor, trained: TrainedModel, workdir: Path
 ) -> Tensor:
     path = workdir / FOLDER / f"{name}-{len(start) - 1}.json"
-    saved = _read(path, trained)
+    saved = _read(path, start, trained)
     if saved is not None:
         return saved
     with progress_bar(None, "fitting the grid", "knot") as bar:
@@ -62,14 +68,18 @@ def _fitted_times(
     return times
 
 
-def _read(path: Path, trained: TrainedModel) -> Tensor | None:
+def _read(path: Path, start: Tensor, trained: TrainedModel) -> Tensor | None:
     """The times in a file, if it is there and was fitted to these weights."""
-    if not path.is_file():
+    if not path.exists():
         return None
-    try:
-        saved = json.loads(path.read_text())
-        times = torch.tensor(saved["times"], dtype=torch.float64)
-        fitted_to = saved["training_steps"], saved["weights"]
-        return times if fitted_to == (trained.step, trained.weights) else None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: remove it, and the grid is fitted again") from error
+    advice = "remove it, and the grid is fitted again"
+    saved = read_json(path, FIELDS, advice)
+    if (saved["training_steps"], saved["weights"]) != (trained.step, trained.weights):
+        return None
+    times, ends = torch.tensor(saved["times"], dtype=torch.float64), start[[0, -1]].double()
+    if len(times) != len(start) or not torch.equal(times[[0, -1]], ends) or not (times.diff() < 0).all():
+        raise UserError(
+            f"{path} is damaged (times must be {len(start)} numbers that fall from {start[0]:g} to "
+            f"{start[-1]:g}): {advice}"
+        )
+    return times

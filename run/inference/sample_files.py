@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,11 +17,20 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.json_files import LARGEST_FILE, check_fields
+from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import FixedBatches, Sampler
 
 SAMPLES = "samples"
 NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
 PICTURED = 400  # the most images in a picture
+FACTS = {  # arrays of a sample file that hold one number or text
+    "sampler": Values(kind=str),
+    "nfe": Values(kind=int, least=0),
+    "seed": Values(kind=int),
+    "training_steps": Values(kind=int, least=0),
+    "settings": Values(kind=str),
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +129,8 @@ def draw(
 def matching_file(workdir: Path, request: SampleRequest, training_steps: int) -> Path | None:
     """The sample file that a request would write again, if there is one."""
     for path in sorted((workdir / SAMPLES).glob(f"{request.sampler}*.npz")):
-        file = read_sample_file(path)
-        if (file.settings, file.training_steps) == (request.settings, training_steps):
+        facts = read_facts(path)
+        if (facts["settings"], facts["training_steps"]) == (request.settings, training_steps):
             return path
     return None
 
@@ -130,8 +141,37 @@ def read_sample_file(path: Path) -> SampleFile:
     Raises:
         UserError: If it is damaged.
     """
+    facts = read_facts(path)
+    with _naming_damage(path), np.load(path, allow_pickle=False) as arrays:
+        samples = arrays["samples"]
+        if samples.dtype.kind != "f" or samples.ndim < 2 or not np.isfinite(samples).all():
+            raise ValueError(f"samples must be finite numbers, got {samples.dtype} {samples.shape}")
+    return SampleFile(path, samples, facts["training_steps"], facts["settings"])
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a sample file says about its samples: the values of `FACTS`.
+
+    Raises:
+        UserError: If it is damaged.
+    """
+    with _naming_damage(path), np.load(path, allow_pickle=False) as arrays:
+        sizes = {info.filename.removesuffix(".npy"): info.file_size for info in arrays.zip.infolist()}
+        large = [name for name in FACTS if sizes.get(name, 0) > LARGEST_FILE]
+        if large:
+            raise ValueError(f"{large[0]} has {sizes[large[0]]:,} bytes")
+        facts = {name: arrays[name].item() for name in FACTS if name in arrays}
+        check_fields(facts, FACTS)
+    return facts
+
+
+@contextlib.contextmanager
+def _naming_damage(path: Path) -> Iterator[None]:
+    """Turns whatever NumPy's reader raises into one sentence."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return SampleFile(path, arrays["samples"], int(arrays["training_steps"]), str(arrays["settings"]))
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"sample file {path} is damaged: remove it and run --mode sample again") from error
+        yield
+    except Exception as error:  # of zip, of the headers of arrays, of memory that they ask for
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"sample file {path} is damaged ({reason}): remove it and run --mode sample again"
+        ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import threading
@@ -15,10 +16,25 @@ from torch.utils.tensorboard import SummaryWriter
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
+from score_diffusion.run.json_files import parse_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.run.training.statistics import StatisticsSummary
 
 LOG_FILE = "log.jsonl"
 LOSS_CURVE = "loss_curve.png"
+STEP = {"step": Values(kind=int, least=0)}
+NUMBER = Values(kind=float | None)
+FIELDS = {
+    "loss": NUMBER,
+    "grad_norm": NUMBER,
+    "learning_rate": NUMBER,
+    "skipped": Values(kind=int, least=0),
+    "steps_per_second": NUMBER,
+    "seconds": Values(kind=float, least=0),
+    "held_out_loss": NUMBER,
+    "level_edges": Values(kind=tuple[float, ...]),
+    "level_losses": Values(kind=tuple[float | None, ...]),
+}
 
 
 class Recorder:
@@ -142,28 +158,23 @@ class NullRecorder:
 def read_log(workdir: Path) -> list[dict[str, Any]]:
     """The rows of log.jsonl by ascending step; none if there is no log.
 
-    Lines that are no row, torn by a crash or written by something else, are passed over.
+    Lines that are no row, torn by a crash or written by something else, are passed over, and so are values of
+    another type than those that we write.
     """
     rows = {}  # by step: steps done again after a crash replace those that were lost
     path = workdir / LOG_FILE
     text = path.read_text(errors="replace") if path.exists() else ""
     for line in text.split("\n"):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(row, dict) and type(row.get("step")) is int:
-            rows[row["step"]] = row
+        with contextlib.suppress(ValueError):
+            row = parse_json(line, STEP)
+            wrong = [name for name, values in FIELDS.items() if name in row and not values.take(row[name])]
+            rows[row["step"]] = {name: value for name, value in row.items() if name not in wrong}
     return [rows[step] for step in sorted(rows)]
 
 
 def finite_values(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
     """The steps at which a key of the log is a finite number, and the numbers."""
-    points = {}
-    for row in rows:
-        value = row.get(key)
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-            points[row["step"]] = value
+    points = {row["step"]: row[key] for row in rows if Values(kind=float).take(row.get(key))}
     return list(points), list(points.values())
 
 

@@ -23,6 +23,7 @@ Reference:
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -38,10 +39,13 @@ from score_diffusion.run.checkpoints.directory import numbered, read_file, write
 from score_diffusion.run.console import warn
 from score_diffusion.run.distributed.model import full_tensor
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.json_files import parse_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.run.training.averages import Averages, named_weights, power_exponent, power_name
 
 SNAPSHOT_FOLDER = "snapshots"
 FILE, SUMMARY = "averages.safetensors", "summary.json"
+SUMMARY_FIELDS = {"updates": Values(kind=int, least=1)}
 Numbers = np.ndarray | np.float64
 
 
@@ -130,10 +134,7 @@ def _updates_if_intact(directory: Path, expected: Mapping[str, Tensor]) -> int |
         tensors = _subset(read_file(directory / FILE, safetensors.torch.load), expected)
         check_tensors(tensors, expected, str(directory))
         check_finite(tensors, str(directory))
-        updates = read_file(directory / SUMMARY, json.loads).get("updates")
-        if type(updates) is not int or updates < 1:
-            raise UserError(f"{directory / SUMMARY} must hold a number of updates, it holds {updates!r}")
-        return updates
+        return read_file(directory / SUMMARY, functools.partial(parse_json, fields=SUMMARY_FIELDS))["updates"]
     except UserError as error:
         warn(f"{error}; the snapshot is left out")
         return None

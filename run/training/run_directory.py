@@ -8,7 +8,6 @@ leftovers-N/      files of a start that did not reach its first checkpoint, move
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import socket
 import time
@@ -23,12 +22,15 @@ from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
+from score_diffusion.run.json_files import read_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.run.training.interruptions import SKIPPED_FOLDER
 from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
 from score_diffusion.run.training.post_hoc_averages import SNAPSHOT_FOLDER
 
 LOCK_FILE = ".training.lock"
 PROGRESS_FILE = "progress.json"
+PROGRESS_FIELDS = {"step": Values(kind=int, least=0)}
 PREVIEWS = "samples/step_*.png"
 LEFTOVERS = (LOG_FILE, LOSS_CURVE, SNAPSHOT_FOLDER, SKIPPED_FOLDER, PREVIEWS)
 
@@ -100,16 +102,12 @@ def refuse_if_checkpoints_vanished(workdir: Path) -> None:
     path = workdir / PROGRESS_FILE
     if not path.exists():
         return
-    try:
-        step = int(json.loads(path.read_text())["step"])
-    except (ValueError, TypeError, KeyError, RecursionError):
-        trained = f"{path} is damaged, so that it is not known how far {workdir} was trained"
-    else:
-        trained = f"{workdir} was trained up to step {step:,}"
-    raise UserError(
-        f"{trained}, and no checkpoint is found in {workdir / checkpoint.FOLDER}: restore or mount that "
-        f"folder; to train from the beginning give another --workdir, or remove {path}"
+    advice = (
+        f"restore or mount that folder; to train from the beginning give another --workdir, or remove {path}"
     )
+    missing = f"no checkpoint is found in {workdir / checkpoint.FOLDER}"
+    step = read_json(path, PROGRESS_FIELDS, f"{missing}, {advice}")["step"]
+    raise UserError(f"{workdir} was trained up to step {step:,}, and {missing}: {advice}")
 
 
 def move_leftovers_aside(workdir: Path) -> Path | None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from score_diffusion.run.errors import UserError
-
-LARGEST_FILE = 2**24  # bytes; a configuration is far smaller
+from score_diffusion.run.json_files import read_json
 
 
 class Settings:
@@ -32,15 +30,7 @@ class Settings:
         Raises:
             UserError: If it cannot be read, or does not hold an object.
         """
-        try:
-            if path.stat().st_size > LARGEST_FILE:
-                raise UserError(f"{path} has more than {LARGEST_FILE} bytes: it is not a configuration")
-            values = json.loads(path.read_bytes())
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(f"{path} cannot be read ({error}): copy it again") from error
-        if not isinstance(values, dict):
-            raise UserError(f"{path} must hold an object, it holds {_shown(values)}: copy it again")
-        return cls(values, defaults, str(path))
+        return cls(read_json(path, {}, "copy it again"), defaults, str(path))
 
     def get(self, key: str) -> object:
         """The value itself; None if it is neither there nor has a default."""

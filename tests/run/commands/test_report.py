@@ -3,18 +3,21 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
 from score_diffusion.run import plots
 from score_diffusion.run.commands import report
+from score_diffusion.run.commands.report import PNG_SIGNATURE
 
 VOID = {"meta", "img", "br", "link"}
 
@@ -155,6 +158,51 @@ def test_damaged_files_are_named_and_the_rest_is_shown(content: str, cli: Callab
     page = read(trained)
     assert "likelihood.json" in page.words and page.words.count("cannot be read") >= 1
     assert "step 8" in page.captions
+
+
+def test_what_a_link_leads_to_is_not_copied(cli: Callable, trained: Path, tmp_path: Path):
+    """Whoever made a run may have put links to files of its reader's into it."""
+    private = tmp_path / "private"
+    private.mkdir()
+    (private / "key.png").write_bytes(PNG_SIGNATURE + b"SECRET")
+    (private / "key.json").write_text('{"SECRET": 1}')
+    np.savez(private / "key.npz", sampler="SECRET", nfe=1, seed=0, training_steps=1, settings="{}")
+    for name, target in {
+        "samples/step_00000009.png": "key.png", "likelihood.json": "key.json", "likelihood.png": "key.png",
+        "samples/eabm.npz": "key.npz", "samples/eabm.png": "key.png", "data.png": "key.png",
+    }.items():  # fmt: skip
+        (trained / name).symlink_to(private / target)
+    (trained / "likelihood-bound.png").write_bytes(b"SECRET, and no picture")
+    (trained / "evaluation.json").symlink_to(trained / "data.json")  # not out of the run
+    assert cli("report", trained) == 0
+    text = (trained / "report.html").read_text()
+    assert "SECRET" not in text and base64.b64encode(PNG_SIGNATURE + b"SECRET").decode() not in text
+    assert text.count("is a link out of the run directory") == 6 and "is no picture" in text
+    assert "num train" in text
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        {"step": 2**62, "loss": 1e308, "seconds": 1e308, "grad_norm": -1e308},
+        {"step": 9, "loss": "x", "seconds": "x", "level_losses": 3, "level_edges": {}},
+        {"step": 9, "level_losses": [1.0], "level_edges": []},
+        {"step": 9, "level_losses": [1.0, "x", 2.0], "level_edges": [1, 2]},
+        {"step": 9, "loss": 10**400, "learning_rate": [1]},
+    ],
+)
+def test_odd_values_of_the_log_are_left_out(line: dict, cli: Callable, trained: Path):
+    with open(trained / "log.jsonl", "a") as log:
+        log.write(json.dumps(line) + "\n")
+    assert cli("report", trained) == 0
+    assert "step 8" in read(trained).captions
+
+
+def test_names_that_are_no_text(cli: Callable, trained: Path):
+    (trained / "samples").joinpath(os.fsdecode(b"step_\xff.png")).write_bytes(PNG_SIGNATURE)
+    (trained / "likelihood.json").write_text('{"\\ud800": 1}')
+    assert cli("report", trained) == 0
+    assert "step_?.png" in (trained / "report.html").read_text()
 
 
 def test_no_run_no_page(cli: Callable, tmp_path: Path, refused: Callable):

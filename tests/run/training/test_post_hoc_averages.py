@@ -121,8 +121,8 @@ def test_a_damaged_snapshot_is_named_and_left_out(walk: tuple, tmp_path: Path, c
         ({"weight": torch.zeros(1)}, 200, r"power_0.05/weight has shape \(1,\) there and \(10, 20\) here"),
         ({"bias": torch.zeros(10)}, 200, "tensors are missing"),
         ({"weight": torch.full((10, 20), torch.nan)}, 200, "holds NaN"),
-        ({}, -3, "must hold a number of updates, it holds -3"),
-        ({}, "many", "must hold a number of updates"),
+        ({}, -3, "updates must be an integer of at least 1, got -3"),
+        ({}, "many", "got 'many'"),
     ],
 )
 def test_a_snapshot_that_does_not_fit_is_left_out(tensors, updates, reason, walk, tmp_path: Path, capsys):

@@ -197,13 +197,13 @@ def test_refusals(changes, match, tmp_path):
 @pytest.mark.parametrize(
     ("content", "match"),
     [
-        ("[]", "must hold an object, it holds"),
-        ("null", "must hold an object, it holds None"),
-        ("7", "must hold an object"),
-        ("{", "cannot be read"),
-        ("[" * 10**5, "cannot be read"),
-        ('{"block_out_channels": 1' + "0" * 5000 + "}", "cannot be read|block_out_channels must be a list"),
-        (" " * (2**24 + 1), "has more than"),
+        ("[]", "it holds a list, not an object"),
+        ("null", "it holds null, not an object"),
+        ("7", "it holds a number, not an object"),
+        ("{", "is damaged"),
+        ("[" * 10**5, "levels deep"),
+        ('{"block_out_channels": 1' + "0" * 5000 + "}", "is damaged|block_out_channels must be a list"),
+        (" " * (2**24 + 1), "bytes, and at most"),
     ],
     ids=["list", "null", "number", "torn", "deep", "huge number", "huge"],
 )

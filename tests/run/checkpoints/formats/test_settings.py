@@ -60,7 +60,7 @@ def test_files(tmp_path: Path):
     assert Settings.from_json(path, {"b": 2}).values == {"a": 1, "b": 2}
     for content in ("[1]", "3", "null", "{", "", "[" * 10**5, b"\xff\xfe"):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        with pytest.raises(UserError, match="config.json (must hold an object|cannot be read)"):
+        with pytest.raises(UserError, match="config.json is damaged"):
             Settings.from_json(path, {})
-    with pytest.raises(UserError, match="cannot be read"):
+    with pytest.raises(UserError, match="is missing"):
         Settings.from_json(tmp_path / "none.json", {})
