@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
@@ -19,6 +18,7 @@ from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.training.averages import Averages
 from score_diffusion.run.training.batches import BatchSource
@@ -210,7 +210,7 @@ def build_trainer(
     sde = build_sde(config.sde)
     model = build_model(config.model, sde, dataset.shape)
     if initial is not None:
-        checkpoint.load_weights(model, initial, Path(section.init_from))
+        checkpoint.load_weights(model, initial, expanded(section.init_from))
     model.to(device)
     if section.conditional:
         _check_classes(model, dataset)
@@ -311,7 +311,7 @@ def initial_weights(config: ConfigDict, dataset: Dataset) -> dict[str, Tensor] |
     """
     if not config.training.init_from:
         return None
-    run = Path(config.training.init_from)
+    run = expanded(config.training.init_from)
     saved, info = read_config(run), read_data_info(run)
     if info.shape[0] != dataset.shape[0] or len(info.shape) != len(dataset.shape):
         raise UserError(

@@ -12,6 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.keys import MODES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -35,7 +36,7 @@ class CommandLine:
     def workdir(self) -> Path:
         """The run directory."""
         if self.flags.workdir:
-            return Path(self.flags.workdir).expanduser()  # no shell expands ~ after the = of a flag
+            return expanded(self.flags.workdir)
         return Path(f"runs/{Path(self.config).stem.replace(':', '_')}")
 
     @property
@@ -96,7 +97,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
         return CommandLine(values, overrides, None)
     if values.mode is None and not rest:
         raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
-    path = Path(rest.pop(0)).expanduser() if rest and values.mode == "convert" else None
+    path = expanded(rest.pop(0)) if rest and values.mode == "convert" else None
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
     for name in SHORT_FLAGS:

@@ -1,4 +1,4 @@
-"""Writing files so that a crash, a full disk or a second run never leaves a torn or a lost one."""
+"""Paths that users write, and files that a crash, a full disk, a second run leave neither torn nor lost."""
 
 from __future__ import annotations
 
@@ -7,6 +7,36 @@ import os
 import threading
 from itertools import count
 from pathlib import Path
+
+from score_diffusion.run.errors import UserError
+
+
+def expanded(path: str) -> Path:
+    """A path with its ~ replaced, as no shell does after the = of a flag.
+
+    Raises:
+        UserError: If it can be no path: it has a null character, or ~ stands for nobody's home.
+    """
+    if "\0" in path:
+        raise UserError(f"{path!r} is no path: it has a null character")
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} cannot be found, there is no such home directory: write the path in full"
+        ) from error
+
+
+def absolute_path(path: str) -> Path:
+    """An expanded path with its links followed, as it holds in any folder.
+
+    Raises:
+        UserError: If it can be no path, its links lead in a circle, or the working directory was deleted.
+    """
+    try:
+        return expanded(path).resolve()
+    except (RuntimeError, OSError) as error:
+        raise UserError(f"{path} cannot be followed ({error}): give another path") from error
 
 
 def write_durable(path: Path, data: bytes) -> None:

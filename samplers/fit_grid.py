@@ -59,7 +59,7 @@ def fit_grid(
         InputError: If the sampler or the score fails on the initial grid.
     """
     steps = len(times) - 1
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed % 2**63)  # torch takes no larger one
     x_T = sde.prior_std * torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
     x_T = x_T.to(score_device(score))
     # Fixed steps: the rounding of a float32 network would stop an adaptive solver at such tolerances.

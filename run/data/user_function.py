@@ -22,6 +22,7 @@ from types import ModuleType
 import numpy as np
 
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import absolute_path
 
 FUNCTION = re.compile(r".+:[A-Za-z_]\w*")
 
@@ -54,9 +55,9 @@ def _split(path: str) -> tuple[str, str]:
 def absolute(path: str) -> str:
     """data.path as it holds in any folder: paths of files become absolute, modules keep their names."""
     if not names_function(path):
-        return str(Path(path).expanduser().resolve())  # no shell expands ~ behind the = of a flag
+        return str(absolute_path(path))
     module, function = _split(path)
-    return f"{Path(module).expanduser().resolve()}:{function}" if module.endswith(".py") else path
+    return f"{absolute_path(module)}:{function}" if module.endswith(".py") else path
 
 
 def call_function(path: str) -> dict[str, np.ndarray]:
@@ -71,7 +72,7 @@ def call_function(path: str) -> dict[str, np.ndarray]:
         raise UserError(f"data.path {path}: {module} must define a function {name}(), and does not")
     try:
         given = function()
-    except Exception as error:  # the user's code may raise anything
+    except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"data.path {path}: the function raised {_sentence(error)}") from error
     if isinstance(given, tuple) and len(given) == 2:
         given = dict(zip(("x_train", "x_test"), given, strict=True))
@@ -101,7 +102,7 @@ def _module(name: str) -> object:
         module = ModuleType(loader.name)
         module.__file__ = str(file)
         loader.exec_module(module)
-    except Exception as error:  # as above
+    except (Exception, SystemExit) as error:  # as above
         raise UserError(f"data.path names a function of {name}, which raised {_sentence(error)}") from error
     return module
 
@@ -117,5 +118,5 @@ def _import(name: str) -> object:
         sys.path.remove(here)
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())

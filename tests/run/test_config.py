@@ -86,6 +86,13 @@ def test_bad_configuration_files_are_refused(source: str, message: str, tmp_path
         load_config(str(path))
 
 
+def test_a_file_that_ends_python_is_refused(tmp_path: Path):
+    for source in ("raise SystemExit('bye')", "def get_config(): raise SystemExit('bye')"):
+        (tmp_path / "mine.py").write_text(source)
+        with pytest.raises(UserError, match="mine.py does not run: SystemExit: bye"):
+            load_config(str(tmp_path / "mine.py"))
+
+
 def test_unknown_names_and_missing_files_are_refused(tmp_path: Path):
     with pytest.raises(UserError, match="did you mean 'vpsde'.*toy2d"):
         load_config("vpsd")

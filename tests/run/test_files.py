@@ -8,7 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from score_diffusion.run.files import write_atomic, write_numbered, write_numbered_json
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import (
+    absolute_path,
+    expanded,
+    write_atomic,
+    write_numbered,
+    write_numbered_json,
+)
 
 
 def test_processes_that_write_at_once_get_different_names(tmp_path: Path):
@@ -74,3 +81,19 @@ def test_a_full_disk_names_the_file(tmp_path: Path, monkeypatch):
         write_atomic(tmp_path / "a.json", b"{}")
     assert error.value.errno == errno.ENOSPC and "a.json" in error.value.filename
     assert not list(tmp_path.iterdir())
+
+
+def test_paths_that_lead_nowhere_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(UserError, match="~nosuch/x cannot be found, there is no such home"):
+        expanded("~nosuch/x")
+    with pytest.raises(UserError, match="null character"):
+        expanded("a\0b")
+    (tmp_path / "a").symlink_to(tmp_path / "b")
+    (tmp_path / "b").symlink_to(tmp_path / "a")
+    with pytest.raises(UserError, match="cannot be followed"):
+        absolute_path(str(tmp_path / "a" / "c"))
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="cannot be followed"):
+        absolute_path("c")
