@@ -16,7 +16,7 @@ DistributedDataParallel waits for the gradient of each.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +98,39 @@ def _check_values(kind: str, value: Tensor, size: int) -> None:
             raise ValueError(
                 f"the label of cond must lie in 0..{size - 1}, or be -1 for no class, got {value.tolist()}"
             )
+
+
+def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[str, Tensor]:
+    """The null condition of one sample, every kind of it spelled out.
+
+    Args:
+        sizes: The kinds that a network takes, with the number of classes, V, D and C'.
+        size: The height and width of an image condition.
+    """
+    null = {
+        "label": torch.tensor([-1]),
+        "vector": torch.zeros(1, sizes.get("vector", 0)),
+        "tokens": torch.zeros(1, 0, sizes.get("tokens", 0)),
+        "image": torch.zeros(1, sizes.get("image", 0), *size),
+    }
+    return {kind: null[kind] for kind in sizes}
+
+
+def drop_conditions(cond: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Tensor]:
+    """Conditions with the null condition, of all kinds together, where `dropped`, bool (B,), is true.
+
+    Dropped tokens stay where they are and become invalid; a dropped image is 0.
+    """
+    cond = dict(cond)
+    if "tokens" in cond:
+        cond.setdefault("mask", torch.ones(cond["tokens"].shape[:2], dtype=torch.bool, device=dropped.device))
+    null: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0}
+    return {
+        kind: value
+        if kind == "tokens"
+        else value.masked_fill(dropped.view(-1, *[1] * (value.ndim - 1)), null[kind])
+        for kind, value in cond.items()
+    }
 
 
 class ConditionEmbedding(nn.Module):

@@ -2,8 +2,9 @@
 
     h = W_in x,    h <- h + W_2 silu((1 + scale) · W_1 h + shift) in every block,    output = W_out h
 
-(biases omitted). Every block computes its own scale and shift from the noise embedding. There is no norm on
-purpose: far from the data a score grows linearly with x, and a norm would remove the length of h.
+(biases omitted). Every block computes its own scale and shift from the embedding of the noise and of the
+condition. There is no norm on purpose: far from the data a score grows linearly with x, and a norm would
+remove the length of h.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_diffusion.models.conditions import read_condition
+from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
 from score_diffusion.models.embeddings import NoiseEmbedding
 from score_diffusion.models.layers import check_inputs, zero_init
 
@@ -31,33 +32,42 @@ class MLP(nn.Module):
         depth: int = 4,  # residual blocks
         embedding: str = "fourier",  # embedding of the noise: sinusoidal, sinusoidal_adm or fourier
         dropout: float = 0.0,  # dropout probability inside the blocks
+        num_classes: int = 0,  # classes of cond's label; 0 for none
+        vector_dim: int = 0,  # size of cond's vector; 0 for none
     ) -> None:
         super().__init__()
         if dim < 1 or depth < 1:
             raise ValueError(f"dim and depth must be at least 1, got dim={dim} and depth={depth}")
+        if num_classes < 0 or vector_dim < 0:
+            raise ValueError(
+                f"num_classes and vector_dim must not be negative, got {num_classes} and {vector_dim}"
+            )
         self.dim = dim
+        sizes = dict(label=num_classes, vector=vector_dim)
+        self.condition_sizes = {kind: size for kind, size in sizes.items() if size}
         self.embedding = NoiseEmbedding(embedding, width, width)
+        self.condition = ConditionEmbedding(num_classes, vector_dim, width)
         self.linear_in = nn.Linear(dim, width)
         self.blocks = nn.ModuleList(_Block(width, dropout) for _ in range(depth))
         self.linear_out = zero_init(nn.Linear(width, dim))
 
-    def forward(self, x: Tensor, noise: Tensor, cond: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, cond: Condition | None = None) -> Tensor:
         """The network's output for noisy points.
 
         Args:
             x: Noisy points, shape (B, dim), in the dtype of the weights.
             noise: Noise levels log(σ/α), shape (B,).
-            cond: Must be None. Every network of the project has this argument.
+            cond: The condition, see `models/conditions.py`: a label, a vector or both.
 
         Returns:
             A tensor like x.
 
         Raises:
-            ValueError: If a shape or dtype is wrong, or cond is not None.
+            ValueError: If a shape or dtype is wrong, or the network does not take this condition.
         """
         check_inputs(x, noise, "B, dim", self.dim)
-        read_condition(cond, {}, x)
-        emb = F.silu(self.embedding(noise))
+        by_kind = read_condition(cond, self.condition_sizes, x)
+        emb = F.silu(self.condition(self.embedding(noise), by_kind))
         h = self.linear_in(x)
         for block in self.blocks:
             h = block(h, emb)

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 
 from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
+from score_diffusion.models.conditions import null_condition
 from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
@@ -72,6 +73,13 @@ SDES: dict[str, Callable[..., SDE]] = {
 MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
 FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 FITTED = "fitted"  # a grid fitted to the trained model, see inference/fitted_grid.py
+CONDITION_KEYS = {
+    "label": "num_classes",
+    "vector": "vector_dim",
+    "tokens": "token_dim",
+    "image": "image_channels",
+}
+"""The argument of a network that is the size of a kind of condition. 0 follows from the data in training."""
 # Arguments of ScoreModel among the keys of the section `model`.
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
@@ -111,8 +119,14 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
     Raises:
         UserError: If the network refuses it.
     """
+    cond = null_condition(condition_sizes(model), shape[1:]) or None
     with _refusing_arguments(), torch.no_grad():
-        model(torch.zeros(1, *shape), torch.full((1,), model.sde.T))
+        model(torch.zeros(1, *shape), torch.full((1,), model.sde.T), cond)
+
+
+def condition_sizes(model: nn.Module) -> dict[str, int]:
+    """The kinds of conditions that a score model's network takes, with their sizes; empty for none."""
+    return getattr(getattr(model, "net", model), "condition_sizes", {})
 
 
 def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreModel:

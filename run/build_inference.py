@@ -8,10 +8,18 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import FITTED, build_model, build_sampler, build_sde, grid_times
+from score_diffusion.run.build import (
+    FITTED,
+    build_model,
+    build_sampler,
+    build_sde,
+    condition_sizes,
+    grid_times,
+)
 from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.conditioning import chosen_conditions
 from score_diffusion.run.inference.fitted_grid import fitted_times
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
@@ -24,28 +32,24 @@ from score_diffusion.run.inference.trained_model import (
     TrainedModel,
     WeightsChoice,
     load_chosen_weights,
-    score_of_class,
 )
 from score_diffusion.samplers import Sampler, clip_bounds, find_sampler
 from score_diffusion.sde_lib import ScoreModel
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The model of a run with the weights and the class that the section `sampling` chooses.
+    """The model of a run with the weights and the classes that the section `sampling` chooses.
 
     Raises:
         UserError: If they were not tracked in training, no checkpoint is intact, or there is no such class.
     """
     section, info = config.sampling, read_data_info(workdir)
     model, step, words = load_score_model(workdir, config, device)
-    label = None if section.label == -1 else section.label
-    score = (
-        model
-        if label is None
-        else score_of_class(model, label, labels_trained=info.num_train == 0 or config.training.conditional)
-    )
+    conditional = config.training.conditional or info.num_train == 0  # another library trained it
+    conditions = chosen_conditions(section.label, condition_sizes(model), info, conditional)
     first_time = build_times(config.training, model.sde).first
-    return TrainedModel(score, model.sde, info, step, first_time, _weights_choice(section), words, label)
+    choice = _weights_choice(section)
+    return TrainedModel(model, model.sde, info, step, first_time, choice, words, conditions)
 
 
 def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) -> tuple[ScoreModel, int, str]:

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor, nn
+from torch import Tensor
 
-from score_diffusion.run.build import build_model, build_sde, choose
+from score_diffusion.run.build import CONDITION_KEYS, build_model, build_sde, choose, condition_sizes
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import differing_keys, read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -166,28 +167,35 @@ def check_batch_size(section: ConfigDict) -> None:
         )
 
 
-def number_of_classes(model: nn.Module) -> int:
-    """The number of classes that a score model's network takes; 0 for a network without."""
-    return getattr(model.net, "condition_sizes", {}).get("label", 0)
-
-
-def _check_classes(model: ScoreModel, dataset: Dataset) -> None:
-    """Refuses `training.conditional` where the network has no classes or too few, or the data have none."""
-    classes = number_of_classes(model)
-    if not classes:
+def _check_conditions(model: ScoreModel, dataset: Dataset) -> None:
+    """Refuses `training.conditional` where the network and the data do not have the same conditions."""
+    taken, given = condition_sizes(model), dataset.condition_sizes
+    if not given:
         raise UserError(
-            "training.conditional=True needs a network with classes: set model.num_classes to their number"
+            "training.conditional=True conditions the network on class labels, cond_vector, cond_tokens or "
+            f"cond_image of the data, and the data {dataset.name!r} have none of them"
         )
-    if dataset.labels is None:
+    if dataset.held_out_conditions.keys() != dataset.conditions.keys():
         raise UserError(
-            f"training.conditional=True needs class labels, and the data {dataset.name!r} have none"
+            f"the held-out samples of the data {dataset.name!r} must have the labels and conditions that the "
+            "training samples have: add y_test or cond_..._test, or leave x_test out, and a part of the "
+            "training set is held out"
         )
-    largest = int(dataset.labels.max())
-    if largest >= classes:
-        raise UserError(
-            f"the data have class {largest}, and the network only {classes} classes, from 0 on: set "
-            f"model.num_classes={largest + 1} or more"
-        )
+    for kind in {**given, **taken}:
+        key, ours, size = CONDITION_KEYS[kind], taken.get(kind, 0), given.get(kind, 0)
+        if size == 0:
+            raise UserError(
+                f"model.{key}={ours}, and the data {dataset.name!r} have no {kind}: set model.{key}=0"
+            )
+        if kind == "label" and ours < size:
+            raise UserError(
+                f"the data have {size} classes, and the network {ours}: set model.{key}={size} or more, or 0 "
+                "to take the number from the data"
+            )
+        if kind != "label" and ours != size:
+            raise UserError(
+                f"the {kind} of the data is of size {size}, and model.{key}={ours}: set it to 0 or {size}"
+            )
 
 
 def build_trainer(
@@ -213,7 +221,7 @@ def build_trainer(
         checkpoint.load_weights(model, initial, expanded(section.init_from))
     model.to(device)
     if section.conditional:
-        _check_classes(model, dataset)
+        _check_conditions(model, dataset)
     group = processes.step_group(device, section.patience)
     ranks = None if group is None else Ranks(group, sharded=section.parallel == "fsdp")
     if section.channels_last and not (ranks and ranks.sharded):  # sharded weights keep the usual order
@@ -229,7 +237,7 @@ def build_trainer(
         )
     used_times = times if objective.uses_times else None
     batches = _build_batches(config, dataset, used_times, device)
-    held_out, labels = dataset.held_out[: section.held_out], dataset.held_out_labels
+    held_out = dataset.held_out[: section.held_out]
     # At T itself rectified flow has no data left.
     interval, log_noise_level = (times.first, 0.999 * sde.T), sde.log_noise_level if used_times else None
     statistics = TrainingStatistics(section.batch_size, log_noise_level, interval)
@@ -241,9 +249,7 @@ def build_trainer(
         statistics.to(device),
         _step_settings(section, device, dataset.shape),
         seed,
-        batches.held_out(held_out, None if labels is None else labels[: len(held_out)])
-        if len(held_out)
-        else None,
+        batches.held_out(held_out, dataset.held_out_conditions) if len(held_out) else None,
         ranks,
     )
 
@@ -252,9 +258,17 @@ def _build_batches(
     config: ConfigDict, dataset: Dataset, times: TrainingTimes | None, device: torch.device
 ) -> BatchSource:
     to_model = functools.partial(_to_model, scaling=dataset.scaling, dequantize=config.data.dequantize)
-    loader = make_loader(dataset.train, config.training.batch_size, config.seed, device)
+    section = config.training
     return BatchSource(
-        loader, dataset.labels, to_model, times, dataset.shape, config.seed, device, config.data.flip
+        make_loader(dataset.train, section.batch_size, config.seed, device),
+        dataset.conditions,
+        to_model,
+        times,
+        dataset.shape,
+        config.seed,
+        device,
+        mirror=config.data.flip,
+        dropout=section.condition_dropout if section.conditional else 0.0,
     )
 
 
@@ -286,7 +300,23 @@ def build_preview(config: ConfigDict, dataset: Dataset) -> Preview:
     default = PREVIEW_POINTS if points else min(PREVIEW_IMAGES, section.batch_size)
     count = default if section.preview_samples == AUTO else section.preview_samples
     sampler = make_sampler(PREVIEW_SAMPLER, build_sde(config.sde), PREVIEW_NFE, denoise=True)
-    return Preview(sampler, dataset.shape, dataset.scaling, count, max(count, 1) if points else own_batch)
+    return Preview(
+        sampler,
+        dataset.shape,
+        dataset.scaling,
+        count,
+        max(count, 1) if points else own_batch,
+        _preview_conditions(config, dataset),
+    )
+
+
+def _preview_conditions(config: ConfigDict, dataset: Dataset) -> SampleConditions:
+    """All classes in turn; a user's own conditions are those of held-out samples."""
+    if not config.training.conditional:
+        return SampleConditions()
+    if dataset.conditions.keys() == {"label"}:
+        return SampleConditions.of_classes(range(dataset.condition_sizes["label"]), dataset.classes)
+    return SampleConditions(dataset.held_out_conditions, dataset.classes)
 
 
 def build_loop_settings(section: ConfigDict) -> LoopSettings:

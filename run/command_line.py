@@ -16,7 +16,7 @@ from score_diffusion.run.files import expanded
 from score_diffusion.run.keys import MODES
 
 DEVICES = ("auto", "cpu", "cuda")
-SHORT_FLAGS = ("sampler", "nfe", "grid")
+SHORT_FLAGS = ("sampler", "nfe", "grid", "label")
 """Flags that are short for a key of the section `sampling`."""
 
 Overrides = list[tuple[str, str]]
@@ -68,6 +68,11 @@ def define_flags() -> flags.FlagValues:
     )
     define_integer("nfe", None, "Network evaluations: short for --config.sampling.nfe.")
     define_string("grid", None, "Time grid of the sampler: short for --config.sampling.grid.")
+    define_string(
+        "label",
+        None,
+        "Classes to draw, by name or index: 7 or cat or 3,5,7: short for --config.sampling.label.",
+    )
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")

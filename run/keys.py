@@ -175,7 +175,15 @@ TRAINING = _section("training", NEW_RUN, False, {
         "", "run directory whose averaged weights a new training starts from (fine-tuning); empty for none"
     ),
     "conditional": Key(
-        False, "condition the network on the class labels of the data; it needs model.num_classes"
+        False,
+        "condition the network on what the data come with, class labels or cond_* arrays, whose sizes the "
+        "network takes from the data",
+    ),
+    "condition_dropout": Key(
+        0.1,
+        "probability that a training sample is not conditioned, for classifier-free guidance and the "
+        "unconditional likelihood; only with training.conditional",
+        least=0, below=1,
     ),
     "ema_decay": Key(
         0.999,
@@ -245,8 +253,9 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         least=0, below=0.28, modes=WEIGHTS,
     ),
     "label": Key(
-        -1, "class to draw and to score, of a network trained with classes; -1 for none",
-        modes=(*SAMPLES, "likelihood"),
+        "all",
+        "classes to draw in turn, by name or index: 7, or cat, or 3,5,7; all: every class that the model was "
+        "trained with; -1: no class",
     ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
     "num_samples": Key(64, "samples to draw", least=1),

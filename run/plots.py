@@ -5,11 +5,12 @@ from __future__ import annotations
 import io
 import math
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from score_diffusion.run.files import write_atomic
 
@@ -17,7 +18,7 @@ from score_diffusion.run.files import write_atomic
 # No backend is needed here: figures are drawn on the canvases below.
 _backend = os.environ.pop("MPLBACKEND", None)
 try:
-    from matplotlib import rc_context
+    from matplotlib import get_data_path, rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -28,11 +29,19 @@ finally:
 SHORT_LINE = 12  # lines of fewer points have markers, so that a single point can be seen
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read
 GAP = 2
+FONT, FONT_SIZE = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 15
+NAME_LENGTH = 24  # characters of a name that are shown
+MOST_IN_LEGEND = 20
 PANELS = 16  # signals in a picture
 MOST_STRETCHED = 20  # points whose widths differ by more have axes of different units
 
 
-def save_samples(path: Path, samples: np.ndarray, limits: tuple[float, float] | None = (-1, 1)) -> None:
+def save_samples(
+    path: Path,
+    samples: np.ndarray,
+    limits: tuple[float, float] | None = (-1, 1),
+    names: Sequence[str] | None = None,
+) -> None:
     """A picture of samples by their number of dimensions.
 
     Args:
@@ -40,18 +49,27 @@ def save_samples(path: Path, samples: np.ndarray, limits: tuple[float, float] | 
         samples: Points (n, D) become a scatter plot, signals (n, C, L) curves, images (n, C, H, W) a grid,
             and fields (n, C, D, H, W) a grid of their middle slices.
         limits: The values of images and fields that are black and white; None takes them from the samples.
+        names: The name of each sample's class: classes become rows of images or colours of points.
     """
     if samples.ndim == 2:
-        save_scatter(path, samples)
+        save_scatter(path, samples, names)
     elif samples.ndim == 3:
-        save_signals(path, samples)
+        save_signals(path, samples, names)
     else:
         images = samples if samples.ndim == 4 else samples[:, :, samples.shape[2] // 2]
-        save_image_grid(path, images, limits)
+        save_image_grid(path, images, limits, names)
 
 
-def save_image_grid(path: Path, images: np.ndarray, limits: tuple[float, float] | None = (-1, 1)) -> None:
-    """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged."""
+def save_image_grid(
+    path: Path,
+    images: np.ndarray,
+    limits: tuple[float, float] | None = (-1, 1),
+    names: Sequence[str] | None = None,
+) -> None:
+    """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged.
+
+    With names, images of one name are a row of their own, with the name on its left.
+    """
     n, channels, height, width = images.shape
     images = images[:, :3] if channels >= 3 else images[:, :1]
     low, high = _contrast(images) if limits is None else limits
@@ -61,15 +79,52 @@ def save_image_grid(path: Path, images: np.ndarray, limits: tuple[float, float] 
     scale = max(1, SHORT_SIDE // min(height, width))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
     columns = math.ceil(math.sqrt(n))
-    rows = math.ceil(n / columns)
+    cells = [divmod(k, columns) for k in range(n)]
+    if names is not None:
+        cells = _cells_of_rows(names)
+    rows, columns = (1 + max(ends) for ends in zip(*cells, strict=True))
     step_y, step_x = height * scale + GAP, width * scale + GAP
     grid = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), 96, dtype=np.uint8)
-    for k, image in enumerate(levels):
-        top, left = k // columns * step_y + GAP, k % columns * step_x + GAP
+    for image, (row, column) in zip(levels, cells, strict=True):
+        top, left = row * step_y + GAP, column * step_x + GAP
         grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
+    picture = Image.fromarray(grid)
+    if names is not None:
+        picture = _with_names(picture, list(dict.fromkeys(names)), step_y)
     buffer = io.BytesIO()
-    Image.fromarray(grid).save(buffer, format="PNG")
+    picture.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
+
+
+def _cells_of_rows(names: Sequence[str]) -> list[tuple[int, int]]:
+    """Row and column of each sample, where each name has a row, in the order of their first samples."""
+    row_of = {name: row for row, name in enumerate(dict.fromkeys(names))}
+    used = dict.fromkeys(names, -1)
+    cells = []
+    for name in names:
+        used[name] += 1
+        cells.append((row_of[name], used[name]))
+    return cells
+
+
+def _with_names(grid: Image.Image, names: Sequence[str], step_y: int) -> Image.Image:
+    """A grid of images with a name on the left of each row."""
+    font = ImageFont.truetype(FONT, FONT_SIZE)
+    shown = [shortened(name) for name in names]
+    margin = math.ceil(max(font.getlength(name) for name in shown)) + 4 * GAP
+    picture = Image.new("RGB", (grid.width + margin, grid.height), (255, 255, 255))
+    picture.paste(grid, (margin, 0))
+    draw = ImageDraw.Draw(picture)
+    for row, name in enumerate(shown):
+        middle = row * step_y + (step_y + GAP) // 2
+        draw.text((margin - 2 * GAP, middle), name, (0, 0, 0), font, anchor="rm")
+    return picture
+
+
+def shortened(name: str) -> str:
+    """A name that may be that of any folder, on one line of `NAME_LENGTH` characters at most."""
+    name = "".join(character if character.isprintable() else "?" for character in name)
+    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
 
 
 def _contrast(values: np.ndarray) -> tuple[float, float]:
@@ -81,8 +136,10 @@ def _contrast(values: np.ndarray) -> tuple[float, float]:
     return (low, high) if high > low else (low - 0.5, low + 0.5)
 
 
-def save_signals(path: Path, signals: np.ndarray) -> None:
-    """Signals (n, C, L), the first of them, each in a panel of its own; all panels share their axes."""
+def save_signals(path: Path, signals: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """Signals (n, C, L), the first of them, each in a panel of its own, under its name if there are names.
+    All panels share their axes.
+    """
     shown = signals[:PANELS]
     columns = math.ceil(math.sqrt(len(shown)))
     figure = Figure(figsize=(9, 6), layout="constrained")
@@ -91,19 +148,27 @@ def save_signals(path: Path, signals: np.ndarray) -> None:
     )
     for axes in panels.flat[len(shown) :]:
         axes.set_visible(False)
-    for axes, signal in zip(panels.flat, shown, strict=False):
+    for k, signal in enumerate(shown):
+        axes = panels.flat[k]
         axes.plot(signal.T, linewidth=0.8)
+        if names is not None:
+            axes.set_title(_plain(shortened(names[k])), fontsize="small")
     _save(path, figure)
 
 
-def save_scatter(path: Path, points: np.ndarray) -> None:
-    """The first two coordinates of points (n, D); a histogram where D = 1."""
+def save_scatter(path: Path, points: np.ndarray, names: Sequence[str] | None = None) -> None:
+    """The first two coordinates of points (n, D), in a colour for each name; a histogram where D = 1."""
     if points.shape[1] == 1:
         save_histogram(path, points[:, 0], "x")
         return
     figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.scatter(points[:, 0], points[:, 1], s=3, alpha=0.6, linewidths=0)
+    kinds = list(dict.fromkeys(names or [""]))
+    for name in kinds:
+        x, y = points[:, :2].T if names is None else points[np.array(names) == name, :2].T
+        axes.scatter(x, y, s=3, alpha=0.6, linewidths=0, label=_plain(shortened(name)))
+    if names is not None and len(kinds) <= MOST_IN_LEGEND:
+        axes.legend(markerscale=4)
     widths = np.ptp(points[:, :2], axis=0)
     if widths.max() < MOST_STRETCHED * widths.min():
         axes.set_aspect("equal")
@@ -151,7 +216,15 @@ def save_histogram(path: Path, values: np.ndarray, label: str) -> None:
     _save(path, figure)
 
 
+def _plain(text: str) -> str:
+    """Text that matplotlib draws as it is: no formulas between dollar signs, no name left out of a legend."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def _save(path: Path, figure: Figure) -> None:
     buffer = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # in names, which are the user's
+        FigureCanvasAgg(figure).print_png(buffer)
     write_atomic(path, buffer.getvalue())

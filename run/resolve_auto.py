@@ -1,5 +1,6 @@
 """Replaces "auto" in a configuration when training starts: noise levels, by NCSNv2's rules for the training
-set, and the precision, by the device.
+set, and the precision, by the device. The sizes of the network's conditions, 0 in the configuration of a
+conditional training, follow from the data.
 
 The run directory's configuration holds the values that were found, so that a resumed run has the same.
 Another key that may be "auto", `sampling.ald.step_size`, follows from levels and steps only and stays a rule,
@@ -12,12 +13,15 @@ Reference:
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 
 import torch
 from ml_collections import ConfigDict
 
+from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
+from score_diffusion.run.build import CONDITION_KEYS
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.errors import UserError
@@ -34,7 +38,8 @@ def resolve(config: ConfigDict, dataset: Dataset, device: torch.device) -> Confi
     Raises:
         UserError: If the SDE has no levels from sigma_min to sigma_max, or no rule fits the data.
     """
-    return resolve_precision(resolve_levels(config, dataset), device, dataset.shape)
+    config = resolve_conditions(resolve_levels(config, dataset), dataset)
+    return resolve_precision(config, device, dataset.shape)
 
 
 def _unresolved_levels(config: ConfigDict) -> list[str]:
@@ -73,6 +78,30 @@ def resolve_levels(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     return _with(config, "sde", {key: levels[key] for key in unresolved})
 
 
+def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The configuration with the number of classes, and the sizes of other conditions, of the data.
+
+    Raises:
+        UserError: If the network takes no condition of a kind that the data have.
+    """
+    if not config.training.conditional:
+        return config
+    found: dict[str, object] = {}
+    for kind, size in dataset.condition_sizes.items():
+        key = CONDITION_KEYS[kind]
+        if key not in config.model:
+            fitting = POINT_NETWORKS if len(dataset.shape) == 1 else IMAGE_NETWORKS
+            others = [name for name, make in fitting.items() if key in inspect.signature(make).parameters]
+            advice = f"choose {' or '.join(others)}, or " if others else ""
+            raise UserError(
+                f"model {config.model.name!r} cannot be conditioned on the {kind} of the data: {advice}"
+                "leave it out of the data"
+            )
+        if not config.model[key]:
+            found[key] = size
+    return _with(config, "model", found) if found else config
+
+
 def resolve_precision(config: ConfigDict, device: torch.device, shape: Sequence[int]) -> ConfigDict:
     """The configuration with the precision that "auto" means on a device, for samples of a shape."""
     if config.training.precision != AUTO:
@@ -85,4 +114,12 @@ def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
     if config.training.precision == AUTO:
         config = _with(config, "training", {"precision": saved.training.precision})
     levels = {key: saved.sde[key] for key in _unresolved_levels(config) if key in saved.sde}
-    return _with(config, "sde", levels)
+    config = _with(config, "sde", levels)
+    if not config.training.conditional:
+        return config
+    sizes = {
+        key: saved.model[key]
+        for key in CONDITION_KEYS.values()
+        if key in saved.model and config.model.get(key) == 0
+    }
+    return _with(config, "model", sizes)

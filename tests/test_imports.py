@@ -41,7 +41,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("checkpoints", "console", "data", "distributed", "errors", "files", "json_files", "key_types"),
         "plots",
     },
-    "resolve_auto": {"config", "data", "errors", "key_types", "training"},
+    "resolve_auto": {"build", "config", "data", "errors", "key_types", "training"},
     "build_training": {
         *(
             "build",

@@ -14,6 +14,7 @@ from score_diffusion.run.data.checks import warn_of_oddities
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_PICTURE, DataInfo
 from score_diffusion.run.data.load import load_dataset
+from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.files import write_numbered
@@ -33,8 +34,12 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     picture = write_numbered(workdir / DATA_PICTURE, ".png", b"").with_suffix(".png")  # takes the name
     count = PICTURED_POINTS if len(dataset.shape) == 1 else PICTURED_IMAGES
     shown = torch.randperm(len(stored), generator=torch.Generator().manual_seed(0))[:count]
+    names = None
+    if dataset.labels is not None and stored is dataset.train:
+        shown = shown[dataset.labels[shown].argsort(stable=True)]
+        names = [class_name(label, dataset.classes) for label in dataset.labels[shown].tolist()]
     values = dataset.scaling.stored_to_user(stored[shown]).numpy()
-    plots.save_samples(picture, values, dataset.scaling.limits)
+    plots.save_samples(picture, values, dataset.scaling.limits, names)
     rows: list[tuple[str, object]] = [
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {DataInfo.of(dataset).kind}"),
         *_held_out(dataset),

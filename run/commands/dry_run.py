@@ -11,7 +11,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build import build_model, build_sampler, build_sde, data_options
+from score_diffusion.models.conditions import null_condition
+from score_diffusion.run.build import build_model, build_sampler, build_sde, condition_sizes, data_options
 from score_diffusion.run.build_training import (
     build_objective,
     build_times,
@@ -24,8 +25,8 @@ from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.load import load_dataset
-from score_diffusion.run.resolve_auto import resolve_levels, resolve_precision
-from score_diffusion.sde_lib import ScoreModel, denoising_score_matching
+from score_diffusion.run.resolve_auto import resolve_conditions, resolve_levels, resolve_precision
+from score_diffusion.sde_lib import ConditionalScore, ScoreModel, denoising_score_matching
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0  # at most
 
@@ -36,7 +37,7 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     if mode in ("train", "data"):
         check_batch_size(config.training)
         dataset = load_dataset(data_options(config.data))
-        config, data = resolve_levels(config, dataset), DataInfo.of(dataset)
+        config, data = resolve_conditions(resolve_levels(config, dataset), dataset), DataInfo.of(dataset)
     else:
         data = read_data_info(workdir)
     sde, shape = build_sde(config.sde), data.shape
@@ -118,8 +119,10 @@ def activation_bytes(model: ScoreModel, shape: Sequence[int]) -> int:
         return tensor
 
     x, t = torch.zeros(1, *shape), torch.full((1,), model.sde.T)
+    cond = null_condition(condition_sizes(model), shape[1:])
+    score = ConditionalScore(model, cond) if cond else model
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        denoising_score_matching(model.sde, model, x, t, torch.zeros_like(x))
+        denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
     return total
 
 

@@ -8,13 +8,12 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import data_options
+from score_diffusion.run.build import condition_sizes, data_options
 from score_diffusion.run.build_training import (
     build_loop_settings,
     build_preview,
     build_trainer,
     initial_weights,
-    number_of_classes,
     total_training_steps,
 )
 from score_diffusion.run.checkpoints import checkpoint
@@ -88,8 +87,8 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
     """Trains in a run directory that is locked."""
     seconds = _restore(trainer, workdir)
     print(changed_text(config))
-    if number_of_classes(trainer.model) and not config.training.conditional:
-        warn("class labels are not used in training: the model will be unconditional")
+    if condition_sizes(trainer.model) and not config.training.conditional:
+        warn("training.conditional=False: the network takes conditions, and the model will be unconditional")
     processes.barrier()  # until every rank has seen the directory as it was
     recorder: Recorder | NullRecorder = NullRecorder()
     if processes.is_rank_0():

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -24,9 +25,11 @@ class Dataset:
     test: Samples
     """Held-out samples that likelihoods and distances are measured on."""
     scaling: Scaling
-    labels: Tensor | None = None
-    """Class indices of the training set, int64 (N,), indexed as `train` is; None if the source has none."""
-    test_labels: Tensor | None = None
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """What a network may be conditioned on, under the names of models/conditions.py, indexed as `train` is:
+    class indices, "label", int64 (N,), and the user's own conditions; empty if the source has none.
+    """
+    test_conditions: Mapping[str, Tensor] = field(default_factory=dict)
     """Those of the test set."""
     classes: tuple[str, ...] = ()
     """Names of the classes."""
@@ -34,7 +37,7 @@ class Dataset:
     """Of all contents and classes; empty for built-in data sets."""
     validation: Samples | None = None
     """Held-out samples for the loss during training; None where the source has no third part."""
-    validation_labels: Tensor | None = None
+    validation_conditions: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,5 +55,29 @@ class Dataset:
         return self.test if self.validation is None else self.validation
 
     @property
-    def held_out_labels(self) -> Tensor | None:
-        return self.test_labels if self.validation is None else self.validation_labels
+    def held_out_conditions(self) -> Mapping[str, Tensor]:
+        return self.test_conditions if self.validation is None else self.validation_conditions
+
+    @property
+    def labels(self) -> Tensor | None:
+        """Class indices of the training set, int64 (N,); None if the source has none."""
+        return self.conditions.get("label")
+
+    @property
+    def test_labels(self) -> Tensor | None:
+        """Those of the test set."""
+        return self.test_conditions.get("label")
+
+    @property
+    def condition_sizes(self) -> dict[str, int]:
+        """The kinds of conditions with their sizes: the number of classes, of the entries of a vector or a
+        token, of the channels of an image.
+        """
+        sizes = {
+            kind: value.shape[-1] for kind, value in self.conditions.items() if kind in ("vector", "tokens")
+        }
+        if "label" in self.conditions:
+            sizes["label"] = max(len(self.classes), int(self.conditions["label"].max()) + 1)
+        if "image" in self.conditions:
+            sizes["image"] = self.conditions["image"].shape[1]
+        return sizes

@@ -78,18 +78,18 @@ def _load_own(options: DataOptions, scaling: Scaling | None) -> Dataset:
         scaling = Scaling(levels=splits.levels)
     samples = _load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
     loaded = dict(zip(splits.parts, samples, strict=True))
-    labels = {name: part.labels for name, part in splits.parts.items()}
+    conditions = {name: part.all_conditions for name, part in splits.parts.items()}
     return Dataset(
         name=name,
         train=loaded["train"],
         test=loaded["test"],
         scaling=scaling,
-        labels=labels["train"],
-        test_labels=labels["test"],
+        conditions=conditions["train"],
+        test_conditions=conditions["test"],
         classes=splits.classes,
         digest=digest,
         validation=loaded.get("validation"),
-        validation_labels=labels.get("validation"),
+        validation_conditions=conditions.get("validation", {}),
     )
 
 

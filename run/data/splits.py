@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -16,18 +16,28 @@ from score_diffusion.sde_lib import generator_for
 
 @dataclass(frozen=True)
 class Split:
-    """Samples with their classes."""
+    """Samples with what they may be conditioned on."""
 
     samples: Stream
     labels: Tensor | None = None
     """Class indices, int64 (N,); None where the source has none."""
+    conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    """The user's own conditions: vector, tokens, mask and image, N rows each."""
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @property
+    def all_conditions(self) -> dict[str, Tensor]:
+        """The class indices as "label", and the user's own conditions."""
+        labels = {} if self.labels is None else {"label": self.labels}
+        return labels | dict(self.conditions)
+
     def select(self, chosen: Tensor) -> Split:
         """The part for which `chosen`, bool (N,), is true."""
-        return Split(self.samples.select(chosen), None if self.labels is None else self.labels[chosen])
+        labels = None if self.labels is None else self.labels[chosen]
+        conditions = {kind: value[chosen] for kind, value in self.conditions.items()}
+        return Split(self.samples.select(chosen), labels, conditions)
 
 
 @dataclass(frozen=True)
@@ -65,8 +75,8 @@ def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
     hashes = {name: list(_hashes(part.samples, key)) for name, part in splits.parts.items()}
     for name, part in sorted(splits.parts.items()):
         digest.update(f"{name} {len(part)} ".encode() + b"".join(hashes[name]))
-        if part.labels is not None:
-            digest.update(part.labels.numpy().tobytes())
+        for _, values in sorted(part.all_conditions.items()):
+            digest.update(values.numpy().tobytes())
     if "test" not in splits.parts:
         train = splits.train
         if len(train) < 2:

@@ -25,7 +25,15 @@ def load_digits() -> Dataset:
     )
     train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
     labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
-    return Dataset("digits", train, test, Scaling(levels=17), labels, test_labels, tuple("0123456789"))
+    return Dataset(
+        "digits",
+        train,
+        test,
+        Scaling(levels=17),
+        {"label": labels},
+        {"label": test_labels},
+        classes=tuple("0123456789"),
+    )
 
 
 def load_toy(options: DataOptions) -> Dataset:

@@ -21,6 +21,7 @@ from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import Sampler, fit_grid
 
 FOLDER = "grids"
+FITTED_SAMPLES = 256  # on which the error of a grid is measured
 FIELDS = {
     "times": Values(kind=tuple[float, ...], least=0),
     "training_steps": Values(kind=int, least=0),
@@ -56,10 +57,11 @@ def _fitted_times(
     with progress_bar(None, "fitting the grid", "knot") as bar:
         times = fit_grid(
             make,
-            trained.score,
+            trained.score_of(range(FITTED_SAMPLES)),
             trained.sde,
             start,
             trained.data.shape,
+            batch=FITTED_SAMPLES,
             on_step=lambda i, n: advance_to(bar, i, n),
         )
         bar.total = bar.n  # fitting ends as soon as no knot moves

@@ -20,6 +20,7 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.json_files import LARGEST_FILE, check_fields
 from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import FixedBatches, Sampler
+from score_diffusion.sde_lib import ScoreFunction
 
 SAMPLES = "samples"
 NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
@@ -53,6 +54,8 @@ class SampleFiles:
 
     samples: np.ndarray
     """Raw pixels in [-1, 1], float32 (n, C, H, W), or points (n, D)."""
+    labels: np.ndarray | None
+    """Class indices, int64 (n,), -1 for none; None without classes."""
     nfe: int
     picture: Path
     array: Path
@@ -68,6 +71,8 @@ class SampleFile:
     training_steps: int
     settings: str
     """The `settings` of the request that it was drawn for."""
+    labels: np.ndarray | None = None
+    """Class indices, int64 (n,), -1 for none; None without classes."""
 
 
 def draw_and_save(
@@ -82,10 +87,14 @@ def draw_and_save(
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
+    labels = trained.conditions.labels(len(samples))
+    arrays: dict[str, Any] = {"samples": samples}
+    if labels is not None:
+        arrays |= {"label": labels.numpy(), "classes": np.array(trained.data.classes, str)}
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
-        samples=samples,
+        **arrays,
         seed=request.seed,
         sampler=request.sampler,
         nfe=nfe,
@@ -95,8 +104,13 @@ def draw_and_save(
     stem = write_numbered(workdir / SAMPLES / request.sampler, ".npz", buffer.getvalue(), ".png")
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
     shown = samples if samples.ndim == 2 else samples[:PICTURED]
-    plots.save_samples(picture, shown, trained.data.scaling.limits)
-    return SampleFiles(samples, nfe, picture, array)
+    plots.save_samples(picture, shown, trained.data.scaling.limits, trained.conditions.names(len(shown)))
+    return SampleFiles(samples, arrays.get("label"), nfe, picture, array)
+
+
+def sampling_score(trained: TrainedModel) -> ScoreFunction:
+    """The score(x, t, cond) that samples are drawn with: its values do not depend on the batch."""
+    return FixedBatches(trained.score, NETWORK_BATCH[trained.device.type])
 
 
 def draw(
@@ -104,13 +118,13 @@ def draw(
 ) -> list[tuple[np.ndarray, int]]:
     """Draws the samples with these indices, batch by batch.
 
-    Sample k depends on (seed, k) only, bit for bit: batch size, memory and number of processes decide the
-    speed, not the samples.
+    Sample k depends on (seed, k) and its condition only, bit for bit: batch size, memory and number of
+    processes decide the speed, not the samples.
 
     Returns:
         For each batch its raw pixels or points, and the network evaluations of the sample that took most.
     """
-    score = FixedBatches(trained.score, NETWORK_BATCH[trained.device.type])
+    score = sampling_score(trained)
     starts = range(indices.start, indices.stop, batch_size)
     batches = []
     with progress_bar(None, "sampling", "step") as bar:
@@ -119,8 +133,9 @@ def draw(
             def on_step(i: int, n: int, batch: int = batch) -> None:
                 advance_to(bar, batch * n + i, len(starts) * n)
 
-            shape = (min(batch_size, indices.stop - first), *trained.data.shape)
-            result = sampler(score, shape, seed, first=first, on_step=on_step)
+            size = min(batch_size, indices.stop - first)
+            shape, cond = (size, *trained.data.shape), trained.conditions.of(range(first, first + size))
+            result = sampler(score, shape, seed, cond=cond, first=first, on_step=on_step)
             samples = trained.data.scaling.model_to_user(result.samples).cpu().numpy()
             batches.append((samples, result.nfe))
     return batches
@@ -146,7 +161,10 @@ def read_sample_file(path: Path) -> SampleFile:
         samples = arrays["samples"]
         if samples.dtype.kind != "f" or samples.ndim < 2 or not np.isfinite(samples).all():
             raise ValueError(f"samples must be finite numbers, got {samples.dtype} {samples.shape}")
-    return SampleFile(path, samples, facts["training_steps"], facts["settings"])
+        labels = arrays.get("label")
+        if labels is not None and (labels.dtype != np.int64 or labels.shape != samples.shape[:1]):
+            raise ValueError(f"label must hold an int64 for each sample, got {labels.dtype} {labels.shape}")
+    return SampleFile(path, samples, facts["training_steps"], facts["settings"], labels)
 
 
 def read_facts(path: Path) -> dict[str, Any]:

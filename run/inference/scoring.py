@@ -147,9 +147,8 @@ class GaussianDequantization:
         mean, std = sde.marginal_prob(x_0.double(), times[-2].to(device).expand(len(x_0)))
         log_q = -0.5 * z.double().square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
         with torch.no_grad():  # L_0 at this very noise: -log₂ p(x_0 | x)
-            decoder = vlb_terms(
-                sde, self.trained.score, x_0, times, k, z, scaling.levels, self.variance, self.clip
-            )
+            score = self.trained.score_of(range(first, first + len(batch)))
+            decoder = vlb_terms(sde, score, x_0, times, k, z, scaling.levels, self.variance, self.clip)
         x = mean + expand(std, mean) * z
         return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _scale_bits(scaling))
 
@@ -209,7 +208,7 @@ def score_held_out(
         dequantized = dequantize(batch, first)
         result = log_likelihood(
             trained.sde,
-            trained.score,
+            trained.score_of(range(first, first + len(batch))),
             dequantized.x,
             divergence=divergence,
             n_probes=n_probes,
@@ -256,7 +255,7 @@ def bound_held_out(
     for first, batch in _batches(data, batch_size, "bound"):
         bound = variational_bound(
             trained.sde,
-            trained.score,
+            trained.score_of(range(first, first + len(batch))),
             batch.to(trained.device),
             trained.data.levels,
             variance=variance,

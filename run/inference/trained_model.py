@@ -22,6 +22,7 @@ from torch import Tensor
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
 from score_diffusion.run.training.post_hoc_averages import reconstruct
@@ -57,7 +58,7 @@ class TrainedModel:
     """The score of a trained model with what belongs to it."""
 
     score: ScoreFunction
-    """The score with the chosen weights, of a class where one was chosen."""
+    """The score with the chosen weights, score(x, t, cond) where the network takes conditions."""
     sde: SDE
     data: DataInfo
     step: int
@@ -67,17 +68,22 @@ class TrainedModel:
     choice: WeightsChoice = WeightsChoice()
     weights: str = "averaged weights"
     """Which weights they are, in words."""
-    label: int | None = None
-    """The class whose score it is; None for none."""
+    conditions: SampleConditions = SampleConditions()
+    """What each sample is conditioned on, by its index."""
 
     @property
     def device(self) -> torch.device:
         """Where the score computes."""
         return score_device(self.score)
 
+    def score_of(self, indices: range) -> ScoreFunction:
+        """The score(x, t) of a batch of the samples with these indices, each under its condition."""
+        cond = self.conditions.of(indices, self.device)
+        return self.score if cond is None else ConditionalScore(self.score, cond)
+
     def record(self) -> dict[str, object]:
         """Which weights a result is of, for its JSON file."""
-        return {"weights": self.weights, "checkpoint": self.choice.checkpoint, "label": self.label}
+        return {"weights": self.weights, "checkpoint": self.choice.checkpoint}
 
 
 def load_chosen_weights(
@@ -126,29 +132,3 @@ def _average(
             f"the checkpoint of step {saved.step} has no average of decay {decay:g}: train longer to have it"
         )
     return weights, f"averaged weights of decay {decay:g}"
-
-
-def score_of_class(model: ScoreModel, label: int, labels_trained: bool) -> ConditionalScore:
-    """The score of one class.
-
-    Args:
-        model: The model.
-        label: The class.
-        labels_trained: Whether training conditioned the model on class labels.
-
-    Raises:
-        UserError: If the network has no such class, or its classes were never trained.
-    """
-    classes = getattr(model.net, "condition_sizes", {}).get("label", 0)
-    if not classes:
-        raise UserError(f"sampling.label={label} needs a network with classes, and this one has none")
-    if not 0 <= label < classes:
-        raise UserError(
-            f"sampling.label must be one of the network's {classes} classes, 0 to {classes - 1}, got {label}"
-        )
-    if not labels_trained:
-        raise UserError(
-            f"sampling.label={label} needs a model that was trained with class labels, and this one was "
-            "trained without: set sampling.label=-1"
-        )
-    return ConditionalScore(model, {"label": torch.tensor([label])})

@@ -20,6 +20,7 @@ from typing import Protocol, TypeVar, cast
 import torch
 from torch import Tensor
 
+from score_diffusion.models.conditions import drop_conditions
 from score_diffusion.sde_lib import DrawnTimes, TrainingTimes, generator_for
 
 T = TypeVar("T", bound="Sliceable")
@@ -91,6 +92,8 @@ class BatchDraw(Sliceable):
     """Which samples: B positions in a `BatchOrder`."""
     mirrored: Tensor | None
     """Which are mirrored left to right, bool (B,); None where none is."""
+    dropped: Tensor | None
+    """Which are not conditioned on anything, bool (B,); None where none is."""
     u: Tensor
     """Uniform noise in [0, 1) for dequantization, shape (B, *shape)."""
     times: DrawnTimes | None
@@ -140,7 +143,8 @@ class BatchSource:
 
     Args:
         loader: Reads the samples.
-        labels: Classes of the training set, int64 (N,); None where the data have none.
+        conditions: What the samples of the training set may be conditioned on, N rows each, under the names
+            of models/conditions.py; empty where there is nothing.
         to_model: `to_model(samples, u)` gives samples in the units of the model, with uniform noise u for
             dequantization.
         times: Draws the times; None for objectives without times.
@@ -148,29 +152,34 @@ class BatchSource:
         seed: Seed of everything random.
         device: Where the batches are.
         mirror: Whether each image is mirrored left to right with probability 1/2.
+        dropout: Probability that a sample gets the null condition, of all kinds together.
     """
 
     def __init__(
         self,
         loader: Loader,
-        labels: Tensor | None,
+        conditions: Mapping[str, Tensor],
         to_model: Callable[[Tensor, Tensor], Tensor],
         times: TrainingTimes | None,
         shape: tuple[int, ...],
         seed: int,
         device: torch.device,
         mirror: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         self.loader, self.order, self.times, self.shape = loader, loader.order, times, shape
-        self._labels = None if labels is None else labels.to(loader.order.device)
-        self._to_model, self._seed, self._device, self._mirror = to_model, seed, device, mirror
+        self._conditions = {kind: value.to(loader.order.device) for kind, value in conditions.items()}
+        self._to_model, self._seed, self._device = to_model, seed, device
+        self._mirror, self._dropout = mirror, dropout if conditions else 0.0
 
     def draw(self, step: int) -> BatchDraw:
         """The whole batch of a step."""
         positions = self.order.positions(step)
         generator = generator_for(self._seed, "step", step, device=self._device)
-        mirrored = self._draw_mirrored(step, len(positions)) if self._mirror else None
-        return BatchDraw(positions, mirrored, *self._draw_noise(len(positions), generator))
+        size = len(positions)
+        mirrored = self._draw_uniform("flip", step, size) < 0.5 if self._mirror else None
+        dropped = self._draw_uniform("drop", step, size) < self._dropout if self._dropout else None
+        return BatchDraw(positions, mirrored, dropped, *self._draw_noise(size, generator))
 
     def _draw_noise(
         self, size: int, generator: torch.Generator
@@ -183,30 +192,45 @@ class BatchSource:
         times = self.times.draw(size, generator)
         return u, times, torch.randn(shape, generator=generator, device=self._device)
 
-    def _draw_mirrored(self, step: int, size: int) -> Tensor:
-        generator = generator_for(self._seed, "flip", step, device=self._device)
-        return torch.rand(size, generator=generator, device=self._device) < 0.5
+    def _draw_uniform(self, purpose: str, step: int, size: int) -> Tensor:
+        generator = generator_for(self._seed, purpose, step, device=self._device)
+        return torch.rand(size, generator=generator, device=self._device)
 
     def read(self, draw: BatchDraw) -> Batch:
         """A draw, or a share of one, with its samples and their conditions."""
         samples = self.loader.read(draw.positions)
+        conditions = self._conditions_of(draw.positions)
         if draw.mirrored is not None:
-            mirrored = draw.mirrored.view(-1, *[1] * len(self.shape))
-            samples = torch.where(mirrored, samples.flip(-1), samples)
-        conditions = {}
-        if self._labels is not None:
-            labels = self._labels[self.order.indices(draw.positions)]
-            conditions["label"] = labels.to(self._device, non_blocking=True)
+            samples = _mirror(samples, draw.mirrored)
+            if "image" in conditions:
+                conditions["image"] = _mirror(conditions["image"], draw.mirrored)
+        if draw.dropped is not None:
+            conditions = drop_conditions(conditions, draw.dropped)
         return Batch(self._to_model(samples, draw.u), conditions, draw.times, draw.noise)
 
-    def held_out(self, samples: Tensor, labels: Tensor | None) -> Batch:
-        """A batch of held-out samples, with times and noise of its own that are always the same.
+    def _conditions_of(self, positions: range) -> dict[str, Tensor]:
+        if not self._conditions:
+            return {}
+        indices = self.order.indices(positions)
+        return {
+            kind: value[indices].to(self._device, non_blocking=True)
+            for kind, value in self._conditions.items()
+        }
+
+    def held_out(self, samples: Tensor, conditions: Mapping[str, Tensor]) -> Batch:
+        """A batch of held-out samples, with times and noise of its own that are always the same, and with no
+        condition dropped.
 
         Args:
             samples: The samples, shape (B, *shape).
-            labels: Their classes, shape (B,); None where the data have none.
+            conditions: What they may be conditioned on, B rows or more each.
         """
         generator = generator_for(self._seed, "held-out", device=self._device)
         u, times, noise = self._draw_noise(len(samples), generator)
-        conditions = {} if labels is None else {"label": labels.to(self._device)}
-        return Batch(self._to_model(samples.to(self._device), u), conditions, times, noise)
+        own = {kind: value[: len(samples)].to(self._device) for kind, value in conditions.items()}
+        return Batch(self._to_model(samples.to(self._device), u), own, times, noise)
+
+
+def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
+    """Images (B, ...) with those of `mirrored`, bool (B,), mirrored left to right."""
+    return torch.where(mirrored.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)

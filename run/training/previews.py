@@ -11,6 +11,7 @@ from torch import nn
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.samplers import Sampler
@@ -29,6 +30,8 @@ class Preview:
     """Number of samples; 0 for no pictures."""
     batch_size: int
     """Samples that the network evaluates at a time."""
+    conditions: SampleConditions = SampleConditions()
+    """What the samples are conditioned on."""
 
     def save(self, path: Path, model: nn.Module, device: torch.device, poll: Callable[[], None]) -> None:
         """Draws the samples and saves their picture.
@@ -54,9 +57,11 @@ class Preview:
                 poll()
 
             for first in starts:
-                shape = (min(self.batch_size, self.count - first), *self.shape)
-                result = self.sampler(model, shape, first=first, device=device, on_step=on_step)
+                size = min(self.batch_size, self.count - first)
+                cond = self.conditions.of(range(first, first + size))
+                shape = (size, *self.shape)
+                result = self.sampler(model, shape, cond=cond, first=first, device=device, on_step=on_step)
                 parts.append(result.samples)
         if processes.is_rank_0():
             values = self.scaling.model_to_user(torch.cat(parts)).cpu().numpy()
-            plots.save_samples(path, values, self.scaling.limits)
+            plots.save_samples(path, values, self.scaling.limits, self.conditions.names(self.count))

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from score_diffusion.models import MLP, DiT, UNet
-from score_diffusion.models.conditions import ConditionEmbedding
+from score_diffusion.models.conditions import ConditionEmbedding, drop_conditions, null_condition
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -40,6 +40,20 @@ def test_each_kind_changes_the_output_and_may_be_missing(argument: str, randomiz
         assert (missing - out).abs().max() > 1e-3
         if nothing is not None:
             assert torch.equal(net(x, noise, nothing), missing)
+
+
+def test_a_dropped_condition_is_the_null_condition(randomize: Randomize) -> None:
+    """Of all kinds together, in the rows that are dropped only."""
+    net = randomize(UNet(1, channels=16, **SIZES))
+    x, noise, cond = torch.randn(2, 1, 8, 8), torch.zeros(2), dict(CONDITIONS.values())
+    full, null = net(x, noise, cond), net(x, noise, {"image": torch.zeros(2, 2, 8, 8)})
+    out = net(x, noise, drop_conditions(cond, torch.tensor([False, True])))
+    torch.testing.assert_close(out, torch.stack([full[0], null[1]]), rtol=0, atol=1e-6)
+    assert (full - null).abs().amin(0).max() > 1e-3
+    spelled = null_condition(net.condition_sizes, (8, 8))
+    assert set(spelled) == set(net.condition_sizes)
+    repeated = {kind: value.expand(2, *value.shape[1:]) for kind, value in spelled.items()}
+    torch.testing.assert_close(net(x, noise, repeated), null, rtol=0, atol=1e-6)
 
 
 def test_masked_tokens_are_ignored(randomize: Randomize) -> None:

@@ -131,18 +131,23 @@ def test_batches_that_cannot_be_split_are_refused(make: Callable):
 
 
 def test_conditional_training_needs_classes(make: Callable):
-    with pytest.raises(UserError, match="needs a network with classes: set model.num_classes"):
-        make(training__conditional=True)
-    with pytest.raises(UserError, match="the data have class 9, and the network only 5 classes"):
+    with pytest.raises(
+        UserError, match="the data have 10 classes, and the network 5: set model.num_classes=10"
+    ):
         make(training__conditional=True, model__num_classes=5)
-    assert make(training__conditional=True, model__num_classes=10).objective.conditional
+    with pytest.raises(UserError, match="model.vector_dim=3, and the data 'digits' have no vector"):
+        make(training__conditional=True, model__num_classes=10, model__vector_dim=3)
+    for classes in (10, 12):
+        assert make(training__conditional=True, model__num_classes=classes).objective.conditional
 
 
 def test_conditional_training_needs_labels(config_of: Callable):
     config = config_of(training__conditional=True, model__num_classes=10)
     digits = load_digits()
-    with pytest.raises(UserError, match="the data 'digits' have none"):
-        build_trainer(config, replace(digits, labels=None), CPU)
+    with pytest.raises(UserError, match="the data 'digits' have none of them"):
+        build_trainer(config, replace(digits, conditions={}, test_conditions={}), CPU)
+    with pytest.raises(UserError, match="held-out samples of the data 'digits' must have .*: add y_test"):
+        build_trainer(config, replace(digits, test_conditions={}), CPU)
 
 
 def test_previews_follow_the_batch(config_of: Callable):

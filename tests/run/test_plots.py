@@ -29,6 +29,32 @@ def test_small_images_are_enlarged_pixel_by_pixel(tmp_path: Path):
     np.testing.assert_array_equal(fourth[::6, ::6], ((images[3, 0] + 1) * 127.5).round())
 
 
+def test_images_of_one_name_are_a_row_next_to_it(tmp_path: Path):
+    images = np.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
+    names = ["b", "a" * 99, "b", "b", "a" * 99]
+    plots.save_samples(tmp_path / "grid.png", images, (-1, 1), names)
+    grid = pixels(tmp_path / "grid.png")
+    assert grid.shape[0] == 2 * (48 + 2) + 2 and 3 * (48 + 2) + 2 < grid.shape[1] < 600
+    plots.save_image_grid(tmp_path / "bare.png", images[[0, 2, 3, 1, 4]])
+    bare, margin = pixels(tmp_path / "bare.png"), grid.shape[1] - (3 * (48 + 2) + 2)
+    assert np.array_equal(grid[:, margin:], bare)
+    for row in (grid[:52, :margin], grid[52:, :margin]):
+        assert row.min() < 100 and row.max() == 255  # there is a name
+    assert (grid[:52, :margin] < 200).sum() < (grid[52:, :margin] < 200).sum() / 5  # b is shorter
+
+
+@pytest.mark.parametrize("shape", [(2,), (1,), (2, 9), (1, 3, 8, 8)])
+def test_samples_of_any_kind_may_have_names(shape: tuple, tmp_path: Path):
+    samples = np.random.default_rng(0).normal(size=(6, *shape))
+    plots.save_samples(tmp_path / "named.png", samples, None, ["$x_1$", "_b", "ж\n猫"] * 2)
+    plots.save_samples(tmp_path / "bare.png", samples, None)
+    assert (
+        (pixels(tmp_path / "named.png").shape != pixels(tmp_path / "bare.png").shape)
+        or not np.array_equal(pixels(tmp_path / "named.png"), pixels(tmp_path / "bare.png"))
+        or shape == (1,)
+    )
+
+
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_any_number_of_channels_and_values_out_of_range(channels: int, tmp_path: Path):
     plots.save_samples(tmp_path / "grid.png", np.full((1, channels, 60, 50), 7.0))

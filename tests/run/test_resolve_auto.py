@@ -46,6 +46,22 @@ def test_a_resumed_run_keeps_what_was_found():
     assert resumed.training.precision == saved.training.precision != "auto"
 
 
+def test_the_sizes_of_conditions_follow_from_the_data_and_stay():
+    conditional = config("vpsde_cfg")
+    resolved = resolve(conditional, load_digits(), CPU)
+    assert resolved.model.num_classes == 10 and conditional.model.num_classes == 0
+    assert take_resolved(conditional, resolved).model.num_classes == 10
+    assert resolve(config("vpsde"), load_digits(), CPU).model.num_classes == 0
+    assert resolve(config("vpsde_cfg", model__num_classes="12"), load_digits(), CPU).model.num_classes == 12
+
+
+def test_a_network_without_such_conditions_is_refused():
+    with pytest.raises(
+        UserError, match="'ncsnv2' cannot be conditioned on the label .* choose unet or dit, or"
+    ):
+        resolve(config("ncsnv2", training__conditional="true"), load_digits(), CPU)
+
+
 def test_an_sde_without_such_levels_is_refused():
     vp = load_config("vpsde")
     with vp.unlocked(), vp.ignore_type():

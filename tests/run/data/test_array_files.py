@@ -112,7 +112,7 @@ def test_three_parts_by_their_usual_names(names: dict, tmp_path: Path, capsys: p
             assert torch.equal(found.test, channels_first[15:20]) and torch.equal(
                 found.held_out, channels_first[12:15]
             )
-            assert found.held_out_labels.tolist() == [0, 1, 0]
+            assert found.held_out_conditions["label"].tolist() == [0, 1, 0]
         else:
             assert torch.equal(found.test, channels_first[12:15]) and found.validation is None
     both = {names["train"]: IMAGES, "x_val": IMAGES, "x_dev": IMAGES}

@@ -72,7 +72,7 @@ def test_three_splits(hub: object, tmp_path: Path):
     )
     data = load(tmp_path / "a")
     for samples, labels, first in (
-        (data.validation, data.validation_labels, 20),
+        (data.validation, data.validation_conditions.get("label"), 20),
         (data.test, data.test_labels, 25),
     ):
         assert torch.equal(samples, torch.from_numpy(PIXELS[first : first + 5].transpose(0, 3, 1, 2)))

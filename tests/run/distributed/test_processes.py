@@ -99,7 +99,7 @@ def curve(workdir: Path) -> np.ndarray:
     return np.array([(row["loss"], row["grad_norm"]) for row in rows])
 
 
-CONDITIONAL = ("--config.training.conditional=true", "--config.model.num_classes=10")
+CONDITIONAL = ("--config.training.conditional=true", "--config.training.condition_dropout=0.4")
 CASES = {"one": (1, "ddp"), "two": (2, "ddp"), "shards": (2, "fsdp"), "four": (4, "ddp")}
 
 

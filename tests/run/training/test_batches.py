@@ -30,17 +30,20 @@ def test_every_epoch_holds_every_sample_once(n: int, batch_size: int):
     assert torch.equal(other.indices(other.positions(5)), order.indices(order.positions(5)))
 
 
-def source(mirror: bool = False, times: TrainingTimes | None = None) -> BatchSource:
-    """12 samples a step of 30 images, whose first pixel is their number and their label its last digit."""
+def source(mirror: bool = False, times: TrainingTimes | None = None, dropout: float = 0.0) -> BatchSource:
+    """12 samples a step of 30 images, whose first pixel is their number and their label its last digit; they
+    come with themselves as image conditions.
+    """
     images = torch.arange(30)[:, None, None, None] + torch.arange(6).view(1, 1, 2, 3) / 10
     labels = torch.arange(30) % 10
     loader = make_loader(images, 12, 0, CPU)
-    return BatchSource(loader, labels, lambda x, u: x, times, (1, 2, 3), 0, CPU, mirror)
+    conditions = {"label": labels, "image": images}
+    return BatchSource(loader, conditions, lambda x, u: x, times, (1, 2, 3), 0, CPU, mirror, dropout)
 
 
 @pytest.mark.parametrize("times", [None, UniformTimes(VPSDE())], ids=["without times", "with times"])
 def test_shares_of_a_draw_are_the_whole(times: TrainingTimes | None):
-    batches = source(mirror=True, times=times)
+    batches = source(mirror=True, times=times, dropout=0.3)
     draw = batches.draw(5)
     whole, parts = batches.read(draw), [batches.read(draw.share(r, 4)) for r in range(4)]
     assert [len(part) for part in parts] == [3, 3, 3, 3]
@@ -64,23 +67,42 @@ def test_every_sample_comes_with_its_label():
         batch = batches.read(batches.draw(step))
         number = batch.x_0.amin((1, 2, 3)).round().long()  # whether it is mirrored or not
         assert torch.equal(batch.conditions["label"], number % 10)
-    held_out = batches.held_out(torch.zeros(4, 1, 2, 3), torch.tensor([3, 1, 4, 1]))
+        assert torch.equal(batch.conditions["image"], batch.x_0)  # mirrored together
+    held_out = batches.held_out(torch.zeros(4, 1, 2, 3), {"label": torch.tensor([3, 1, 4, 1, 5, 9])})
     assert held_out.conditions["label"].tolist() == [3, 1, 4, 1]
+
+
+def test_a_share_of_the_samples_is_not_conditioned():
+    """Of all kinds of conditions together, as often as asked, a function of the step."""
+    batches, plain = source(dropout=0.3), source()
+    steps, dropped = 300, 0
+    for step in range(steps):
+        batch, whole = batches.read(batches.draw(step)), plain.read(plain.draw(step))
+        null = batch.conditions["label"] < 0
+        assert torch.equal((batch.conditions["image"] == 0).all((1, 2, 3)), null)
+        assert torch.equal(batch.conditions["label"][~null], whole.conditions["label"][~null])
+        assert torch.equal(batch.x_0, whole.x_0)
+        dropped += int(null.sum())
+    n = 12 * steps
+    assert abs(dropped - 0.3 * n) < 4 * (n * 0.3 * 0.7) ** 0.5
+    again = source(dropout=0.3)
+    assert torch.equal(again.draw(7).dropped, batches.draw(7).dropped)
+    assert not torch.equal(again.draw(7).dropped, again.draw(8).dropped)
 
 
 def test_data_without_labels_have_no_conditions():
     loader = make_loader(torch.zeros(30, 2), 12, 0, CPU)
-    batches = BatchSource(loader, None, lambda x, u: x, None, (2,), 0, CPU)
+    batches = BatchSource(loader, {}, lambda x, u: x, None, (2,), 0, CPU, dropout=0.5)
     assert (
-        batches.read(batches.draw(0)).conditions == {} == batches.held_out(torch.zeros(3, 2), None).conditions
+        batches.read(batches.draw(0)).conditions == {} == batches.held_out(torch.zeros(3, 2), {}).conditions
     )
 
 
 def test_held_out_times_and_noise_are_always_the_same():
     batches = source(times=UniformTimes(VPSDE()))
-    first = batches.held_out(torch.zeros(5, 1, 2, 3), None)
+    first = batches.held_out(torch.zeros(5, 1, 2, 3), {})
     batches.draw(3)
-    again = batches.held_out(torch.zeros(5, 1, 2, 3), None)
+    again = batches.held_out(torch.zeros(5, 1, 2, 3), {})
     assert torch.equal(first.noise, again.noise) and torch.equal(first.times.t, again.times.t)
 
 

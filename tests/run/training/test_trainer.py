@@ -234,7 +234,9 @@ def classifier_trainer(micro_batches: int = 1, dtype: torch.dtype = torch.float3
     torch.manual_seed(0)
     model = Classifier()
     loader = make_loader(digits.train, 16, 0, CPU)
-    batches = BatchSource(loader, digits.labels, lambda k, u: (k + u) / 8.5 - 1, None, digits.shape, 0, CPU)
+    batches = BatchSource(
+        loader, digits.conditions, lambda k, u: (k + u) / 8.5 - 1, None, digits.shape, 0, CPU
+    )
     return Trainer(
         model,
         Classification(),
@@ -243,7 +245,7 @@ def classifier_trainer(micro_batches: int = 1, dtype: torch.dtype = torch.float3
         TrainingStatistics(16),
         StepSettings(lambda step: 0.01, micro_batches, dtype=dtype),
         seed=0,
-        held_out=batches.held_out(digits.test, digits.test_labels),
+        held_out=batches.held_out(digits.test, digits.test_conditions),
     )
 
 
@@ -270,7 +272,7 @@ def test_an_objective_with_labels_and_without_times_trains_in_the_same_steps(dty
 
 def test_the_labels_of_a_batch_reach_a_network_with_classes(make: Callable):
     """With training.conditional the loss depends on them, and without it not."""
-    keys = dict(model__num_classes=10)
+    keys = dict(model__num_classes=10, training__condition_dropout=0.0)
     for conditional in (True, False):
         trainer = make(training__conditional=conditional, **keys)
         for weights in trainer.average.parameters():  # at first the output is 0

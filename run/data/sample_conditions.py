@@ -1,0 +1,48 @@
+"""What the samples of a model are conditioned on, and the names of their classes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+NO_CLASS = "no class"
+
+
+@dataclass(frozen=True)
+class SampleConditions:
+    """The condition of each sample by its index: sample k has row k mod n of each kind."""
+
+    rows: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors (n, ...) under the names of models/conditions.py, n their own; empty for no conditions."""
+    classes: tuple[str, ...] = ()
+    """Names of the classes, in the order of their indices; a class without a name has its index."""
+
+    @classmethod
+    def of_classes(cls, labels: Sequence[int], classes: tuple[str, ...] = ()) -> SampleConditions:
+        """Classes in turn."""
+        return cls({"label": torch.tensor(labels)}, classes)
+
+    def of(self, indices: range, device: torch.device | None = None) -> dict[str, Tensor] | None:
+        """The conditions of the samples with these indices, one row for each; None if there are none."""
+        index = torch.arange(indices.start, indices.stop)
+        cond = {kind: rows[index % len(rows)].to(device) for kind, rows in self.rows.items()}
+        return cond or None
+
+    def labels(self, count: int) -> Tensor | None:
+        """The class indices of the first samples, int64 (count,), -1 for none; None without classes."""
+        return (self.of(range(count)) or {}).get("label")
+
+    def names(self, count: int) -> list[str] | None:
+        """The names of the classes of the first samples; None without classes."""
+        labels = self.labels(count)
+        return None if labels is None else [class_name(label, self.classes) for label in labels.tolist()]
+
+
+def class_name(label: int, classes: Sequence[str]) -> str:
+    """The name of a class, its index if it has no name."""
+    if label < 0:
+        return NO_CLASS
+    return classes[label] if label < len(classes) else str(label)

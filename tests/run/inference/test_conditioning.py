@@ -1,0 +1,135 @@
+"""Which classes a trained model draws, and that each sample has its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from score_diffusion.models import UNet
+from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.config import apply_overrides, read_config
+from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.conditioning import chosen_conditions, parse_labels
+from score_diffusion.run.inference.sample_files import draw, read_sample_file
+from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.samplers import make_sampler
+from score_diffusion.sde_lib import VPSDE, ScoreModel
+
+CPU = torch.device("cpu")
+ANIMALS = ("cat", "dog", "a, b")
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "expected"),
+    [
+        ("7", "0123456789", [7]),
+        ("3,5, 7", "0123456789", [3, 5, 7]),
+        ("dog,cat,dog", ANIMALS, [1, 0, 1]),
+        ("2,dog", ANIMALS, [2, 1]),
+        ("a, b", ANIMALS, [2]),
+        ("7", ("5", "7", "9"), [1]),  # the name counts, not the index
+        ("1", (), [1]),
+    ],
+)
+def test_classes_are_named_by_name_or_index(text: str, classes: tuple[str, ...], expected: list[int]):
+    assert parse_labels(text, tuple(classes), len(classes) or 3) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "classes", "message"),
+    [
+        ("bird", ANIMALS, "the 3 that the network has, 0 to 2 or cat, dog, a, b; got 'bird'"),
+        ("cat,3", ANIMALS, "got '3'"),
+        ("0", ("5", "7", "9"), "has, 5, 7, 9; got '0'"),
+        ("3", (), "has, 0 to 2; got '3'"),
+        ("1,", (), "got ''"),
+        ("-2", (), "got '-2'"),
+    ],
+)
+def test_other_classes_are_refused(text: str, classes: tuple[str, ...], message: str):
+    with pytest.raises(UserError, match=message):
+        parse_labels(text, classes, 3)
+
+
+def test_without_a_choice_every_class_has_its_turn():
+    info = DataInfo.of(load_digits())
+    conditions = chosen_conditions("all", {"label": 10}, info, True)
+    assert conditions.labels(12).tolist() == [*range(10), 0, 1]
+    assert conditions.names(3) == ["0", "1", "2"]
+    assert chosen_conditions("-1", {"label": 10}, info, True).names(2) == ["no class"] * 2
+    for sizes, conditional in (({}, True), ({"label": 10}, False)):
+        for label in ("all", "-1"):
+            assert chosen_conditions(label, sizes, info, conditional).of(range(3)) is None
+    with pytest.raises(UserError, match="needs a network with classes, and this one has none"):
+        chosen_conditions("3", {}, info, True)
+    with pytest.raises(UserError, match="was trained without: set sampling.label=-1"):
+        chosen_conditions("3", {"label": 10}, info, False)
+
+
+@pytest.fixture
+def model() -> TrainedModel:
+    """A network whose weights are not zero, so that its classes differ."""
+    torch.manual_seed(0)
+    net = UNet(1, 8, (1,), 1, (), 1, num_classes=10)
+    for weights in net.parameters():
+        torch.nn.init.normal_(weights, std=0.3)
+    score = ScoreModel(net, VPSDE(), "v").eval()
+    conditions = SampleConditions.of_classes([3, 5, 7])
+    return TrainedModel(score, score.sde, DataInfo.of(load_digits()), 1, 1e-3, conditions=conditions)
+
+
+@pytest.mark.parametrize("sampler", ["eabm", "euler_maruyama", "ode"])
+def test_a_sample_is_decided_by_seed_index_and_class(model: TrainedModel, sampler: str):
+    """Bit for bit, in batches of any size, by a sampler that evaluates parts of a batch, too."""
+    options = {"rtol": 0.1, "atol": 0.1} if sampler == "ode" else None
+    sampler = make_sampler(sampler, model.sde, None if options else 6, denoise=True, options=options)
+    ((mixed, _),) = draw(model, sampler, range(8), 1, 8)
+    parts = np.concatenate([x for x, _ in draw(model, sampler, range(2, 8), 1, 4)])
+    np.testing.assert_array_equal(parts, mixed[2:])
+    alone = replace(model, conditions=SampleConditions.of_classes([5]))
+    ((fives, _),) = draw(alone, sampler, range(8), 1, 8)
+    np.testing.assert_array_equal(fives[1::3], mixed[1::3])
+    assert not np.array_equal(fives[0], mixed[0])
+
+
+def test_the_score_of_a_batch_has_the_conditions_of_its_samples(model: TrainedModel):
+    x, t = torch.randn(4, 1, 8, 8), torch.full((4,), 0.5)
+    expected = model.score(x, t, {"label": torch.tensor([5, 7, 3, 5])})
+    assert torch.equal(model.score_of(range(4, 8))(x, t), expected)
+    bare = replace(model, conditions=SampleConditions())
+    assert torch.equal(bare.score_of(range(4, 8))(x, t), model.score(x, t))
+
+
+def test_a_class_of_an_unconditional_training_is_refused(cli: Callable, refused: Callable, tmp_path: Path):
+    """The network has classes, but was never shown a label."""
+    assert cli("train", tmp_path, "--config.model.num_classes=10", "--config.training.steps=1") == 0
+    assert "was trained without" in refused(cli("sample", tmp_path, "--label=3"))
+    assert cli("sample", tmp_path) == 0
+
+
+def test_files_hold_the_classes_that_were_drawn(
+    cli: Callable, tmp_path: Path, refused: Callable, snapshot: Callable
+):
+    assert cli("train", tmp_path, "--config.training.conditional=true", "--config.training.steps=2") == 0
+    assert json.loads((tmp_path / "data.json").read_text())["classes"] == list("0123456789")
+    for argument, labels in (("--label=7", [7] * 5), ("--label=3,5", [3, 5, 3, 5, 3]), ("--nfe=4", range(5))):
+        assert cli("sample", tmp_path, argument) == 0
+        newest = max((tmp_path / "samples").glob("eabm*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        file = read_sample_file(newest)
+        assert file.labels.tolist() == list(labels)
+        with np.load(newest) as arrays:
+            assert arrays["classes"].tolist() == list("0123456789")
+    before = snapshot(tmp_path)
+    assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9; got 'cat'" in refused(cli("sample", tmp_path, "--label=cat"))
+    assert snapshot(tmp_path) == before
+    config = apply_overrides(read_config(tmp_path), [("sampling.label", "3")], "sample")
+    assert load_trained(tmp_path, config, CPU).conditions.labels(2).tolist() == [3, 3]
