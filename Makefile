@@ -7,6 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python run/main.py --config vpsde
+PARALLEL := -n auto --dist loadfile  # a process per core; a file's tests share their fixtures
 DEV := $(if $(filter .venv/bin,$(BIN)),.venv/installed-dev)
 
 .PHONY: demo test quick form types
@@ -22,10 +23,10 @@ demo: .venv/installed
 	@echo "Loss while training:       runs/vpsde/loss_curve.png"
 
 test: form types
-	$(BIN)/python -m pytest --durations=15
+	$(BIN)/python -m pytest $(PARALLEL) --durations=15
 
 quick: form types
-	$(BIN)/python -m pytest -m "not slow" --durations=5
+	$(BIN)/python -m pytest $(PARALLEL) -m "not slow" --durations=5
 
 form: $(DEV)
 	$(BIN)/ruff check .

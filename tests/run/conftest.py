@@ -10,8 +10,6 @@ import torch
 
 from score_diffusion.run.main import main
 
-torch.set_num_threads(1)  # on tensors this small threads cost more than they give
-
 TINY = str(Path(__file__).parent / "tiny.py")
 
 
