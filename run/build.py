@@ -124,7 +124,7 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
         model(torch.zeros(1, *shape), torch.full((1,), model.sde.T), cond)
 
 
-def condition_sizes(model: nn.Module) -> dict[str, int]:
+def condition_sizes(model: object) -> dict[str, int]:
     """The kinds of conditions that a score model's network takes, with their sizes; empty for none."""
     return getattr(getattr(model, "net", model), "condition_sizes", {})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,8 +18,10 @@ from score_diffusion.run.build import (
     grid_times,
 )
 from score_diffusion.run.build_training import build_times
-from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions
+from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import digest_of, expanded
 from score_diffusion.run.inference.conditioning import chosen_conditions
 from score_diffusion.run.inference.fitted_grid import fitted_times
 from score_diffusion.run.inference.sample_files import SampleRequest
@@ -38,18 +41,39 @@ from score_diffusion.sde_lib import ScoreModel
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The model of a run with the weights and the classes that the section `sampling` chooses.
+    """The model of a run with the weights and the conditions that the section `sampling` chooses.
 
     Raises:
         UserError: If they were not tracked in training, no checkpoint is intact, or there is no such class.
     """
-    section, info = config.sampling, read_data_info(workdir)
+    section, trained = config.sampling, load_unconditioned(workdir, config, device)
+    info, sizes = trained.data, condition_sizes(trained.score)
+    if section.conditions and not set(sizes) - {"label"}:
+        raise UserError(
+            f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "
+            "cond_tokens or cond_image, and this one was not"
+        )
+    path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
+    conditions = chosen_conditions(
+        section.label, sizes, info, trains_conditions(config, info), lambda: read_conditions(path, info.shape)
+    )
+    return replace(trained, conditions=conditions)
+
+
+def trains_conditions(config: ConfigDict, info: DataInfo) -> bool:
+    """Whether the network of a run was trained with the conditions that it takes."""
+    return config.training.conditional or info.num_train == 0  # another library trained it
+
+
+def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+    """The same without conditions: its score is that of the null condition.
+
+    Raises:
+        UserError: If the weights were not tracked in training, or no checkpoint is intact.
+    """
     model, step, words = load_score_model(workdir, config, device)
-    conditional = config.training.conditional or info.num_train == 0  # another library trained it
-    conditions = chosen_conditions(section.label, condition_sizes(model), info, conditional)
-    first_time = build_times(config.training, model.sde).first
-    choice = _weights_choice(section)
-    return TrainedModel(model, model.sde, info, step, first_time, choice, words, conditions)
+    first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
+    return TrainedModel(model, model.sde, info, step, first_time, _weights_choice(config.sampling), words)
 
 
 def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) -> tuple[ScoreModel, int, str]:
@@ -105,6 +129,8 @@ def sample_request(section: ConfigDict) -> SampleRequest:
         for key, value in section.to_dict().items()
         if key != "batch_size" and (key == section.sampler or not isinstance(value, dict))
     }
+    if section.conditions:
+        settings["conditions"] = digest_of(expanded(section.conditions))  # another content, other samples
     return SampleRequest(
         section.sampler,
         section.num_samples,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import threading
@@ -37,6 +38,14 @@ def absolute_path(path: str) -> Path:
         return expanded(path).resolve()
     except (RuntimeError, OSError) as error:
         raise UserError(f"{path} cannot be followed ({error}): give another path") from error
+
+
+def digest_of(path: Path) -> str:
+    """A digest of a file's content; "" if it cannot be read."""
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        return ""
 
 
 def write_durable(path: Path, data: bytes) -> None:

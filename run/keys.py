@@ -255,7 +255,12 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     "label": Key(
         "all",
         "classes to draw in turn, by name or index: 7, or cat, or 3,5,7; all: every class that the model was "
-        "trained with; -1: no class",
+        "trained with; -1: no class and no other condition",
+    ),
+    "conditions": Key(
+        "",
+        "for a model trained with cond_* data, an .npz of such arrays: sample k is drawn under row k, and "
+        "after the last row comes the first again; empty for those of the held-out set",
     ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
     "num_samples": Key(64, "samples to draw", least=1),

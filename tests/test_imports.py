@@ -59,7 +59,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("checkpoints", "console", "data", "distributed", "errors", "files", "json_files", "key_types"),
         *("plots", "training"),
     },
-    "build_inference": {"build", "build_training", "data", "errors", "inference", "training"},
+    "build_inference": {"build", "build_training", "data", "errors", "files", "inference", "training"},
     "commands": {
         *("build", "build_inference", "build_training", "checkpoints", "config", "configs", "console"),
         *("constructor_keys", "data", "distributed", "errors", "evaluation", "files", "inference"),

@@ -44,6 +44,7 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {DataInfo.of(dataset).kind}"),
         *_held_out(dataset),
         ("classes", _classes(dataset)),
+        *_conditions(dataset),
         *_memory(dataset, stored),
         *_range(dataset, stored),
         *_suggestions(dataset.scaling.stored_to_model(stored)),
@@ -91,6 +92,20 @@ def _classes(dataset: Dataset) -> str:
     counts = torch.bincount(dataset.labels, minlength=len(dataset.classes)).tolist()
     shown = [f"{_printable(name)} {count:,}" for name, count in zip(dataset.classes, counts, strict=True)]
     return ", ".join(shown[:20]) + (f", and {len(shown) - 20} more" if len(shown) > 20 else "")
+
+
+def _conditions(dataset: Dataset) -> list[tuple[str, object]]:
+    own = {kind: values for kind, values in dataset.conditions.items() if kind != "label"}
+    return [
+        (
+            f"cond_{kind}",
+            f"{' x '.join(map(str, values.shape[1:]))} for each sample, {values.min():.4g} to "
+            f"{values.max():.4g}"
+            if kind != "mask"
+            else f"{100 * values.float().mean():.3g} % of the tokens are valid",
+        )
+        for kind, values in own.items()
+    ]
 
 
 def _printable(name: str) -> str:

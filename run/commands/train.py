@@ -27,6 +27,7 @@ from score_diffusion.run.config import (
 )
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.constructor_keys import declared_keys
+from score_diffusion.run.data.condition_files import write_conditions
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import (
     DataInfo,
@@ -166,6 +167,8 @@ def _prepare_directory(config: ConfigDict, dataset: Dataset, step: int, workdir:
             warn(f"an earlier start ended before its first checkpoint: its files are now in {folder}")
     save_config(config, workdir)
     write_data_info(workdir, DataInfo.of(dataset))
+    if config.training.conditional and dataset.conditions.keys() != {"label"}:
+        write_conditions(workdir, dataset.held_out_conditions)
 
 
 def _report(

@@ -4,6 +4,7 @@
     y_train            labels (N,) or (N, 1), optional
     x_test, y_test     held-out samples and their labels, optional
     x_val, y_val       a third part, for the loss during training, optional
+    cond_vector_train  what a network may be conditioned on, optional: see user_conditions.py for the kinds
 
 The names train_images, train_labels, ... mean the same, and a single array may have any name. A .npy file is
 mapped: one that is larger than memory is read sample by sample.
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 import zipfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,7 @@ from score_diffusion.run.data.labels import check_labels, class_indices, distinc
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.sources import GIB, Stream
 from score_diffusion.run.data.splits import Split, Splits
+from score_diffusion.run.data.user_conditions import KINDS, PREFIX, Named, check_conditions, check_same_sizes
 from score_diffusion.run.errors import UserError
 
 PARTS = {
@@ -32,7 +34,8 @@ PARTS = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
 }
 SAMPLES = ("x", "images")
-NAME = re.compile(rf"(?P<kind>x|y)_(?P<part>{'|'.join(PARTS)})")
+CONDITIONS = tuple(PREFIX + kind for kind in KINDS)
+NAME = re.compile(rf"(?P<kind>x|y|{'|'.join(CONDITIONS)})_(?P<part>{'|'.join(PARTS)})")
 OTHER_NAME = re.compile(rf"(?P<part>{'|'.join(PARTS)})_(?P<kind>images|labels)")
 
 
@@ -44,6 +47,8 @@ class Part:
     samples: np.ndarray
     labels_name: str = ""
     labels: np.ndarray | None = None
+    conditions: dict[str, Named] = field(default_factory=dict)
+    """The arrays of conditions by kind."""
 
 
 def array_splits(
@@ -77,6 +82,7 @@ def array_splits(
                 f"got samples of {train.shape[1:]} and {samples.shape[1:]}"
             )
         splits[name] = _split(samples, part, distinct, source)
+        check_same_sizes(splits["train"].conditions, splits[name].conditions, source)
     if "test" not in splits and "validation" in splits:
         splits["test"] = splits.pop("validation")
     if distinct is not None:
@@ -85,11 +91,14 @@ def array_splits(
 
 
 def _split(samples: Stream, part: Part, distinct: np.ndarray | None, source: str) -> Split:
-    """Samples with their class indices, if the training set has classes."""
+    """Samples with their class indices, if the training set has classes, and their conditions."""
+    named = {kind: (f"{name} of {source}", array) for kind, (name, array) in part.conditions.items()}
+    conditions = check_conditions(named, len(samples), samples.shape[1:])
     if distinct is None or part.labels is None:
-        return Split(samples)
+        return Split(samples, None, conditions)
     where = f"{part.labels_name} of {source}"
-    return Split(samples, class_indices(check_labels(part.labels, len(samples), where), distinct, where))
+    labels = class_indices(check_labels(part.labels, len(samples), where), distinct, where)
+    return Split(samples, labels, conditions)
 
 
 def _parts(arrays: dict[str, np.ndarray], source: str) -> dict[str, Part]:
@@ -98,7 +107,7 @@ def _parts(arrays: dict[str, np.ndarray], source: str) -> dict[str, Part]:
     for name in arrays:
         match = _match(name)
         if match:
-            kind = "samples" if match["kind"] in SAMPLES else "labels"
+            kind = _kind(match)
             names = found.setdefault(PARTS[match["part"]], {})
             if kind in names:
                 raise UserError(f"{source} holds {names[kind]} and {name}, which mean the same: keep one")
@@ -113,11 +122,22 @@ def _parts(arrays: dict[str, np.ndarray], source: str) -> dict[str, Part]:
     for split, names in found.items():
         if "samples" in names:
             labels = names.get("labels", "")
-            parts[split] = Part(names["samples"], arrays[names["samples"]], labels, arrays.get(labels))
-    used = {name for part in parts.values() for name in (part.samples_name, part.labels_name)}
+            conditions = {kind: (names[kind], arrays[names[kind]]) for kind in KINDS if kind in names}
+            parts[split] = Part(
+                names["samples"], arrays[names["samples"]], labels, arrays.get(labels), conditions
+            )
+    used = {name for split in parts for name in found[split].values()}
     if set(arrays) - used:
         warn(f"{source}: {', '.join(sorted(set(arrays) - used))} not used; x_train, y_train, x_test, ... are")
     return parts
+
+
+def _kind(match: re.Match[str]) -> str:
+    """What an array is: samples, labels, or a kind of condition."""
+    kind = match["kind"].lower()
+    if kind in CONDITIONS:
+        return kind.removeprefix(PREFIX)
+    return "samples" if kind in SAMPLES else "labels"
 
 
 def _match(name: str) -> re.Match[str] | None:

@@ -12,6 +12,7 @@ from score_diffusion.run.data.sources import subset_in_memory
 
 LOOKED_AT = 256  # samples of a stream
 SMALL_PART = 1 / 8  # of the grey levels
+MOST_SCALE = 20.0  # of the values of a condition
 MOST_SPREAD = 20.0  # of standard deviations of channels that are standardized by one number
 
 
@@ -21,8 +22,18 @@ def warn_of_oddities(dataset: Dataset) -> None:
     """
     samples = subset_in_memory(dataset.train, LOOKED_AT)
     oddities = _levels(samples, dataset.levels) if dataset.levels else _numbers(samples)
-    for sentence in oddities:
+    for sentence in (*oddities, *_conditions(dataset)):
         warn(f"data {dataset.name}: {sentence}")
+
+
+def _conditions(dataset: Dataset) -> Iterator[str]:
+    for kind in ("vector", "tokens", "image"):
+        values = dataset.conditions.get(kind)
+        if values is not None and not 1 / MOST_SCALE < values.square().mean().sqrt() < MOST_SCALE:
+            yield (
+                f"the root mean square of cond_{kind} is {values.square().mean().sqrt():.3g}, and a network "
+                "learns best from conditions of about unit scale: scale them"
+            )
 
 
 def _levels(samples: torch.Tensor, levels: int) -> Iterator[str]:

@@ -4,7 +4,8 @@ The function has no arguments and returns
 
     an array                         a tenth of which is held out
     (train, test)                    two arrays
-    {"x_train": ..., ...}            and optionally y_train, x_test, y_test, ... as in an .npz file
+    {"x_train": ..., ...}            and optionally y_train, x_test, y_test, cond_vector_train, ... as in an
+                                     .npz file
 
 as NumPy arrays or tensors; arrays.py says what they may hold. A mapped array that is larger than memory is
 read sample by sample. The function is called whenever data are needed, and must return the same each time.

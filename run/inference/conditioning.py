@@ -1,20 +1,29 @@
-"""What a trained model is conditioned on: classes chosen by name or index."""
+"""What a trained model is conditioned on: classes chosen by name or index, and a user's own conditions."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+from torch import Tensor
 
 from score_diffusion.models.conditions import null_condition
+from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 
 ALL, NONE = "all", "-1"
+OWN = ("vector", "tokens", "image")  # kinds of a user's own conditions that have a size
 LISTED = 20  # classes in a message
 
 
 def chosen_conditions(
-    label: str, sizes: Mapping[str, int], info: DataInfo, conditional: bool
+    label: str,
+    sizes: Mapping[str, int],
+    info: DataInfo,
+    conditional: bool,
+    read_given: Callable[[], dict[str, Tensor]],
 ) -> SampleConditions:
     """What samples are conditioned on.
 
@@ -23,9 +32,11 @@ def chosen_conditions(
         sizes: The kinds of conditions that the network takes, with their sizes.
         info: The data of the run, with the names of the classes.
         conditional: Whether training conditioned the model.
+        read_given: Reads a user's own conditions, where the network takes such, perhaps with classes.
 
     Raises:
-        UserError: If the network has no such class, or its classes were never trained.
+        UserError: If the network has no such class, its classes were never trained, or the conditions that
+            were read are not those that the network takes.
     """
     asks_for_classes = label not in (ALL, NONE)
     if asks_for_classes and "label" not in sizes:
@@ -39,8 +50,38 @@ def chosen_conditions(
         return SampleConditions()
     if label == NONE:
         return unconditional(sizes, info)
-    labels = range(sizes["label"]) if label == ALL else parse_labels(label, info.classes, sizes["label"])
-    return SampleConditions.of_classes(labels, info.classes)
+    rows = check_kinds(read_given(), sizes, "the conditions to draw under") if set(sizes) - {"label"} else {}
+    if "label" in sizes and (asks_for_classes or "label" not in rows):
+        labels = (
+            parse_labels(label, info.classes, sizes["label"]) if asks_for_classes else range(sizes["label"])
+        )
+        rows["label"] = torch.tensor(labels)
+    return SampleConditions(rows, info.classes)
+
+
+def check_kinds(rows: Mapping[str, Tensor], sizes: Mapping[str, int], what: str) -> dict[str, Tensor]:
+    """The conditions that a network takes; labels may be missing, or be there although it takes none.
+
+    Raises:
+        UserError: If other ones are missing, are not taken, or are of other sizes.
+    """
+    rows = {kind: values for kind, values in rows.items() if kind != "label" or "label" in sizes}
+    found = {kind: values.shape[1 if kind == "image" else -1] for kind, values in rows.items() if kind in OWN}
+    expected = {kind: size for kind, size in sizes.items() if kind != "label"}
+    if found != expected:
+        raise UserError(
+            f"{what} must be {_in_words(expected)}, as the network takes them, got {_in_words(found)}"
+        )
+    if "label" in rows and int(rows["label"].max()) >= sizes["label"]:
+        raise UserError(
+            f"{what} have class {int(rows['label'].max())}, and the network has {sizes['label']}, from 0 on"
+        )
+    return rows
+
+
+def _in_words(sizes: Mapping[str, int]) -> str:
+    units = {"vector": "entries", "tokens": "entries each", "image": "channels"}
+    return ", ".join(f"{name_of(kind)} of {size} {units[kind]}" for kind, size in sizes.items()) or "none"
 
 
 def unconditional(sizes: Mapping[str, int], info: DataInfo) -> SampleConditions:

@@ -13,6 +13,7 @@ import numpy as np
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import advance_to, progress_bar
+from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
@@ -87,10 +88,12 @@ def draw_and_save(
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
-    labels = trained.conditions.labels(len(samples))
-    arrays: dict[str, Any] = {"samples": samples}
-    if labels is not None:
-        arrays |= {"label": labels.numpy(), "classes": np.array(trained.data.classes, str)}
+    cond = trained.conditions.of(range(len(samples))) or {}
+    arrays: dict[str, Any] = {"samples": samples} | {
+        name_of(kind): rows.numpy() for kind, rows in cond.items()
+    }
+    if "label" in cond:
+        arrays["classes"] = np.array(trained.data.classes, str)
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,

@@ -3,7 +3,8 @@
 The run directory holds
 
     config.json                                the resolved configuration
-    data.json                                  shape and grey levels of the data
+    data.json                                  shape, grey levels and classes of the data
+    conditions.npz                             held-out conditions of the user's own, to draw samples under
     checkpoints/, snapshots/                   see checkpoint.py and post_hoc_averages.py
     skipped/                                   a batch of training that diverged, see interruptions.py
     log.jsonl, tensorboard/, loss_curve.png    the course of training

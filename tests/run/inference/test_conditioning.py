@@ -62,17 +62,17 @@ def test_other_classes_are_refused(text: str, classes: tuple[str, ...], message:
 
 def test_without_a_choice_every_class_has_its_turn():
     info = DataInfo.of(load_digits())
-    conditions = chosen_conditions("all", {"label": 10}, info, True)
+    conditions = chosen_conditions("all", {"label": 10}, info, True, dict)
     assert conditions.labels(12).tolist() == [*range(10), 0, 1]
     assert conditions.names(3) == ["0", "1", "2"]
-    assert chosen_conditions("-1", {"label": 10}, info, True).names(2) == ["no class"] * 2
+    assert chosen_conditions("-1", {"label": 10}, info, True, dict).names(2) == ["no class"] * 2
     for sizes, conditional in (({}, True), ({"label": 10}, False)):
         for label in ("all", "-1"):
-            assert chosen_conditions(label, sizes, info, conditional).of(range(3)) is None
+            assert chosen_conditions(label, sizes, info, conditional, dict).of(range(3)) is None
     with pytest.raises(UserError, match="needs a network with classes, and this one has none"):
-        chosen_conditions("3", {}, info, True)
+        chosen_conditions("3", {}, info, True, dict)
     with pytest.raises(UserError, match="was trained without: set sampling.label=-1"):
-        chosen_conditions("3", {"label": 10}, info, False)
+        chosen_conditions("3", {"label": 10}, info, False, dict)
 
 
 @pytest.fixture
@@ -133,3 +133,61 @@ def test_files_hold_the_classes_that_were_drawn(
     assert snapshot(tmp_path) == before
     config = apply_overrides(read_config(tmp_path), [("sampling.label", "3")], "sample")
     assert load_trained(tmp_path, config, CPU).conditions.labels(2).tolist() == [3, 3]
+
+
+N = 40
+
+
+@pytest.fixture
+def own_data(tmp_path: Path) -> Path:
+    """Images with conditions of every kind."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "x": rng.integers(0, 256, (N, 8, 8), np.uint8),
+        "y": np.array(["cat", "dog"] * (N // 2)),
+        "cond_vector": rng.normal(size=(N, 3)),
+        "cond_tokens": rng.normal(size=(N, 4, 2)),
+        "cond_mask": rng.random((N, 4)) < 0.7,
+        "cond_image": rng.normal(size=(N, 2, 8, 8)),
+    }
+    parts = {"train": slice(24), "test": slice(24, N)}
+    named = {f"{name}_{part}": x[rows] for name, x in arrays.items() for part, rows in parts.items()}
+    np.savez(tmp_path / "own.npz", **named)
+    return tmp_path / "own.npz"
+
+
+def test_conditions_of_the_users_own_reach_every_mode(
+    own_data: Path, cli: Callable, refused: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    run, data = tmp_path / "run", f"--config.data.path={own_data}"
+    assert cli("data", tmp_path / "data", data) == 0
+    out = capsys.readouterr().out
+    assert "3 for each sample" in out and "2 x 8 x 8 for each sample" in out and "cat 12, dog 12" in out
+    assert cli("train", run, data, "--config.training.conditional=true", "--dry_run") == 0
+    assert cli("train", run, data, "--config.training.conditional=true") == 0
+    model = read_config(run).model
+    assert (model.num_classes, model.vector_dim, model.token_dim, model.image_channels) == (2, 3, 2, 2)
+    assert cli("train", run, data, "--config.training.conditional=true", "--config.training.steps=9") == 0
+    assert cli("sample", run) == 0
+    with np.load(own_data) as given, np.load(run / "samples/eabm.npz") as drawn:
+        for kind in ("vector", "tokens", "mask", "image"):  # those of the held-out samples
+            np.testing.assert_allclose(drawn[f"cond_{kind}"], given[f"cond_{kind}_test"][:5], rtol=1e-6)
+        assert drawn["label"].tolist() == [0, 1, 0, 1, 0]
+        other = {f"cond_{kind}": drawn[f"cond_{kind}"][2:] for kind in ("vector", "tokens", "mask", "image")}
+    np.savez(tmp_path / "other.npz", **other)
+    conditions = f"--config.sampling.conditions={tmp_path}/other.npz"
+    assert cli("sample", run, conditions, "--label=dog") == 0
+    with np.load(run / "samples/eabm-2.npz") as drawn:
+        np.testing.assert_array_equal(drawn["cond_vector"], other["cond_vector"][[0, 1, 2, 0, 1]])
+        assert drawn["label"].tolist() == [1] * 5
+    assert cli("sample", run, "--label=-1") == 0
+    other.pop("cond_image")
+    np.savez(tmp_path / "other.npz", **other)
+    message = "must be cond_vector of 3 entries, cond_tokens of 2 entries each, cond_image of 2 channels, as"
+    assert message in refused(cli("sample", run, conditions))
+
+
+def test_conditions_of_a_network_without_such_are_refused(cli: Callable, trained: Path, refused: Callable):
+    assert "needs a network that was trained with cond_vector" in refused(
+        cli("sample", trained, "--config.sampling.conditions=a.npz")
+    )

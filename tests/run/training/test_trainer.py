@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.resolve_auto import resolve_conditions
 from score_diffusion.run.training.averages import Averages
 from score_diffusion.run.training.batches import Batch, BatchSource
 from score_diffusion.run.training.loaders import make_loader
@@ -24,6 +27,7 @@ from score_diffusion.run.training.objectives import Objective
 from score_diffusion.run.training.statistics import TrainingStatistics
 from score_diffusion.run.training.trainer import StepSettings, Trainer
 from score_diffusion.sde_lib import quantize
+from tests.run.conftest import TINY
 
 CPU = torch.device("cpu")
 
@@ -227,6 +231,40 @@ class Classification(Objective[nn.Module]):
     def forward(self, model: nn.Module, batch: Batch) -> torch.Tensor:
         assert batch.times is None and batch.noise is None
         return nn.functional.cross_entropy(model(batch.x_0), batch.conditions["label"], reduction="none")
+
+
+@pytest.mark.slow
+def test_conditions_of_any_kind_resume_to_the_same_bits_and_micro_batches_agree(tmp_path: Path):
+    digits, generator = load_digits(), torch.Generator().manual_seed(0)
+
+    def conditions(n: int) -> dict[str, torch.Tensor]:
+        draw = partial(torch.randn, generator=generator)
+        mask = draw(n, 3) > 0
+        return {"vector": draw(n, 4), "tokens": draw(n, 3, 2), "mask": mask, "image": draw(n, 1, 8, 8)}
+
+    data = replace(
+        digits, conditions=conditions(len(digits.train)), test_conditions=conditions(len(digits.test))
+    )
+    keys = {"model.dropout": 0.0, "training.conditional": "true", "training.condition_dropout": 0.4}
+    config = apply_overrides(load_config(TINY), [(key, str(value)) for key, value in keys.items()])
+    config = resolve_conditions(config, data)
+    whole, straight, resumed = (
+        build_trainer(apply_overrides(config, [("training.accumulate", str(n))]), data, CPU)
+        for n in (1, 4, 4)
+    )
+    for _ in range(4):
+        straight.advance()
+        whole.advance()
+        if straight.step == 2:
+            checkpoint.save(tmp_path, straight.checkpoint(0.0), keep=1)
+    resumed.restore(checkpoint.latest(tmp_path), tmp_path)
+    for _ in range(2):
+        resumed.advance()
+    a, b, c = state(straight), state(resumed), state(whole)
+    for key in a:
+        assert torch.equal(a[key], b[key])
+        torch.testing.assert_close(a[key], c[key], rtol=0, atol=1e-6)
+    assert straight.held_out_loss() == resumed.held_out_loss()
 
 
 def classifier_trainer(micro_batches: int = 1, dtype: torch.dtype = torch.float32) -> Trainer:
