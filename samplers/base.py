@@ -91,7 +91,7 @@ class CountedScore(ScoreWrapper):
 
     def __init__(self, score: ScoreFunction, batch: int, cond: Condition = None) -> None:
         super().__init__(score)
-        self._batch, self._cond = batch, map_condition(partial(_rows_for, batch), cond)
+        self._batch, self.cond = batch, map_condition(partial(_rows_for, batch), cond)
         self._sums: list[Tensor] = []  # one number per call, left on the device: reading would wait for it
         self._times: list[Tensor] = []
         self._shared = 0
@@ -124,10 +124,10 @@ class CountedScore(ScoreWrapper):
         """The score and the fraction of a learned variance (`ScoreModel.score_and_fraction`): one call."""
         t = self._times_each(x, t)
         self._count(evaluations(self.score, t), x, None)
-        return super().score_and_fraction(x, t, self._cond if cond is None else cond)
+        return super().score_and_fraction(x, t, self.cond if cond is None else cond)
 
     def _cond_of(self, among: Tensor | None) -> Condition:
-        return self._cond if among is None else map_condition(lambda rows: rows[among], self._cond)
+        return self.cond if among is None else map_condition(lambda rows: rows[among], self.cond)
 
     def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
         score, *fraction = inner(x, t, cond)

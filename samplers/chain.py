@@ -66,12 +66,16 @@ class AncestralSampler(StepSampler):
         check_variance(variance)
         self.variance, self.clip = variance, clip_bounds(clip)
 
+    def transition(self, score: CountedScore, x: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance of p(x_s | x_t), see `sde_lib.reverse_transition`."""
+        return reverse_transition(self.sde, score, x, s, t, self.variance, self.clip)
+
     def step(
         self, score: CountedScore, x: Tensor, k: int, noise: SampleNoise, state: None
     ) -> tuple[Tensor, None]:
         """Draws from p(x_s | x_t), or returns its mean where σ_s = 0."""
         t, s = self.times[k : k + 2].to(x.device)[:, None].expand(-1, len(x))
-        mean, var = reverse_transition(self.sde, score, x, s, t, self.variance, self.clip)
+        mean, var = self.transition(score, x, s, t)
         std = torch.where(expand(self.sde.sigma(s), x) > 0, var.sqrt(), 0.0)
         return mean + std * noise.normal(), None
 

@@ -75,6 +75,16 @@ def sampling_floor(law: GaussianMixture, n: int, repeats: int = 5) -> float:
     return sum(sliced_wasserstein(a, b) for a, b in pairs) / repeats
 
 
+def distance_to_floor(samples: Tensor, law: GaussianMixture, sets: int = 30) -> float:
+    """The sliced distance of samples to a law, in units of that of true samples: 1 for the law itself.
+
+    Both are means over sets, because the floor of separate modes is mostly that of their counts.
+    """
+    parts = samples.chunk(sets)
+    distances = [sliced_wasserstein(part, law.sample(len(part), 50 + i)) for i, part in enumerate(parts)]
+    return sum(distances) / sets / sampling_floor(law, len(parts[0]), sets)
+
+
 class GivenNoise:
     """Stands in for the samples' noise: hands out given tensors in turn."""
 
@@ -146,3 +156,65 @@ def flow(sde: SDE, law: GaussianMixture, x: Tensor, t: float, s: float) -> Tenso
         below = _cumulative(end, middle) < share
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return (low + high) / 2
+
+
+class Labelled:
+    """A mixture whose components have classes: its exact score with and without a class.
+
+    Args:
+        law: The mixture.
+        classes: The class of each component; each class has at least one.
+    """
+
+    def __init__(self, law: GaussianMixture, classes: list[int]) -> None:
+        self.law, classes = law, torch.tensor(classes)
+        rows = [torch.nonzero(classes == k)[:, 0] for k in range(int(classes.max()) + 1)]
+        self.of_class = [
+            law._like(
+                law._log_weights[k].log_softmax(0),
+                law._means[k],
+                law._variances[k],
+                None if law._bases is None else law._bases[k],
+            )
+            for k in rows
+        ]
+        self.log_shares = torch.stack([law._log_weights[k].logsumexp(0) for k in rows])
+
+    def score(self, sde: SDE):
+        """score(x, t, cond=None) with labels (B,) as a condition or under the name label; -1 for none."""
+        return _LabelledScore([self.law.score(sde), *(law.score(sde) for law in self.of_class)])
+
+    def logits(self, sde: SDE):
+        """log p(y = k, x_t = x) as a function of x and t, (B, K)."""
+        laws = [law.log_prob_t(sde) for law in self.of_class]
+        return lambda x, t: torch.stack([law(x, t) for law in laws], 1) + self.log_shares.to(x)
+
+
+class _LabelledScore:
+    any_dtype = True
+
+    def __init__(self, scores) -> None:
+        self.scores, self.sizes = scores, []
+
+    def __call__(self, x, t, cond=None):
+        self.sizes.append(len(x))
+        label = cond["label"] if isinstance(cond, dict) else cond
+        label = torch.full((len(x),), -1) if label is None else label
+        every = torch.stack([score(x, t) for score in self.scores])  # (1 + K, B, *shape)
+        return every[label + 1, torch.arange(len(x))]
+
+
+def labelled_ring() -> Labelled:
+    """Eight modes on a circle: each class two neighbours."""
+    return Labelled(ring(2.0), [0, 0, 1, 1, 2, 2, 3, 3])
+
+
+def labelled_vectors() -> Labelled:
+    """64 dimensions: six components with full covariances in two classes."""
+    means = torch.randn(6, 64, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    return Labelled(GaussianMixture(means, random_covariances(6, 64, 0.5, seed=5)), [0, 1] * 3)
+
+
+def labelled_images() -> Labelled:
+    """1x8x8 images: ten components in three classes."""
+    return Labelled(images(), [0, 1, 2, 0, 1, 2, 0, 1, 2, 0])
