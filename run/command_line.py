@@ -16,8 +16,14 @@ from score_diffusion.run.files import expanded
 from score_diffusion.run.keys import MODES
 
 DEVICES = ("auto", "cpu", "cuda")
-SHORT_FLAGS = ("sampler", "nfe", "grid", "label")
-"""Flags that are short for a key of the section `sampling`."""
+SHORT_FLAGS = {
+    **{flag: f"sampling.{flag}" for flag in ("sampler", "nfe", "grid", "label")},
+    **{flag: f"restore.{flag}" for flag in ("task", "input", "noise", "method")},
+    "mask": "restore.inpaint.mask",
+}
+"""Flags that are short for a key, which they stand for in every mode but `restore`."""
+OF_RESTORE = {flag: f"restore.{flag}" for flag in ("sampler", "nfe")}
+"""The keys that flags stand for in the mode `restore`, where they are others."""
 
 Overrides = list[tuple[str, str]]
 """Configuration keys by their full names, each with the text of its new value."""
@@ -73,6 +79,11 @@ def define_flags() -> flags.FlagValues:
         None,
         "Classes to draw, by name or index: 7 or cat or 3,5,7: short for --config.sampling.label.",
     )
+    define_string("task", None, "What --mode restore undoes, inpaint, superres, ...: --config.restore.task.")
+    define_string("input", None, "Files to restore: short for --config.restore.input.")
+    define_string("noise", None, "Noise of their measurement: short for --config.restore.noise.")
+    define_string("method", None, "How to restore: short for --config.restore.method.")
+    define_string("mask", None, "What --task inpaint lacks: short for --config.restore.inpaint.mask.")
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")
@@ -105,9 +116,10 @@ def read_command_line(argv: list[str]) -> CommandLine:
     path = expanded(rest.pop(0)) if rest and values.mode == "convert" else None
     if rest:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
-    for name in SHORT_FLAGS:
-        if values[name].value is not None:
-            overrides.append((f"sampling.{name}", str(values[name].value)))
+    keys = SHORT_FLAGS | (OF_RESTORE if values.mode == "restore" else {})
+    overrides += [
+        (key, str(values[flag].value)) for flag, key in keys.items() if values[flag].value is not None
+    ]
     return CommandLine(values, overrides, path)
 
 

@@ -1,7 +1,7 @@
 """Configurations: found by name or path, changed key by key, checked, kept as JSON in the run directory.
 
 A configuration is a locked `ml_collections.ConfigDict` with the sections `data`, `sde`, `model`, `training`,
-`sampling` and `likelihood`. keys.py declares its keys; those of `sde` and `model` follow from the
+`sampling`, `likelihood` and `restore`. keys.py declares its keys; those of `sde` and `model` follow from the
 constructors that these sections name.
 """
 
@@ -14,6 +14,7 @@ import importlib.util
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -23,7 +24,8 @@ from score_diffusion.run.constructor_keys import (
     argument_keys,
     complete,
     declared_keys,
-    refuse_other_samplers,
+    refuse_options_of_others,
+    restore_keys,
     sampler_keys,
 )
 from score_diffusion.run.data.user_function import absolute
@@ -31,7 +33,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values
-from score_diffusion.run.keys import KEYS, refuse_unused
+from score_diffusion.run.keys import KEYS, MODEL, RESTORE, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
@@ -110,10 +112,11 @@ def _the_users_code(source: str) -> Iterator[None]:
 
 
 def _check_has_all_keys(config: ConfigDict, source: str) -> None:
-    """Refuses a configuration that lacks keys other than the arguments of its SDE and its network."""
+    """Refuses a configuration that lacks keys other than those that `complete` fills in."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source} must give an ml_collections.ConfigDict, it gives {type(config).__name__}")
-    required = [key for key in KEYS if not key.startswith("model.") or key == "model.name"]
+    filled_in = (MODEL.keys() | RESTORE.keys()) - {"model.name"}
+    required = [key for key in KEYS if key not in filled_in]
     present = flatten(config)
     missing = [key for key in required if key not in present]
     if missing:
@@ -184,7 +187,7 @@ def apply_overrides(
             _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
         _set(config, name, value)
     check(config)
-    refuse_other_samplers([name for name, _ in overrides], config.sampling.sampler)
+    refuse_options_of_others([name for name, _ in overrides], config)
     return config.lock()
 
 
@@ -271,6 +274,7 @@ def read_config(workdir: Path) -> ConfigDict:
     sections, named = _structure()
     record = read_json(path, sections, advice)
     try:
+        _add_restore(record)
         for section, fields in named.items():
             check_fields(record[section], fields, f"{section}.")
         config = ConfigDict(_with_tuples(record))
@@ -286,15 +290,27 @@ def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:
     """What stands in a configuration before its keys can be checked: its sections, and in some of them names
     of constructors and sections of samplers.
     """
-    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS if "." in name}
-    named: dict[str, dict[str, Values]] = {"sampling": {}}
+    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS.keys() - RESTORE if "." in name}
+    named: dict[str, dict[str, Values]] = {"sampling": {}, "restore": {}}
     for name in CONSTRUCTORS:
         section, _, key = name.partition(".")
         named[section] = {key: Values(kind=str)}
-    for name in sampler_keys():
-        _, sampler, _ = name.split(".")
-        named["sampling"][sampler] = Values(kind=dict)
+    for name in (*sampler_keys(), *restore_keys()):
+        section, owner, _ = name.split(".")
+        named[section][owner] = Values(kind=dict)
     return sections, named
+
+
+def _add_restore(record: dict[str, Any]) -> None:
+    """Adds the section `restore`, and those of its tasks and methods, to a run that is older than they are.
+
+    Raises:
+        ValueError: If it is no section.
+    """
+    record.setdefault("restore", {})
+    check_fields(record, {"restore": Values(kind=dict)})
+    for name in restore_keys():
+        record["restore"].setdefault(name.split(".")[1], {})
 
 
 def _with_tuples(value: object) -> object:

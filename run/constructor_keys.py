@@ -17,15 +17,22 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.key_types import Key
-from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, SAMPLES
+from score_diffusion.run.key_types import AUTO, Key
+from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, RESTORE, RESTORES, SAMPLES
+from score_diffusion.run.tasks import RESTORERS, TASKS, method_of
 from score_diffusion.samplers import SAMPLERS
 from score_diffusion.samplers.options import argument_texts
 
 CONSTRUCTORS: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
 """Keys that name a class or function, whose arguments are further keys of the section."""
 
-TABLES: dict[str, Mapping[str, object]] = {**CONSTRUCTORS, "sampling.sampler": SAMPLERS}
+TABLES: dict[str, Mapping[str, object]] = {
+    **CONSTRUCTORS,
+    "sampling.sampler": SAMPLERS,
+    "restore.task": TASKS,
+    "restore.method": {AUTO: None, **RESTORERS},
+    "restore.sampler": {AUTO: None, **SAMPLERS},
+}
 """Keys that name something, and what they may name."""
 
 
@@ -35,7 +42,7 @@ def declared_keys(config: ConfigDict) -> dict[str, Key]:
     Raises:
         UserError: If there is no such SDE or network.
     """
-    return named_keys() | sampler_keys() | _arguments_of(config)
+    return named_keys() | sampler_keys() | restore_keys() | _arguments_of(config)
 
 
 @functools.cache
@@ -86,23 +93,41 @@ def sampler_keys() -> dict[str, Key]:
     }
 
 
-def refuse_other_samplers(names: Iterable[str], sampler: str) -> None:
-    """Refuses options of samplers that are not the chosen one.
+@functools.cache
+def restore_keys() -> dict[str, Key]:
+    """The options of all tasks and methods as keys `restore.NAME.OPTION`."""
+    return {
+        f"restore.{name}.{option}": replace(key, modes=RESTORES, may_change=True)
+        for name, function in (TASKS | RESTORERS).items()
+        for option, key in arguments(function).items()
+        if f"restore.{option}" not in RESTORE  # as the sampler, which is one key for all methods
+    }
+
+
+def refuse_options_of_others(names: Iterable[str], config: ConfigDict) -> None:
+    """Refuses options of samplers, tasks and methods that are not the chosen ones.
 
     Args:
-        names: Full names of keys.
-        sampler: The chosen sampler.
+        names: Full names of the keys that are set.
+        config: The configuration with them.
 
     Raises:
-        UserError: If one of the keys is an option of another sampler; the message says of which.
+        UserError: If one of the keys is an option of another one; the message says of which.
     """
+    of = config.restore
+    chosen: dict[str, dict[str, tuple[str, Mapping[str, object]]]] = {
+        "sampling": {"sampler": (config.sampling.sampler, SAMPLERS)},
+        "restore": {"task": (of.task, TASKS), "method": (method_of(of.task, of.method), RESTORERS)},
+    }
     for name in names:
-        owner = name.split(".")[1] if name in sampler_keys() else sampler
-        if owner != sampler:
-            raise UserError(
-                f"--config.{name} is an option of sampler {owner!r}, and the sampler is {sampler!r}: "
-                f"add --sampler {owner}, or leave the option out"
-            )
+        section, _, rest = name.partition(".")
+        owner = rest.rpartition(".")[0]
+        for kind, (choice, table) in chosen.get(section, {}).items():
+            if owner in table and owner != choice:
+                raise UserError(
+                    f"--config.{name} is an option of {kind} {owner!r}, and the {kind} is {choice!r}: "
+                    f"add --{kind} {owner}, or leave the option out"
+                )
 
 
 def arguments(function: Callable[..., object]) -> dict[str, Key]:
@@ -136,7 +161,7 @@ def _as_clause(text: str) -> str:
 
 def complete(config: ConfigDict) -> None:
     """Gives every argument that the configuration leaves out its default, in place."""
-    for name, key in (MODEL | sampler_keys() | _arguments_of(config)).items():
+    for name, key in (MODEL | sampler_keys() | RESTORE | restore_keys() | _arguments_of(config)).items():
         *sections, argument = name.split(".")
         section = config
         for part in sections:

@@ -16,14 +16,15 @@ from typing import Literal
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO, Key
 
-MODES = ("train", "sample", "likelihood", "evaluate", "data", "report", "convert")
+MODES = ("train", "sample", "restore", "likelihood", "evaluate", "data", "report", "convert")
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
 NEW_RUN = ("train", CONVERT_FROM)
 """The modes that make a run and write its configuration."""
 
-WEIGHTS = (*NEW_RUN, "sample", "likelihood", "evaluate", CONVERT_TO)
+WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", CONVERT_TO)
 SAMPLES = (*NEW_RUN, "sample", "evaluate")
-DATA_ACCESS = (*NEW_RUN, "data", "likelihood", "evaluate")
+RESTORES = (*NEW_RUN, "restore")
+DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate")
 
 LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
     "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
@@ -255,7 +256,8 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     "label": Key(
         "all",
         "classes to draw in turn, by name or index: 7, or cat, or 3,5,7; all: every class that the model was "
-        "trained with; -1: no class and no other condition",
+        "trained with, and none to restore; -1: no class and no other condition",
+        modes=(*SAMPLES, "restore"),
     ),
     "conditions": Key(
         "",
@@ -304,7 +306,36 @@ LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
     "bound_draws": Key(1, "times that the bound is repeated, each with its own noise", least=1),
 })  # fmt: skip
 
-KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD
+RESTORE = _section("restore", RESTORES, True, {
+    "task": Key("inpaint", "what was measured; its options are restore.TASK.*"),
+    "input": Key(
+        "held_out",
+        "what to restore: image files, with commas between them or as a pattern, a folder or zip of images, "
+        "an .npy or .npz file, or held_out for held-out data of the run",
+    ),
+    "num_inputs": Key(8, "inputs to restore, from the first on, or all of them if fewer", least=1),
+    "measured": Key(False, "the inputs are measurements; false: they are the truth and are measured first"),
+    "noise": Key(
+        0.05,
+        "standard deviation of the measurement's noise; images reach from -1 to 1, raw numbers have standard "
+        "deviation 1",
+        least=0,
+    ),
+    "method": Key(
+        AUTO, "the method, whose options are restore.METHOD.*; auto: moment_matching, or sdedit for task edit"
+    ),
+    "sampler": Key(AUTO, "the sampler of methods that work with any; auto takes the method's own"),
+    "nfe": Key(50, "network evaluations per sample at most, of twisted per particle", least=2),
+    "num_samples": Key(32, "posterior samples of each input; intervals of 90 % need 19", least=2),
+    "batch_size": Key(256, "samples drawn at a time", least=1),
+    "seed": Key(0, "seed of masks, of the measurement's noise and of the samples"),
+    "data_std": Key(
+        AUTO, "standard deviation of the data, for pigdm and twisted; auto measures it on samples drawn",
+        kind=float | Literal["auto"], above=0,
+    ),
+})  # fmt: skip
+
+KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE
 
 
 def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:

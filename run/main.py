@@ -1,7 +1,8 @@
-"""Train a score model, draw samples with it, score held-out data, measure the samples.
+"""Train a score model, draw samples with it, restore images, score held-out data, measure the samples.
 
     python run/main.py --mode train --config vpsde
     python run/main.py --mode sample --config vpsde --sampler eabm --nfe 20
+    python run/main.py --mode restore --config vpsde --task inpaint --mask left
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
     python run/main.py --mode data --config.data.path=FOLDER

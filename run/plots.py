@@ -33,6 +33,7 @@ FONT, FONT_SIZE = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 15
 NAME_LENGTH = 24  # characters of a name that are shown
 MOST_IN_LEGEND = 20
 PANELS = 16  # signals in a picture
+MISSING = (0.55, 0.65, 0.85)  # the colour of pixels that are not there
 MOST_STRETCHED = 20  # points whose widths differ by more have axes of different units
 
 
@@ -125,6 +126,69 @@ def shortened(name: str) -> str:
     """A name that may be that of any folder, on one line of `NAME_LENGTH` characters at most."""
     name = "".join(character if character.isprintable() else "?" for character in name)
     return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+
+
+def save_image_table(
+    path: Path,
+    title: str,
+    columns: Mapping[str, np.ndarray],
+    notes: Mapping[str, Sequence[str]],
+    limits: tuple[float, float] | None = (-1, 1),
+    heat: Sequence[str] = ("deviation",),
+) -> None:
+    """Images in labelled columns, one row for each of n things.
+
+    Args:
+        path: The file.
+        title: Above everything.
+        columns: Images (n, C, H, W) of any size, or fields, whose middle slices are shown, by their titles.
+            What is NaN is shown in blue.
+        notes: For some of the columns a text under each image.
+        limits: The values that are black and white; None takes them from the first column.
+        heat: The columns that are shown in colours from 0 up to their largest value.
+    """
+    images = {name: x if x.ndim == 4 else x[:, :, x.shape[2] // 2] for name, x in columns.items()}
+    limits = _contrast(next(iter(images.values()))) if limits is None else limits
+    rows = len(next(iter(images.values())))
+    figure = Figure(figsize=(1.15 * len(images) + 0.2, 1.25 * rows + 0.6), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    panels = figure.subplots(rows, len(images), squeeze=False)
+    for column, (name, x) in zip(panels.T, images.items(), strict=True):
+        most = float(x.max()) or 1.0
+        column[0].set_title(f"{name}\n0 to {most:.2g}" if name in heat else name, fontsize=8)
+        for row, axes in enumerate(column):
+            axes.set(xticks=[], yticks=[])
+            if name in heat:
+                axes.imshow(x[row].mean(0), cmap="magma", vmin=0, vmax=most)
+            else:
+                axes.imshow(_levels(x[row], limits))
+            if name in notes:
+                axes.set_xlabel(notes[name][row], fontsize=7, labelpad=2)
+    _save(path, figure)
+
+
+def _levels(image: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
+    """An image (C, H, W) as colours (H, W, 3) in [0, 1], blue where it is NaN."""
+    image = (image[:3] if len(image) >= 3 else image[:1].repeat(3, axis=0)).transpose(1, 2, 0)
+    colours = ((image - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+    return np.where(np.isnan(image), MISSING, colours)
+
+
+def save_bands(
+    path: Path, title: str, mean: np.ndarray, deviation: np.ndarray, truth: np.ndarray | None
+) -> None:
+    """Points (n, D) or signals (n, C, L) with a band of two deviations, each in a panel of its own."""
+    figure = Figure(figsize=(7, 1.5 * len(mean) + 0.5), layout="constrained")
+    figure.suptitle(title, fontsize=10)
+    for row, axes in enumerate(figure.subplots(len(mean), squeeze=False)[:, 0]):
+        centre, band = mean[row].ravel(), 2 * deviation[row].ravel()
+        element = np.arange(len(centre))
+        axes.fill_between(element, centre - band, centre + band, alpha=0.3, step="mid", label="2 deviations")
+        axes.plot(element, centre, linewidth=1, drawstyle="steps-mid", label="mean")
+        if truth is not None:
+            axes.plot(element, truth[row].ravel(), "k.", markersize=3, label="truth")
+    figure.axes[0].legend(fontsize=7)
+    _save(path, figure)
 
 
 def _contrast(values: np.ndarray) -> tuple[float, float]:

@@ -31,11 +31,12 @@ a run.
 
 
 def groups() -> dict[str, dict[str, Key]]:
-    """All keys by section; the arguments of each SDE, network and sampler are groups of their own."""
+    """All keys by section; each SDE, network, sampler, task and method has a group of its own."""
     from score_diffusion.run.constructor_keys import (  # here: it imports torch
         CONSTRUCTORS,
         argument_keys,
         named_keys,
+        restore_keys,
         sampler_keys,
     )
 
@@ -44,9 +45,9 @@ def groups() -> dict[str, dict[str, Key]]:
         found.setdefault(name.rpartition(".")[0] or name, {})[name] = key
         for choice in CONSTRUCTORS.get(name, ()):
             found[f"{name}={choice}"] = argument_keys(name, choice)
-        if name == "sampling.sampler":
-            for option, of_sampler in sampler_keys().items():
-                found.setdefault(option.rpartition(".")[0], {})[option] = of_sampler
+        options = {"sampling.sampler": sampler_keys, "restore.method": restore_keys}.get(name, dict)()
+        for option, of_choice in options.items():
+            found.setdefault(option.rpartition(".")[0], {})[option] = of_choice
     return found
 
 

@@ -12,7 +12,7 @@ import stat
 import zipfile
 import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from PIL import Image
@@ -79,7 +79,8 @@ class FileImages(Images):
     def name(self, i: int) -> str:
         file, page = self._entries[i]
         of_page = "" if page is None else f", page {page + 1},"
-        return f"image {self._names[file]}{of_page} of {self._path}"
+        within = "" if self._path == Path() else f" of {self._path}"
+        return f"image {self._names[file]}{of_page}{within}"
 
     def is_page(self, i: int) -> bool:
         return self._entries[i][1] is not None
@@ -116,15 +117,17 @@ class FileImages(Images):
             return 1
 
 
-class Folder(FileImages):
-    """The image files below a folder, by path.
+class Files(FileImages):
+    """Image files that are named one by one.
 
-    Raises:
-        UserError: If a folder cannot be read.
+    Args:
+        paths: The files.
+        max_megapixels: The most that an image may have.
+        folder: The folder that the paths start from.
     """
 
-    def __init__(self, path: Path, max_megapixels: float) -> None:
-        super().__init__(path, sorted(image_paths(path)), max_megapixels)
+    def __init__(self, paths: Sequence[Path | str], max_megapixels: float, folder: Path = Path()) -> None:
+        super().__init__(folder, [str(path) for path in paths], max_megapixels)
 
     def _file(self, file: int) -> Path:
         return self._path / self._names[file]
@@ -135,6 +138,17 @@ class Folder(FileImages):
             while chunk := content.read(MIB):
                 checksum, size = zlib.crc32(chunk, checksum), size + len(chunk)
         return size_and_checksum(size, checksum)
+
+
+class Folder(Files):
+    """The image files below a folder, by path.
+
+    Raises:
+        UserError: If a folder cannot be read.
+    """
+
+    def __init__(self, path: Path, max_megapixels: float) -> None:
+        super().__init__(sorted(image_paths(path)), max_megapixels, path)
 
 
 def image_paths(root: Path) -> Iterator[str]:

@@ -84,6 +84,10 @@ class Scaling:
             shift, scale = (_along_axis_1(values, array.ndim) for values in (self.shift, self.scale))
             return ((array.astype(np.float64) - shift) / scale).astype(np.float32)
 
+    def user_to_model(self, x: Tensor) -> Tensor:
+        """Samples of the model, float32, of samples in the user's units, which images already are."""
+        return x.float() if self.levels else torch.from_numpy(self.user_to_stored(x.numpy()))
+
     @property
     def limits(self) -> tuple[float, float] | None:
         """The values that are black and white in a picture; None where the data have no fixed range."""

@@ -6,7 +6,14 @@ from score_diffusion.samplers.inverse.ddrm import DDRMSampler
 from score_diffusion.samplers.inverse.diffpir import DiffPIR, diffpir_steps
 from score_diffusion.samplers.inverse.dps import DPS
 from score_diffusion.samplers.inverse.fourier import Fourier, column_sampling
-from score_diffusion.samplers.inverse.methods import METHODS, InverseProblem, Restorer, restorer
+from score_diffusion.samplers.inverse.methods import (
+    METHODS,
+    GuidedStart,
+    InverseProblem,
+    Restorer,
+    restorer,
+    sdedit,
+)
 from score_diffusion.samplers.inverse.moment_matching import MomentMatching
 from score_diffusion.samplers.inverse.nonlinear import JPEGQuantization, PhaseRetrieval
 from score_diffusion.samplers.inverse.operators import (
@@ -24,7 +31,7 @@ from score_diffusion.samplers.inverse.posterior import PosteriorScore
 from score_diffusion.samplers.inverse.radon import Radon
 from score_diffusion.samplers.inverse.repaint import RePaintSampler
 from score_diffusion.samplers.inverse.replacement import Replacement
-from score_diffusion.samplers.inverse.sdedit import noised_guide, times_from
+from score_diffusion.samplers.inverse.sdedit import grid_from, noised_guide, times_from
 from score_diffusion.samplers.inverse.twisted import ParticleResult, TwistedSampler
 
 __all__ = [
@@ -35,6 +42,7 @@ __all__ = [
     "Downsample",
     "Fourier",
     "FunctionOperator",
+    "GuidedStart",
     "InverseProblem",
     "JPEGQuantization",
     "LinearFunctionOperator",
@@ -59,10 +67,12 @@ __all__ = [
     "column_sampling",
     "diffpir_steps",
     "gaussian_kernel",
+    "grid_from",
     "interval_coverage",
     "noised_guide",
     "RePaintSampler",
     "restorer",
+    "sdedit",
     "times_from",
     "uniform_kernel",
 ]

@@ -23,13 +23,16 @@ from score_diffusion.samplers.inverse.dps import DPS
 from score_diffusion.samplers.inverse.moment_matching import MomentMatching
 from score_diffusion.samplers.inverse.operators import Operator
 from score_diffusion.samplers.inverse.pigdm import PiGDM
+from score_diffusion.samplers.inverse.posterior import checked_measurement
 from score_diffusion.samplers.inverse.repaint import RePaintSampler
 from score_diffusion.samplers.inverse.replacement import Replacement
+from score_diffusion.samplers.inverse.sdedit import grid_from, noised_guide
 from score_diffusion.samplers.inverse.twisted import TwistedSampler
 from score_diffusion.samplers.options import check_name
 from score_diffusion.samplers.predictors import ancestral
-from score_diffusion.samplers.registry import make_sampler
-from score_diffusion.sde_lib import SDE, InputError, ScoreFunction
+from score_diffusion.samplers.registry import find_sampler, make_sampler
+from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, score_device
+from score_diffusion.sde_lib.score_wrapper import Condition
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class Restorer:
         shape: Sequence[int],
         seed: int = 0,
         *,
+        cond: Condition = None,
         first: int = 0,
         device: torch.device | str | None = None,
         dtype: torch.dtype = torch.float32,
@@ -65,7 +69,14 @@ class Restorer:
     ) -> SampleResult:
         """Draws samples of p(x_0 | y); arguments, result and errors as for a `Sampler`."""
         return self.sampler(
-            self.condition(score), shape, seed, first=first, device=device, dtype=dtype, on_step=on_step
+            self.condition(score),
+            shape,
+            seed,
+            cond=cond,
+            first=first,
+            device=device,
+            dtype=dtype,
+            on_step=on_step,
         )
 
 
@@ -81,7 +92,13 @@ def _clock(nfe: int, evaluations: int = 1) -> Grid:
 
 
 def dps(problem: InverseProblem, nfe: int, *, zeta: float | None = 1.0) -> Restorer:
-    """DPS with ancestral sampling; options as for `DPS`."""
+    """DPS with ancestral sampling.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        zeta: Length of a step towards the measurement, ζ of Algorithm 1; None takes the likelihood as it is.
+    """
     p, grid = problem, _clock(nfe)
     times = times_of(p.sde, grid)
     return Restorer(
@@ -91,7 +108,13 @@ def dps(problem: InverseProblem, nfe: int, *, zeta: float | None = 1.0) -> Resto
 
 
 def pigdm(problem: InverseProblem, nfe: int, *, sampler: str = GUIDED) -> Restorer:
-    """ΠGDM with any sampler by name."""
+    """ΠGDM with any sampler by name.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        sampler: A name in `SAMPLERS`.
+    """
     p = problem
     return Restorer(
         make_sampler(sampler, p.sde, nfe, denoise=True),
@@ -102,7 +125,14 @@ def pigdm(problem: InverseProblem, nfe: int, *, sampler: str = GUIDED) -> Restor
 def moment_matching(
     problem: InverseProblem, nfe: int, *, iterations: int = 1, sampler: str = GUIDED
 ) -> Restorer:
-    """Moment matching with any sampler by name; options as for `MomentMatching`."""
+    """Moment matching with any sampler by name.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        iterations: Iterations of conjugate gradients, one differentiation through the network each.
+        sampler: A name in `SAMPLERS`.
+    """
     p = problem
     return Restorer(
         make_sampler(sampler, p.sde, nfe, denoise=True),
@@ -115,7 +145,14 @@ def moment_matching(
 def replacement(
     problem: InverseProblem, nfe: int, *, strength: float = 1.0, sampler: str = "ancestral"
 ) -> Restorer:
-    """Replacement with any sampler by name; options as for `Replacement`."""
+    """Replacement with any sampler by name.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        strength: How far the measured part is moved to the measurement, λ in (0, 1].
+        sampler: A name in `SAMPLERS`.
+    """
     p = problem
     return Restorer(
         make_sampler(sampler, p.sde, nfe, denoise=True),
@@ -124,7 +161,14 @@ def replacement(
 
 
 def repaint(problem: InverseProblem, nfe: int, *, resamplings: int = 3, jump_length: int = 1) -> Restorer:
-    """RePaint; options as for `RePaintSampler`."""
+    """RePaint.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        resamplings: How often each step is taken; 1 is plain replacement.
+        jump_length: Steps to go back at once.
+    """
     p = problem
     return Restorer(
         RePaintSampler(
@@ -140,7 +184,14 @@ def repaint(problem: InverseProblem, nfe: int, *, resamplings: int = 3, jump_len
 
 
 def diffpir(problem: InverseProblem, nfe: int, *, regularization: float = 1.0, zeta: float = 0.6) -> Restorer:
-    """DiffPIR; options as for `DiffPIR` and `diffpir_steps`."""
+    """DiffPIR.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        regularization: λ, 1 takes the noise for what it is; the paper's 7 trusts the network more.
+        zeta: The share of fresh noise, ζ in [0, 1]; the paper has about 0.3.
+    """
     p = problem
     return Restorer(
         diffpir_steps(p.sde, _clock(nfe), zeta=zeta),
@@ -149,7 +200,14 @@ def diffpir(problem: InverseProblem, nfe: int, *, regularization: float = 1.0, z
 
 
 def ddrm(problem: InverseProblem, nfe: int, *, eta: float = 0.85, eta_b: float = 1.0) -> Restorer:
-    """DDRM; options as for `DDRMSampler`."""
+    """DDRM.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per sample.
+        eta: η in [0, 1], the share of fresh noise.
+        eta_b: η_b in [0, 1], how far noisy measured parts follow the measurement.
+    """
     p = problem
     return Restorer(
         DDRMSampler(p.sde, _clock(nfe), operator=p.operator, y=p.y, sigma_y=p.sigma_y, eta=eta, eta_b=eta_b)
@@ -157,7 +215,14 @@ def ddrm(problem: InverseProblem, nfe: int, *, eta: float = 0.85, eta_b: float =
 
 
 def twisted(problem: InverseProblem, nfe: int, *, particles: int = 64, draws: int = 64) -> Restorer:
-    """The twisted sampler; options as for `TwistedSampler`. nfe is that of a particle."""
+    """The twisted sampler.
+
+    Args:
+        problem: The measurement.
+        nfe: The largest number of evaluations per particle.
+        particles: Particles in a set.
+        draws: Samples that a set serves, a divisor of the particles.
+    """
     p = problem
     return Restorer(
         TwistedSampler(
@@ -171,6 +236,51 @@ def twisted(problem: InverseProblem, nfe: int, *, particles: int = 64, draws: in
             data_std=p.data_std,
         )
     )
+
+
+@dataclass(frozen=True)
+class GuidedStart:
+    """SDEdit as a `Restorer`: the sampler starts from the noised guide A⁺ y."""
+
+    sampler: Sampler
+    problem: InverseProblem
+
+    def __call__(
+        self,
+        score: ScoreFunction,
+        shape: Sequence[int],
+        seed: int = 0,
+        *,
+        cond: Condition = None,
+        first: int = 0,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype = torch.float32,
+        on_step: Callable[[int, int], None] | None = None,
+    ) -> SampleResult:
+        """Draws samples near the guide; arguments, result and errors as for a `Sampler`."""
+        p, start = self.problem, self.sampler.times[0].item()
+        y = p.y.to(score_device(score) if device is None else device, dtype)
+        guide = p.operator.pseudo_inverse(checked_measurement(p.operator, y)).expand(*shape)
+        x_T = noised_guide(p.sde, guide, start, seed, first)
+        return self.sampler(score, shape, seed, cond=cond, x_T=x_T, first=first, on_step=on_step)
+
+
+def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.5, sampler: str = GUIDED) -> GuidedStart:
+    """SDEdit from A⁺ y: no posterior, but images near a guide, for operators with a pseudo-inverse.
+
+    Args:
+        problem: The measurement; its noise is not used.
+        nfe: The largest number of evaluations per sample.
+        start: Where the guide is noised to, a share of the SDE's time: 0 keeps it, 1 forgets it.
+        sampler: A name in `SAMPLERS`.
+    """
+    p = problem
+    if not 0 < start <= 1:
+        raise InputError(f"start must lie in (0, 1], the share of the SDE's time, got {start}")
+    spec = find_sampler(sampler)
+    times = grid_from(p.sde, Grid(spec.grid, spec.steps(nfe, denoise=True)), start * p.sde.T)
+    p.operator.pseudo_inverse(checked_measurement(p.operator, p.y))  # refuses operators that have none
+    return GuidedStart(make_sampler(sampler, p.sde, None, times, denoise=True), p)
 
 
 METHODS: dict[str, Callable[..., Restorer]] = {

@@ -22,6 +22,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from score_diffusion.samplers.grids import Grid
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise
 
 
@@ -44,6 +45,24 @@ def times_from(sde: SDE, times: Tensor, start: float) -> Tensor:
         raise InputError(f"start must lie in ({times[-1].item():.6g}, {sde.T}], got {start}")
     first = torch.tensor([start], dtype=torch.float64)
     return torch.cat([first, times[times < start]])
+
+
+def grid_from(sde: SDE, grid: Grid, start: float) -> Tensor:
+    """A grid by name whose steps all lie below a start time: `grid.steps` of them, or one fewer.
+
+    Returns:
+        Times from the start down, float64.
+
+    Raises:
+        InputError: If start is not above the last time of the grid, or above T.
+    """
+    if grid.steps is None:
+        raise InputError("a grid from a start time needs a number of steps, got None")
+    n, longer = grid.steps, times_from(sde, grid.times(sde), start)
+    while len(longer) <= grid.steps + 1:
+        times, n = longer, n + 1
+        longer = times_from(sde, Grid(grid.name, n).times(sde), start)
+    return times
 
 
 def noised_guide(sde: SDE, guide: Tensor, start: float, seed: int = 0, first: int = 0) -> Tensor:

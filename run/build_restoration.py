@@ -1,0 +1,133 @@
+"""From a configuration to what restores: the task, the measurements, the method."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+
+from score_diffusion.run.build import data_options
+from score_diffusion.run.build_inference import load_trained, load_unconditioned
+from score_diffusion.run.data.info import DataInfo, load_data
+from score_diffusion.run.data.inputs import InputReader, Inputs
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.conditioning import ALL
+from score_diffusion.run.inference.measurements import Measurements, as_measured, measure
+from score_diffusion.run.inference.restoring import RestoreRequest, Restoring
+from score_diffusion.run.inference.sample_files import sampling_score
+from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.key_types import AUTO
+from score_diffusion.run.tasks import RESTORERS, TASKS, Task, method_of
+from score_diffusion.samplers import make_sampler
+from score_diffusion.samplers.inverse import InverseProblem
+from score_diffusion.samplers.registry import DEFAULT
+from score_diffusion.sde_lib import generator_for
+
+HELD_OUT = "held_out"  # what restore.input may be besides files
+STD_SAMPLES, STD_NFE = 32, 12  # that the standard deviation of the data is measured on
+
+
+def load_prior(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+    """The model of a run as the prior of what is restored, of one class where `sampling.label` names it.
+
+    Raises:
+        UserError: As for `load_trained`, or if several classes are named.
+    """
+    if config.sampling.label == ALL:
+        return load_unconditioned(workdir, config, device)
+    trained = load_trained(workdir, config, device)
+    if len(trained.conditions.rows.get("label", ())) > 1:
+        raise UserError(f"--mode restore takes one class, got sampling.label={config.sampling.label}")
+    return trained
+
+
+def build_task(section: ConfigDict, shape: Sequence[int]) -> Task:
+    """The task of a section `restore` for samples of a shape.
+
+    Raises:
+        UserError: If it does not fit them.
+    """
+    return TASKS[section.task](
+        tuple(shape), section.seed, **section.get(section.task, ConfigDict()).to_dict()
+    )
+
+
+def build_restorer(section: ConfigDict, problem: InverseProblem) -> Restoring:
+    """The method of a section `restore` for a measurement.
+
+    Raises:
+        UserError: If another sampler is asked for than the method has.
+    """
+    name = method_of(section.task, section.method)
+    options = section.get(name, ConfigDict()).to_dict()
+    if section.sampler != AUTO:
+        if "sampler" not in inspect.signature(RESTORERS[name]).parameters:
+            free = [key for key, make in RESTORERS.items() if "sampler" in inspect.signature(make).parameters]
+            raise UserError(
+                f"method {name} has a sampler of its own: leave --sampler out, or take one of the "
+                f"methods {', '.join(free)}"
+            )
+        options["sampler"] = section.sampler
+    return RESTORERS[name](problem, section.nfe, **options)
+
+
+def build_measurements(config: ConfigDict, task: Task, data: DataInfo) -> Measurements:
+    """What a section `restore` asks to restore: files, or held-out data of the run.
+
+    Raises:
+        UserError: If the files cannot be read, or do not fit the run's data or the task.
+    """
+    section, options = config.restore, data_options(config.data)
+    shape, scaling = data.shape, data.scaling
+    reader = InputReader(options, scaling, section.num_inputs)
+    if section.measured:
+        if section.input == HELD_OUT:
+            raise UserError("held-out data are no measurements: leave restore.measured false, or name files")
+        of_samples, what = task.known is not None, f"measurements of task {section.task}"
+        expected = shape if of_samples else task.operator.output_shape
+        images = task.picture is None
+        return as_measured(task, reader.measurements(section.input, expected, what, images), scaling)
+    if section.input == HELD_OUT:
+        held_out = load_data(options, data).test
+        samples = scaling.stored_to_user(held_out[: section.num_inputs])
+        inputs = Inputs(samples, tuple(f"held-out {k}" for k in range(len(samples))), len(held_out))
+    else:
+        inputs = reader.truth(section.input, shape)
+    if section.task == "edit":  # a guide has no noise, and is not what samples should be
+        return replace(measure(task, inputs, scaling, 0.0, section.seed), truth=None)
+    return measure(task, inputs, scaling, section.noise, section.seed)
+
+
+def data_std(section: ConfigDict, trained: TrainedModel) -> float:
+    """The standard deviation of the data that a section `restore` states, or that of samples drawn."""
+    if section.data_std != AUTO:
+        return section.data_std
+    seed = generator_for(section.seed, "data_std").initial_seed()
+    sampler = make_sampler(DEFAULT, trained.sde, STD_NFE, denoise=True)
+    score, cond = sampling_score(trained), trained.conditions.of(range(1))
+    samples = sampler(score, (STD_SAMPLES, *trained.data.shape), seed, cond=cond).samples.double()
+    return (samples - samples.mean(0)).square().mean().sqrt().item()
+
+
+def restore_request(section: ConfigDict) -> RestoreRequest:
+    """The posterior samples that a section `restore` asks for."""
+    method = method_of(section.task, section.method)
+    settings = {
+        key: value
+        for key, value in section.to_dict().items()
+        if key != "batch_size" and (key in (section.task, method) or not isinstance(value, dict))
+    }
+    return RestoreRequest(
+        section.task,
+        method,
+        section.noise,
+        section.num_samples,
+        section.seed,
+        section.batch_size,
+        json.dumps(settings, sort_keys=True),
+    )

@@ -1,0 +1,81 @@
+"""`--mode restore`: restores what was measured, by samples of the posterior of a trained model."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from score_diffusion.run.build import build_sde
+from score_diffusion.run.build_restoration import (
+    build_measurements,
+    build_restorer,
+    build_task,
+    data_std,
+    load_prior,
+    restore_request,
+)
+from score_diffusion.run.console import format_duration, print_result
+from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.inference.judging import LEVELS, Quality, judge
+from score_diffusion.run.inference.restored_files import save
+from score_diffusion.run.inference.restoring import Restoring, draw_posteriors, with_known_elements
+from score_diffusion.samplers.inverse import InverseProblem
+
+
+def restore(config: ConfigDict, workdir: Path, device: torch.device) -> int:
+    """Draws samples given measurements; returns the exit code."""
+    section, data, request = config.restore, read_data_info(workdir), restore_request(config.restore)
+    task = build_task(section, data.shape)
+    measurements = build_measurements(config, task, data)
+    noise = section.noise
+
+    def restorer(y: Tensor, std: float = 1.0) -> Restoring:
+        return build_restorer(section, InverseProblem(build_sde(config.sde), task.operator, y, noise, std))
+
+    restorer(measurements.y[0])  # for its checks, before the model is read
+    trained = load_prior(workdir, config, device)
+    start = time.perf_counter()
+    std = data_std(section, trained)
+    restored = draw_posteriors(trained, lambda y: restorer(y, std), measurements, request)
+    if restored is None:  # on all ranks except the first
+        return 0
+    if noise == 0:
+        restored = with_known_elements(restored, measurements, data.scaling)
+    quality = judge(restored, measurements, data.scaling, section.seed)
+    stem = save(restored, measurements, quality, request, trained, workdir)
+    particles = [] if restored.ess is None else [("effective particles", f"{restored.ess:.1f} at least")]
+    rows = [
+        ("inputs", f"{len(measurements.y):,} of {measurements.found:,} of {section.input}"),
+        ("samples", f"{request.num_samples:,} of each, of shape {data.shape}, seed {request.seed}"),
+        ("model", f"{trained.weights} after {trained.step:,} training steps"),
+        ("nfe", f"{restored.nfe:,} network evaluations per sample"),
+        *particles,
+        *([] if quality is None else _quality_rows(quality)),
+        ("time", format_duration(time.perf_counter() - start)),
+        ("picture", stem.with_suffix(".png")),
+        ("array", stem.with_suffix(".npz")),
+    ]
+    print_result(f"Restored: {request.task} by {request.method}, noise {noise:g}", rows)
+    return 0
+
+
+def _quality_rows(quality: Quality) -> list[tuple[str, object]]:
+    """The samples against the truth, in words."""
+    rows: list[tuple[str, object]] = [
+        (
+            "PSNR",
+            f"{quality.psnr.mean():.2f} dB of the mean, {quality.psnr_of_samples.mean():.2f} dB of samples",
+        ),
+    ]
+    if quality.ssim is not None:
+        rows.append(("SSIM", f"{quality.ssim.mean():.4f} of the mean"))
+    if quality.coverage is not None:
+        shares = quality.coverage.mean(1)
+        held = ", ".join(f"{q:.0%} intervals hold {s:.1%}" for q, s in zip(LEVELS, shares, strict=True))
+        rows.append(("truth", f"{held}: {quality.verdict}"))
+    rows.append(("error/deviation", f"{quality.error_over_deviation:.2f}, 1 if deviations are right"))
+    return rows
