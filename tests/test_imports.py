@@ -60,9 +60,6 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("checkpoints", "console", "data", "distributed", "errors", "files", "json_files", "key_types"),
         *("plots", "tasks", "training"),
     },
-    "build_inference": {
-        *("build", "build_training", "data", "errors", "inference", "key_types", "tasks", "training"),
-    },
     "build_inference": {"build", "build_training", "data", "errors", "files", "inference", "training"},
     "build_restoration": {"build", "build_inference", "data", "errors", "inference", "key_types", "tasks"},
     "commands": {
