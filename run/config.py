@@ -33,7 +33,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values
-from score_diffusion.run.keys import KEYS, MODEL, RESTORE, refuse_unused
+from score_diffusion.run.keys import KEYS, MODEL, OF_NO_RUN, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
@@ -115,7 +115,7 @@ def _check_has_all_keys(config: ConfigDict, source: str) -> None:
     """Refuses a configuration that lacks keys other than those that `complete` fills in."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source} must give an ml_collections.ConfigDict, it gives {type(config).__name__}")
-    filled_in = (MODEL.keys() | RESTORE.keys()) - {"model.name"}
+    filled_in = (MODEL.keys() | OF_NO_RUN.keys()) - {"model.name"}
     required = [key for key in KEYS if key not in filled_in]
     present = flatten(config)
     missing = [key for key in required if key not in present]
@@ -290,7 +290,7 @@ def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:
     """What stands in a configuration before its keys can be checked: its sections, and in some of them names
     of constructors and sections of samplers.
     """
-    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS.keys() - RESTORE if "." in name}
+    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS.keys() - OF_NO_RUN if "." in name}
     named: dict[str, dict[str, Values]] = {"sampling": {}, "restore": {}}
     for name in CONSTRUCTORS:
         section, _, key = name.partition(".")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO, Key
-from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, RESTORE, RESTORES, SAMPLES
+from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, OF_NO_RUN, RESTORE, RESTORES, SAMPLES
 from score_diffusion.run.tasks import RESTORERS, TASKS, method_of
 from score_diffusion.samplers import SAMPLERS
 from score_diffusion.samplers.options import argument_texts
@@ -161,7 +161,7 @@ def _as_clause(text: str) -> str:
 
 def complete(config: ConfigDict) -> None:
     """Gives every argument that the configuration leaves out its default, in place."""
-    for name, key in (MODEL | sampler_keys() | RESTORE | restore_keys() | _arguments_of(config)).items():
+    for name, key in (MODEL | sampler_keys() | OF_NO_RUN | restore_keys() | _arguments_of(config)).items():
         *sections, argument = name.split(".")
         section = config
         for part in sections:

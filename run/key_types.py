@@ -175,6 +175,8 @@ def _parse_one(kind: Kind, text: str) -> Value:
         return float(text)
     if kind is type(None):
         return (None,)[("None",).index(text)]
+    if _item_types(kind, 1) == (str,):
+        return tuple(word.strip() for word in text.split(",") if word.strip())
     value = ast.literal_eval(text)
     if _item_types(kind, 0) is None:
         return value

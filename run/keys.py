@@ -25,6 +25,7 @@ WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", CONVERT_TO)
 SAMPLES = (*NEW_RUN, "sample", "evaluate")
 RESTORES = (*NEW_RUN, "restore")
 DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate")
+MEASURES = ("evaluate",)
 
 LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
     "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
@@ -335,7 +336,27 @@ RESTORE = _section("restore", RESTORES, True, {
     ),
 })  # fmt: skip
 
-KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE
+EVALUATION = _section("evaluation", MEASURES, True, {
+    "features": Key(
+        "pixels",
+        "what distances are measured on: pixels, or points as they are standardized; a file of Inception-v3 "
+        "weights; FILE.py:FUNCTION",
+    ),
+    "reference": Key(
+        "held_out",
+        "what samples are compared with: held_out, train, or an .npz of FID statistics with mu and sigma",
+    ),
+    "kept": Key(
+        5000,
+        "samples whose features are kept, for all but the Fréchet distance; the cost grows as its square",
+        least=2,
+    ),
+})  # fmt: skip
+
+OF_NO_RUN = RESTORE | EVALUATION
+"""Keys that a run's configuration may lack: they are about what is done with it."""
+
+KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE | EVALUATION
 
 
 def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:

@@ -41,6 +41,9 @@ if TYPE_CHECKING:  # imported where they are needed: --help must not wait for to
     import torch
     from ml_collections import ConfigDict
 
+FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
+"""Keys that may name a function of the user's, and what it is there for."""
+
 SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 """Errors of the operating system that may come without the name of a file."""
 
@@ -198,8 +201,10 @@ def _configuration(line: CommandLine) -> ConfigDict:
         if mode in KEYS["data.path"].modes and read_data_info(workdir).num_train == 0:
             other_data = "data."
     config = apply_overrides(config, line.overrides, mode, also=other_data)
-    if mode in KEYS["data.path"].modes and "data.path" not in dict(line.overrides):
-        refuse_function(config.data.path)
+    for key, use in FUNCTIONS.items():
+        if mode in KEYS[key].modes and key not in dict(line.overrides):
+            section, name = key.split(".")
+            refuse_function(config[section][name], key, use)
     return config
 
 

@@ -1,35 +1,29 @@
-"""`--mode evaluate`: distances of samples to held-out data, next to those of real training data."""
+"""`--mode evaluate`: measures samples against held-out data, next to real data in their place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde, data_options
-from score_diffusion.run.build_inference import build_trained_sampler, load_trained, sample_request
-from score_diffusion.run.console import advance_to, print_result, progress_bar
+from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
+from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
-from score_diffusion.run.data.sources import subset_in_memory
-from score_diffusion.run.distributed import processes
-from score_diffusion.run.errors import UserError
-from score_diffusion.run.evaluation import metrics
+from score_diffusion.run.evaluation.evaluator import Copies, Evaluator
+from score_diffusion.run.evaluation.resampling import Estimate
+from score_diffusion.run.evaluation.results import figures_record, in_words
 from score_diffusion.run.files import write_numbered_json
-from score_diffusion.run.inference.sample_files import (
-    SampleFile,
-    draw_and_save,
-    matching_file,
-    read_sample_file,
-)
-from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.inference.sample_files import SampleFile
 
-T = TypeVar("T")
-BIAS = "biased upwards, the more the fewer samples: compare only runs with as many"
+PAIRS = 36  # in the picture of samples next to their nearest training samples
+COPIES_PICTURE = "-copies.png"
+Figures = dict[str, Estimate]
 
 
 def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -37,76 +31,99 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
 
     They are drawn first, unless a sample file of this checkpoint and these settings is there.
     """
-    section = config.sampling
-    build_sampler(section, build_sde(config.sde))  # for its checks, before the data are read
+    build_sampler(config.sampling, build_sde(config.sde))  # for its checks, before the data are read
     trained = load_trained(workdir, config, device)
     dataset = load_data(data_options(config.data), trained.data)
-    fewest = min(len(dataset.train), len(dataset.test), section.num_samples)
-    if fewest < 2:
-        raise UserError(
-            f"evaluate compares at least 2 samples, 2 training and 2 held-out ones, got {fewest} of one kind"
-        )
-    path = _sample_file(section, trained, workdir)
-    if path is None:  # on all ranks except the first
+    evaluator = build_evaluator(config.evaluation, dataset, workdir, device)
+    file = find_or_draw(config.sampling, trained, workdir)
+    if file is None:  # on all ranks except the first
         return 0
-    file = read_sample_file(path)
-    if file.samples.shape[1:] != dataset.shape:
-        raise UserError(
-            f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {dataset.shape}"
-        )
-    _compare(file, dataset, trained, workdir)
+    features = evaluator.features_of(file.samples, file.labels)
+    figures, real = evaluator.measure(features), evaluator.real(len(file.samples))
+    of_real = evaluator.measure(real, "real data")
+    real_figures = {name: figure for name, figure in of_real.items() if name in figures}
+    copies = evaluator.check_for_copies(file.samples)
+    record = {
+        **result_record(file, trained, evaluator),
+        **figures_record(figures),
+        **figures_record(real_figures, "real"),
+        "num_real": real.count,
+        "copies": {words: _copies_record(x) for words, x in copies.items()},
+    }
+    stem = write_numbered_json(workdir / "evaluation", record, COPIES_PICTURE)
+    picture = stem.with_name(stem.name + COPIES_PICTURE)
+    if len(dataset.shape) == 3:
+        _save_pairs(picture, copies[evaluator.extractor.words], file.samples, dataset)
+    rows = [
+        *_figure_rows(figures, real_figures),
+        *_copies_rows(copies),
+        *_remarks(file, evaluator, real.count),
+        *([("closest pairs", picture)] if picture.exists() else []),
+        ("result", stem.with_suffix(".json")),
+    ]
+    print_result(f"Samples compared with {evaluator.reference_in_words}", rows)
     return 0
 
 
-def _sample_file(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Path | None:
-    """The sample file to measure, drawn now if it is not there; on rank 0, None on the others."""
-    request = sample_request(section)
-    path = processes.from_rank_0(lambda: matching_file(workdir, request, trained.step))
-    if path is None:
-        files = draw_and_save(trained, build_trained_sampler(section, trained, workdir), request, workdir)
-        path = None if files is None else files.array
-    return path if processes.is_rank_0() else None
+def _figure_rows(figures: Figures, real: Figures) -> list[tuple[str, object]]:
+    """The figures of the samples, what they would change by for half as many, and those of real data."""
+    rows: list[tuple[str, object]] = [("", f"{'samples':<20}{'half as many':<16}real data")]
+    for name, figure in figures.items():
+        change = figure.change_on_halving
+        changed = "" if change is None else f"{change:+.2g}"
+        row = f"{in_words(figure):<20}{changed:<16}{in_words(real[name]) if name in real else ''}"
+        rows.append((name.replace("_", " "), row.rstrip()))
+    return rows
 
 
-def _compare(file: SampleFile, dataset: Dataset, trained: TrainedModel, workdir: Path) -> None:
-    """Writes and prints the distances of a sample file and of training data to held-out data."""
-    train, held_out = (
-        dataset.scaling.stored_to_user(subset_in_memory(part)).numpy()
-        for part in (dataset.train, dataset.test)
-    )
-    of_samples, of_train = _distances(file.samples, held_out), _distances(train, held_out)
-    # New data are as far from the training data as held-out data are: samples that are nearer are copies.
-    of_samples["nearest_training_sample"] = _median_distance(file.samples, train)
-    of_train["nearest_training_sample"] = _median_distance(held_out, train)
-    values = "raw pixels" if dataset.levels else "raw numbers"
-    record = {"file": file.path.name, "num_samples": len(file.samples), "training_steps": file.training_steps}
-    record |= {**trained.record(), "measured_on": values, "samples": of_samples, "real": of_train}
-    result = write_numbered_json(workdir / "evaluation", record).with_suffix(".json")
-    rows: list[tuple[str, object]] = [
-        ("", f"{'samples':>10}  {'real':>10}"),
-        *(
-            (name.replace("_", " "), f"{of_samples[name]:10.4f}  {of_train[name]:10.4f}")
-            for name in of_samples
-        ),
-        ("measured on", f"{values}, not features of a network: not comparable with a published FID"),
-        ("frechet distance", f"of {len(file.samples):,} samples, {BIAS}"),
-        ("samples", f"{len(file.samples):,} of {file.path}, after {file.training_steps:,} training steps"),
-        ("real", f"{len(train):,} training samples in their place; nearest: {len(held_out):,} held-out ones"),
-        ("result", result),
+def _copies_rows(copies: dict[str, Copies]) -> list[tuple[str, object]]:
+    return [
+        (
+            "nearer than new data",
+            f"{in_words(found.probability)} (1/2: as new data, 1: copies) of the training data, by {words}; "
+            f"median distance {found.median:.4g}, of held-out data {found.median_of_new_data:.4g}",
+        )
+        for words, found in copies.items()
     ]
-    print_result("Distances to held-out data", rows)
 
 
-def _distances(a: np.ndarray, b: np.ndarray) -> dict[str, float]:
-    return {name: _with_bar(name.replace("_", " "), metric, a, b) for name, metric in metrics.METRICS.items()}
+def _remarks(file: SampleFile, evaluator: Evaluator, num_real: int) -> list[tuple[str, object]]:
+    """What was measured on what, and what the numbers of samples do."""
+    n, m = len(file.samples), evaluator.reference.count
+    rows: list[tuple[str, object]] = [("measured on", evaluator.extractor.words + _not_fid(evaluator))]
+    numbers = f"{n:,} of {file.path}, after {file.training_steps:,} training steps"
+    rows += [("samples", numbers), ("real data", f"{num_real:,} in their place")]
+    if m:
+        unequal = "" if n == m else f": set --config.sampling.num_samples={m} for as many samples"
+        rows.append(("reference", f"{m:,} samples{unequal}"))
+    if n < m or num_real < n:
+        rows.append(
+            (
+                "note",
+                "Fréchet and Wasserstein distances fall with the number of samples: compare equal ones",
+            )
+        )
+    return rows
 
 
-def _median_distance(samples: np.ndarray, reference: np.ndarray) -> float:
-    distances = _with_bar("nearest samples", metrics.nearest_neighbour_distances, samples, reference)
-    return float(np.median(distances))
+def _not_fid(evaluator: Evaluator) -> str:
+    return "" if evaluator.extractor.is_standard else ", not comparable with a published FID"
 
 
-def _with_bar(title: str, metric: Callable[..., T], a: np.ndarray, b: np.ndarray) -> T:
-    """A metric with a progress bar, which is shown after a second."""
-    with progress_bar(None, title, "sample", delay=1.0) as bar:
-        return metric(a, b, on_step=lambda i, n: advance_to(bar, i, n))
+def _copies_record(found: Copies) -> dict[str, object]:
+    return {
+        "nearer_than_new_data": found.probability.value,
+        "standard_error": found.probability.standard_error,
+        "median_distance": found.median,
+        "median_distance_of_new_data": found.median_of_new_data,
+        "nearest_samples": found.samples[:PAIRS].tolist(),
+        "their_neighbours": found.neighbours[:PAIRS].tolist(),
+    }
+
+
+def _save_pairs(path: Path, found: Copies, samples: np.ndarray, dataset: Dataset) -> None:
+    """The samples nearest to training samples, each with its neighbour to the right of it."""
+    neighbours = dataset.train[torch.from_numpy(found.neighbours[:PAIRS])]
+    right = dataset.scaling.stored_to_user(neighbours).numpy()
+    pairs = np.concatenate([samples[found.samples[:PAIRS]], right], axis=-1)
+    plots.save_samples(path, pairs, dataset.scaling.limits)

@@ -16,9 +16,11 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+from collections.abc import Callable
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -33,17 +35,22 @@ def names_function(path: str) -> bool:
     return FUNCTION.fullmatch(path) is not None and not Path(path).exists()
 
 
-def refuse_function(path: str) -> None:
+def refuse_function(path: str, key: str = "data.path", use: str = "data") -> None:
     """Refuses to call a function that only a run directory names, which may be somebody else's.
 
+    Args:
+        path: The value of a key in a run's config.json.
+        key: The key.
+        use: What the function is there for, in words.
+
     Raises:
-        UserError: If `path`, the data.path of a run's config.json, names a function.
+        UserError: If the path names a function.
     """
     if names_function(path):
         raise UserError(
-            f"the configuration of this run names the Python function {path} as its data, and a function is "
-            f"called only if you name it yourself: --config.data.path={path} if you trust it, or "
-            "--config.data.path= with other data"
+            f"the configuration of this run names the Python function {path} as its {use}, and a function is "
+            f"called only if you name it yourself: --config.{key}={path} if you trust it, or "
+            f"--config.{key}= with other {use}"
         )
 
 
@@ -61,27 +68,37 @@ def absolute(path: str) -> str:
     return f"{absolute_path(module)}:{function}" if module.endswith(".py") else path
 
 
+def find_function(path: str, key: str = "data.path") -> Callable[..., Any]:
+    """The function that a key names.
+
+    Raises:
+        UserError: If there is no such function.
+    """
+    module, name = _split(path)
+    function = getattr(_module(module, key), name, None)
+    if not callable(function):
+        raise UserError(f"{key} {path}: {module} must define a function {name}(), and does not")
+    return function
+
+
 def call_function(path: str) -> dict[str, np.ndarray]:
     """The arrays that the function returns, by the names that array_files.py knows.
 
     Raises:
         UserError: If there is no such function, it raises an error, or it returns something else.
     """
-    module, name = _split(path)
-    function = getattr(_module(module), name, None)
-    if not callable(function):
-        raise UserError(f"data.path {path}: {module} must define a function {name}(), and does not")
+    function = find_function(path)
     try:
         given = function()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
-        raise UserError(f"data.path {path}: the function raised {_sentence(error)}") from error
+        raise UserError(f"data.path {path}: the function raised {sentence(error)}") from error
     if isinstance(given, tuple) and len(given) == 2:
         given = dict(zip(("x_train", "x_test"), given, strict=True))
     given = given if isinstance(given, dict) else {"array": given}
     try:
         arrays = {key: np.asarray(value) for key, value in given.items()}
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
-        raise UserError(f"data.path {path}: what it returned is no array: {_sentence(error)}") from error
+        raise UserError(f"data.path {path}: what it returned is no array: {sentence(error)}") from error
     if not arrays or any(array.ndim == 0 for array in arrays.values()):
         kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in given.items()) or "nothing"
         raise UserError(
@@ -91,11 +108,11 @@ def call_function(path: str) -> dict[str, np.ndarray]:
     return arrays
 
 
-def _module(name: str) -> object:
+def _module(name: str, key: str) -> object:
     """The module of a name, or of the path of a .py file."""
     file = Path(name)
     if name.endswith(".py") and not file.is_file():
-        raise UserError(f"data.path names a function of {name}, and there is no such file")
+        raise UserError(f"{key} names a function of {name}, and there is no such file")
     try:
         if not name.endswith(".py"):
             return _import(name)
@@ -104,7 +121,7 @@ def _module(name: str) -> object:
         module.__file__ = str(file)
         loader.exec_module(module)
     except (Exception, SystemExit) as error:  # as above
-        raise UserError(f"data.path names a function of {name}, which raised {_sentence(error)}") from error
+        raise UserError(f"{key} names a function of {name}, which raised {sentence(error)}") from error
     return module
 
 
@@ -119,5 +136,6 @@ def _import(name: str) -> object:
         sys.path.remove(here)
 
 
-def _sentence(error: BaseException) -> str:
+def sentence(error: BaseException) -> str:
+    """An error of the user's code in one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())

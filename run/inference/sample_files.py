@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ FACTS = {  # arrays of a sample file that hold one number or text
     "training_steps": Values(kind=int, least=0),
     "settings": Values(kind=str),
 }
+SECONDS = {"seconds_per_sample": Values(kind=float, least=0)}  # where the file says how long drawing took
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ class SampleFile:
     training_steps: int
     settings: str
     """The `settings` of the request that it was drawn for."""
+    sampler: str
+    nfe: int
+    seed: int
+    seconds_per_sample: float | None = None
+    """That drawing took; None where the file does not say."""
     labels: np.ndarray | None = None
     """Class indices, int64 (n,), -1 for none; None without classes."""
 
@@ -84,7 +91,10 @@ def draw_and_save(
     Each rank draws a share, and rank 0 writes; the others return None.
     """
     share = processes.own_share(request.num_samples)
-    drawn = processes.gather(draw(trained, sampler, share, request.seed, request.batch_size))
+    start = time.perf_counter()
+    batches = draw(trained, sampler, share, request.seed, request.batch_size)
+    seconds = max(processes.gather([time.perf_counter() - start]) or [0.0])  # of the slowest rank
+    drawn = processes.gather(batches)
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
@@ -101,6 +111,7 @@ def draw_and_save(
         seed=request.seed,
         sampler=request.sampler,
         nfe=nfe,
+        seconds_per_sample=seconds / request.num_samples,
         training_steps=trained.step,
         settings=request.settings,
     )
@@ -167,22 +178,23 @@ def read_sample_file(path: Path) -> SampleFile:
         labels = arrays.get("label")
         if labels is not None and (labels.dtype != np.int64 or labels.shape != samples.shape[:1]):
             raise ValueError(f"label must hold an int64 for each sample, got {labels.dtype} {labels.shape}")
-    return SampleFile(path, samples, facts["training_steps"], facts["settings"], labels)
+    return SampleFile(path, samples, labels=labels, **facts)
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """What a sample file says about its samples: the values of `FACTS`.
+    """What a sample file says about its samples: the values of `FACTS`, and of `SECONDS` if it has them.
 
     Raises:
         UserError: If it is damaged.
     """
     with _naming_damage(path), np.load(path, allow_pickle=False) as arrays:
+        fields = FACTS | {name: values for name, values in SECONDS.items() if name in arrays}
         sizes = {info.filename.removesuffix(".npy"): info.file_size for info in arrays.zip.infolist()}
-        large = [name for name in FACTS if sizes.get(name, 0) > LARGEST_FILE]
+        large = [name for name in fields if sizes.get(name, 0) > LARGEST_FILE]
         if large:
             raise ValueError(f"{large[0]} has {sizes[large[0]]:,} bytes")
-        facts = {name: arrays[name].item() for name in FACTS if name in arrays}
-        check_fields(facts, FACTS)
+        facts = {name: arrays[name].item() for name in fields if name in arrays}
+        check_fields(facts, fields)
     return facts
 
 

@@ -95,7 +95,7 @@ def test_the_keys_of_a_mode_in_words():
     assert keys_in_words("report", KEYS) == "no keys"
     assert keys_in_words("sample", KEYS) == "sampling.*"
     assert keys_in_words("evaluate", KEYS).startswith("data.path, ")
-    assert keys_in_words("evaluate", KEYS).endswith("data.workers, sampling.*")
+    assert keys_in_words("evaluate", KEYS).endswith("data.workers, sampling.*, evaluation.*")
     assert keys_in_words("train", KEYS).split(", ") == [
         *("seed", "data.*", "sde.*", "model.*", "training.*", "sampling.*", "likelihood.*", "restore.*")
     ]

@@ -36,10 +36,10 @@ def results(workdir: Path) -> dict[str, object]:
     """What sample, likelihood and evaluate left, without the time they took."""
     found = {}
     for path in sorted(workdir.glob("*.json")):
-        found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if k != "seconds"}
+        found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if "seconds" not in k}
     for path in sorted(workdir.glob("samples/*.npz")):
         with np.load(path) as arrays:
-            found[path.name] = {name: arrays[name].tobytes() for name in arrays}
+            found[path.name] = {name: arrays[name].tobytes() for name in arrays if "seconds" not in name}
     return found
 
 
