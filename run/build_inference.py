@@ -19,10 +19,12 @@ from score_diffusion.run.build import (
 )
 from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions
+from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import digest_of, expanded
-from score_diffusion.run.inference.conditioning import chosen_conditions
+from score_diffusion.run.inference.conditioning import check_kinds, chosen_conditions, unconditional
 from score_diffusion.run.inference.fitted_grid import fitted_times
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
@@ -90,6 +92,33 @@ def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) ->
     tracked = TrackedAverages((training.ema_decay, *training.extra_ema_decays), training.ema_sigma_rels)
     step, words = load_chosen_weights(model, workdir, _weights_choice(config.sampling), tracked)
     return model.to(device).eval(), step, words
+
+
+def own_conditions(config: ConfigDict, trained: TrainedModel, dataset: Dataset) -> TrainedModel:
+    """The model under the conditions of the held-out samples, each under its own.
+
+    Raises:
+        UserError: If the data lack conditions that the network takes, or have others.
+    """
+    sizes = condition_sizes(trained.score)
+    if not sizes or not trains_conditions(config, trained.data):
+        return trained
+    what = f"the conditions of the held-out samples of {dataset.name!r}"
+    rows = check_kinds(dataset.test_conditions, sizes, what)
+    if "label" in sizes and "label" not in rows:
+        raise UserError(
+            f"the model is conditioned on classes, and the held-out samples of {dataset.name!r} have no "
+            "labels: name data with labels, --config.data.path="
+        )
+    return replace(trained, conditions=SampleConditions(rows, dataset.classes))
+
+
+def without_conditions(config: ConfigDict, trained: TrainedModel) -> TrainedModel | None:
+    """A conditional model under the null condition; None if it was not trained on that."""
+    training = config.training
+    if not training.conditional or not training.condition_dropout:
+        return None
+    return replace(trained, conditions=unconditional(condition_sizes(trained.score), trained.data))
 
 
 def _weights_choice(section: ConfigDict) -> WeightsChoice:

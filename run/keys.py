@@ -289,6 +289,15 @@ LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
     "method": Key(
         "ode", "probability-flow ODE, DDPM's variational bound, or both", kind=Literal["ode", "bound", "both"]
     ),
+    "classify": Key(
+        "none",
+        "of a model with classes, the class of each sample by Bayes' rule: from its likelihoods under all "
+        "classes, or from denoising losses at shared noise",
+        kind=Literal["none", "likelihood", "denoising"],
+    ),
+    "classify_draws": Key(
+        64, "noise levels for each sample and class in classify=denoising, one evaluation each", least=1
+    ),
     "divergence": Key(
         "hutchinson", "how the ODE's divergence is computed", kind=Literal["hutchinson", "exact"]
     ),

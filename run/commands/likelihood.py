@@ -1,64 +1,105 @@
-"""`--mode likelihood`: scores held-out data, in bits/dim of images and nats of points."""
+"""`--mode likelihood`: scores held-out data, in bits/dim of images and nats of points.
+
+A conditional model scores each sample under its own condition, next to the null condition, and as a
+classifier, where it is asked to, under every class.
+"""
 
 from __future__ import annotations
 
+import math
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_inference import build_dequantization, load_trained
+from score_diffusion.run.build_inference import (
+    build_dequantization,
+    load_unconditioned,
+    own_conditions,
+    without_conditions,
+)
 from score_diffusion.run.console import format_duration, print_result
+from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
+from score_diffusion.run.data.sample_conditions import class_name
+from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered_json
+from score_diffusion.run.inference.classification import (
+    Classification,
+    by_bayes,
+    denoising_log_likelihoods,
+    of_each_class,
+)
 from score_diffusion.run.inference.scoring import Scores, bound_held_out, check_chain, score_held_out
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.samplers import clip_bounds
 
 FIGURES = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # what can be refused comes first
 HISTOGRAMS = {"ode": ".png", "bound": "-bound.png"}
+MOST_CLASSES = 20  # that are printed
+
+Figures = dict[str, Scores]
+"""The scores of the figures, "ode" and "bound"."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Everything that was computed; on ranks other than the first nothing."""
+
+    trained: TrainedModel
+    """The model under the conditions of the data."""
+    figures: Figures
+    unconditional: Figures
+    """The same under the null condition; empty for a model that does not know it, or no other."""
+    classification: Classification | None
 
 
 def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Scores held-out data with a trained model; returns the exit code."""
-    section, figures = config.likelihood, FIGURES[config.likelihood.method]
-    if "bound" in figures or section.dequantization == "gaussian":
+    section = config.likelihood
+    if "bound" in FIGURES[section.method] or section.dequantization == "gaussian":
         check_chain(build_sde(config.sde))
-    trained = load_trained(workdir, config, device)
-    held_out = load_data(data_options(config.data), trained.data).test
-    data = held_out[: section.num_images]
+    trained = load_unconditioned(workdir, config, device)
+    dataset = load_data(data_options(config.data), trained.data)
+    conditioned = own_conditions(config, trained, dataset)
+    if section.classify != "none" and conditioned.conditions.labels(1) is None:
+        raise UserError(
+            f"likelihood.classify={section.classify} needs a model that was trained with class labels: set "
+            "training.conditional=True in training, or likelihood.classify=none here"
+        )
     start = time.perf_counter()
-    scores: dict[str, Scores] = {}
-    for name in figures:
-        scored = _score(name, section, trained, data)
-        if scored is not None:
-            scores[name] = scored
-    if not scores:  # on all ranks except the first
+    scored = _score(config, conditioned, without_conditions(config, trained), dataset)
+    if not scored.figures:  # on all ranks except the first
         return 0
-    seconds = time.perf_counter() - start
-    record = _record(scores, section, trained, len(data), seconds)
-    stem = write_numbered_json(workdir / "likelihood", record, *HISTOGRAMS.values())
-    histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
-    for name, path in histograms.items():
-        plots.save_histogram(path, scores[name].values, _quantity(trained))
-    rows = [
-        *_score_rows(scores, _quantity(trained)),
-        ("held-out samples", f"{len(data):,} of {len(held_out):,}"),
-        ("model", f"{trained.weights} after {trained.step:,} training steps"),
-        ("nfe", f"{sum(s.nfe for s in scores.values()):,} network evaluations per sample"),
-        ("time", format_duration(seconds)),
-        ("result", stem.with_suffix(".json")),
-        *(("histogram", path) for path in histograms.values()),
-    ]
-    print_result("Likelihood of held-out data", rows)
+    _report(scored, config, dataset, workdir, time.perf_counter() - start)
     return 0
 
 
-def _score(name: str, section: ConfigDict, trained: TrainedModel, data: Tensor) -> Scores | None:
+def _score(config: ConfigDict, trained: TrainedModel, bare: TrainedModel | None, dataset: Dataset) -> Scored:
+    section = config.likelihood
+    data = dataset.test[: section.num_images]
+    figures = _figures(section, trained, data)
+    return Scored(
+        trained,
+        figures,
+        {} if bare is None else _figures(section, bare, data),
+        None if section.classify == "none" else _classify(section, trained, dataset, data),
+    )
+
+
+def _figures(section: ConfigDict, trained: TrainedModel, data: Tensor) -> Figures:
+    """The figures that the section asks for; none on all ranks except the first."""
+    scores = {name: _figure(name, section, trained, data) for name in FIGURES[section.method]}
+    return {name: scored for name, scored in scores.items() if scored is not None}
+
+
+def _figure(name: str, section: ConfigDict, trained: TrainedModel, data: Tensor) -> Scores | None:
     """One of the two figures; None on all ranks except the first."""
     if name == "ode":
         return score_held_out(
@@ -84,12 +125,67 @@ def _score(name: str, section: ConfigDict, trained: TrainedModel, data: Tensor) 
     )
 
 
+def _classify(
+    section: ConfigDict, trained: TrainedModel, dataset: Dataset, data: Tensor
+) -> Classification | None:
+    """The model as a classifier of the data; None on all ranks except the first."""
+    counts = torch.bincount(dataset.conditions["label"], minlength=len(dataset.classes))
+    nats = data[0].numel() * math.log(2) if trained.data.levels else 1.0  # of one unit of the scores
+    if section.classify == "denoising":
+        log_likelihoods = denoising_log_likelihoods(
+            trained,
+            data,
+            len(counts),
+            draws=section.classify_draws,
+            batch_size=section.batch_size,
+            seed=section.seed,
+        )
+        evaluations = section.classify_draws * len(counts)
+    else:
+        name = FIGURES[section.method][-1]
+        each = [_figure(name, section, model, data) for model in of_each_class(trained, len(counts))]
+        scores = [scored for scored in each if scored is not None]
+        log_likelihoods = np.stack([-nats * scored.values for scored in scores], 1) if scores else None
+        evaluations = sum(scored.nfe for scored in scores)
+    if log_likelihoods is None:
+        return None
+    labels = dataset.test_conditions["label"][: len(data)].numpy()
+    return Classification(by_bayes(log_likelihoods, counts), labels, evaluations)
+
+
+def _report(scored: Scored, config: ConfigDict, dataset: Dataset, workdir: Path, seconds: float) -> None:
+    """Writes and prints the result."""
+    trained, figures, count = (
+        scored.trained,
+        scored.figures,
+        min(len(dataset.test), config.likelihood.num_images),
+    )
+    record = _record(scored, config.likelihood, count, seconds)
+    stem = write_numbered_json(workdir / "likelihood", record, *HISTOGRAMS.values())
+    histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
+    for name, path in histograms.items():
+        plots.save_histogram(path, figures[name].values, _quantity(trained))
+    all_figures = [*figures.values(), *scored.unconditional.values()]
+    rows = [
+        *_score_rows(figures, _quantity(trained)),
+        *_condition_rows(scored, config),
+        ("held-out samples", f"{count:,} of {len(dataset.test):,}"),
+        ("model", f"{trained.weights} after {trained.step:,} training steps"),
+        ("nfe", f"{sum(s.nfe for s in all_figures):,} network evaluations per sample"),
+        *_classification_rows(scored),
+        ("time", format_duration(seconds)),
+        ("result", stem.with_suffix(".json")),
+        *(("histogram", path) for path in histograms.values()),
+    ]
+    print_result("Likelihood of held-out data", rows)
+
+
 def _quantity(trained: TrainedModel) -> str:
     """What is measured, and in which unit."""
     return "bits/dim" if trained.data.levels else "negative log-likelihood, nats"
 
 
-def _score_rows(scores: dict[str, Scores], quantity: str) -> list[tuple[str, object]]:
+def _score_rows(scores: Figures, quantity: str) -> list[tuple[str, object]]:
     """The figures, and the terms of the bound."""
     rows: list[tuple[str, object]] = [(quantity, scores["ode"])] if "ode" in scores else []
     if "bound" in scores:
@@ -98,21 +194,98 @@ def _score_rows(scores: dict[str, Scores], quantity: str) -> list[tuple[str, obj
     return rows
 
 
-def _record(
-    scores: dict[str, Scores], section: ConfigDict, trained: TrainedModel, num_images: int, seconds: float
-) -> dict[str, object]:
+def _condition_rows(scored: Scored, config: ConfigDict) -> list[tuple[str, object]]:
+    """What the figures are conditioned on, the unconditional ones, and those of each class."""
+    conditions = scored.trained.conditions
+    if not conditions.rows:
+        return []
+    rows: list[tuple[str, object]] = [
+        ("conditioned on", f"the own {', '.join(conditions.rows)} of each sample")
+    ]
+    for name, scores in scored.unconditional.items():
+        of = "" if name == "ode" else "bound, "
+        rows.append((f"  {of}unconditional", scores))
+        rows.append((f"  {of}difference", f"{scored.figures[name].less(scores)}, sample by sample"))
+    if not scored.unconditional:
+        why = "condition_dropout=0" if config.training.conditional else "the model is another library's"
+        rows.append(("  unconditional", f"not computed, it may not have been trained: {why}"))
+    for name, of_class in _by_class(scored).items():
+        first = next(iter(of_class.values()))
+        rows.append((f"  class {plots.shortened(name)}", f"{first}, {len(first.values):,} of the samples"))
+    return rows if len(rows) <= MOST_CLASSES else [*rows[:MOST_CLASSES], ("  ...", "see the result")]
+
+
+def _by_class(scored: Scored) -> dict[str, Figures]:
+    """The figures of the samples of each class, by its name; empty without classes."""
+    first = next(iter(scored.figures.values()))
+    labels = scored.trained.conditions.labels(len(first.values))
+    if labels is None:
+        return {}
+    classes = scored.trained.conditions.classes
+    return {
+        class_name(label, classes): {
+            name: scores.of(labels.numpy() == label) for name, scores in scored.figures.items()
+        }
+        for label in labels.unique().tolist()
+    }
+
+
+def _classification_rows(scored: Scored) -> list[tuple[str, object]]:
+    found = scored.classification
+    if found is None:
+        return []
+    classes = found.log_probabilities.shape[1]
+    return [
+        ("accuracy", f"{100 * found.accuracy:.2f} % ± {100 * found.standard_error:.2f}, by Bayes' rule"),
+        ("  log-loss", f"{found.log_loss:.4f} nats, {math.log(classes):.4f} for equally likely classes"),
+        ("  cost", f"{found.evaluations:,} network evaluations per sample, for {classes} classes"),
+    ]
+
+
+def _record(scored: Scored, section: ConfigDict, num_images: int, seconds: float) -> dict[str, object]:
     """The result as it stands in the JSON file."""
+    trained = scored.trained
     key = "bits_per_dim" if trained.data.levels else "negative_log_likelihood"
-    record: dict[str, object] = {}
-    if "ode" in scores:
-        record |= scores["ode"].record(key) | {"nfe": scores["ode"].nfe}
-    record |= {
+    record = _figures_record(scored.figures, key) | {
         "seconds": seconds,
         "num_images": num_images,
         "training_steps": trained.step,
         **trained.record(),
+        "conditioned_on": [*trained.conditions.rows],
         "settings": section.to_dict(),
     }
+    if scored.unconditional:
+        record["unconditional"] = _figures_record(scored.unconditional, key)
+        record["difference"] = {
+            name: scored.figures[name].less(scores).record(key)
+            for name, scores in scored.unconditional.items()
+        }
+    by_class = _by_class(scored)
+    if by_class:
+        record["classes"] = {
+            name: {"num_images": len(next(iter(figures.values())).values)} | _figures_record(figures, key)
+            for name, figures in by_class.items()
+        }
+    if scored.classification is not None:
+        found = scored.classification
+        record["classification"] = {
+            "accuracy": found.accuracy,
+            "standard_error": found.standard_error,
+            "log_loss": found.log_loss,
+            "evaluations": found.evaluations,
+            "classes": [
+                class_name(k, trained.conditions.classes) for k in range(found.log_probabilities.shape[1])
+            ],
+            "labels": found.labels.tolist(),
+            "log_probabilities": found.log_probabilities.clip(-1e6).round(4).tolist(),  # JSON has no -inf
+        }
+    return record
+
+
+def _figures_record(scores: Figures, key: str) -> dict[str, object]:
+    record: dict[str, object] = {}
+    if "ode" in scores:
+        record |= scores["ode"].record(key) | {"nfe": scores["ode"].nfe}
     if "bound" in scores:
         bound = scores["bound"]
         record["bound"] = {

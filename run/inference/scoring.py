@@ -66,6 +66,14 @@ class Scores:
         """Of the mean over samples, including that of dequantization and probes; None for one sample."""
         return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else None
 
+    def of(self, chosen: np.ndarray) -> Scores:
+        """Those of the samples for which `chosen`, bool (n,), is true."""
+        return Scores(self.values[chosen], self.nfe)
+
+    def less(self, other: Scores) -> Scores:
+        """The differences from other scores of the same samples."""
+        return Scores(self.values - other.values, self.nfe)
+
     def __str__(self) -> str:
         error = "" if self.standard_error is None else f" ± {self.standard_error:.4f} (standard error)"
         return f"{self.mean:.4f}{error}"
@@ -157,7 +165,7 @@ Dequantization = Callable[[Tensor, int], Dequantized]
 DEQUANTIZATIONS = ("uniform", "gaussian")
 
 
-def _batches(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
+def batches_of_rank(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
     """Yields the index of the first sample and the samples of each batch of this rank, with a progress bar.
 
     Ranks get whole batches: the ODE's steps depend on all samples of a batch.
@@ -204,7 +212,7 @@ def score_held_out(
         atol: Absolute tolerance of the ODE solver.
     """
     batches = []
-    for first, batch in _batches(data, batch_size, "likelihood"):
+    for first, batch in batches_of_rank(data, batch_size, "likelihood"):
         dequantized = dequantize(batch, first)
         result = log_likelihood(
             trained.sde,
@@ -252,7 +260,7 @@ def bound_held_out(
         n_draws: Times that the bound is repeated, each with its own noise.
     """
     batches = []
-    for first, batch in _batches(data, batch_size, "bound"):
+    for first, batch in batches_of_rank(data, batch_size, "bound"):
         bound = variational_bound(
             trained.sde,
             trained.score_of(range(first, first + len(batch))),

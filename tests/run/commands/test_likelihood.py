@@ -6,7 +6,10 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from score_diffusion.run.data.toys import load_digits
 
 
 def test_likelihood(cli: Callable, trained: Path, capsys):
@@ -36,3 +39,53 @@ def test_likelihood_does_not_depend_on_the_batch_size(cli: Callable, trained: Pa
         json.loads((trained / name).read_text()) for name in ("likelihood.json", "likelihood-2.json")
     )
     assert one["bits_per_dim"] == pytest.approx(three["bits_per_dim"], abs=1e-3)
+
+
+CONDITIONAL = ("--config.training.conditional=true", "--config.training.steps=4")
+
+
+def test_a_conditional_model_scores_each_image_with_its_own_class(
+    cli: Callable, tmp_path: Path, refused: Callable, capsys: pytest.CaptureFixture[str]
+):
+    assert cli("train", tmp_path, *CONDITIONAL) == 0
+    draws = ("--config.likelihood.classify_draws=3", "--config.likelihood.num_images=7")
+    assert cli("likelihood", tmp_path, "--config.likelihood.classify=denoising", *draws) == 0
+    out = capsys.readouterr().out
+    assert "the own label of each sample" in out and "accuracy" in out and "30 network evaluations" in out
+    result = json.loads((tmp_path / "likelihood.json").read_text())
+    assert result["conditioned_on"] == ["label"]
+    labels = load_digits().test_labels[:7].tolist()
+    counts = {str(label): labels.count(label) for label in set(labels)}
+    assert {name: found["num_images"] for name, found in result["classes"].items()} == counts
+    mean = sum(found["bits_per_dim"] * found["num_images"] for found in result["classes"].values()) / 7
+    assert result["bits_per_dim"] == pytest.approx(mean)
+    bare, difference = result["unconditional"]["bits_per_dim"], result["difference"]["ode"]["bits_per_dim"]
+    assert result["bits_per_dim"] - bare == pytest.approx(difference)
+    found = result["classification"]
+    assert found["labels"] == labels and found["evaluations"] == 30 and found["classes"] == list("0123456789")
+    log_p = np.array(found["log_probabilities"])
+    np.testing.assert_allclose(np.exp(log_p).sum(1), 1, atol=1e-3)
+    assert found["accuracy"] == pytest.approx((log_p.argmax(1) == labels).mean())
+
+
+@pytest.mark.slow
+def test_every_class_is_scored_where_likelihoods_classify(cli: Callable, tmp_path: Path):
+    assert cli("train", tmp_path, *CONDITIONAL, "--config.training.condition_dropout=0") == 0
+    for batch_size in (3, 4):
+        arguments = (
+            "--config.likelihood.classify=likelihood",
+            f"--config.likelihood.batch_size={batch_size}",
+        )
+        assert cli("likelihood", tmp_path, *arguments, "--config.likelihood.rtol=1e-5") == 0
+    first, second = (json.loads((tmp_path / f"likelihood{n}.json").read_text()) for n in ("", "-2"))
+    assert "unconditional" not in first  # there was no dropout
+    for name in ("accuracy", "log_loss"):
+        assert first["classification"][name] == pytest.approx(second["classification"][name], abs=1e-3)
+    assert first["classification"]["evaluations"] > 60
+
+
+def test_a_model_without_classes_classifies_nothing(cli: Callable, trained: Path, refused: Callable):
+    before = sorted(trained.iterdir())
+    sentence = refused(cli("likelihood", trained, "--config.likelihood.classify=denoising"))
+    assert "classify=denoising needs a model that was trained with class labels" in sentence
+    assert sorted(trained.iterdir()) == before

@@ -83,6 +83,19 @@ def test_shared_work_gives_the_same_bits(n: int, single: Path, finished_run: Pat
     assert {"pc.npz", "likelihood.json", "evaluation.json"} <= set(results(single))
 
 
+def test_the_classes_of_shared_samples_are_those_of_one_process(cli: Callable, tmp_path: Path):
+    assert cli("train", tmp_path / "run", *CONDITIONAL, "--config.training.steps=2") == 0
+    found = []
+    for n in (1, 2):
+        workdir = Path(shutil.copytree(tmp_path / "run", tmp_path / str(n)))
+        classify = [*SCORES, "--config.likelihood.classify=denoising", "--config.likelihood.classify_draws=2"]
+        for mode, arguments in (("sample", [*SAMPLES, "--label=7,3"]), ("likelihood", classify)):
+            done = job(n, ["--mode", mode, "--workdir", str(workdir), *arguments], tmp_path / mode)
+            assert done.codes == [0] * n, done.err
+        found.append(results(workdir))
+    assert found[0] == found[1] and "classification" in found[0]["likelihood.json"]
+
+
 def training(tiny: str, workdir: Path, *arguments: str) -> list[str]:
     return ["--mode", "train", "--config", tiny, "--workdir", str(workdir), *arguments]
 
