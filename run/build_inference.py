@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from score_diffusion.run.build import (
     FITTED,
@@ -30,7 +31,10 @@ from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
     Dequantization,
     GaussianDequantization,
+    Scores,
     UniformDequantization,
+    bound_held_out,
+    score_held_out,
 )
 from score_diffusion.run.inference.trained_model import (
     TrackedAverages,
@@ -48,8 +52,27 @@ def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> Tra
     Raises:
         UserError: If they were not tracked in training, no checkpoint is intact, or there is no such class.
     """
-    section, trained = config.sampling, load_unconditioned(workdir, config, device)
-    info, sizes = trained.data, condition_sizes(trained.score)
+    return with_conditions(load_unconditioned(workdir, config, device), config, workdir)
+
+
+def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+    """The same without conditions: its score is that of the null condition.
+
+    Raises:
+        UserError: If the weights were not tracked in training, or no checkpoint is intact.
+    """
+    model, step, words = load_score_model(workdir, config, device)
+    first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
+    return TrainedModel(model, model.sde, info, step, first_time, _weights_choice(config.sampling), words)
+
+
+def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    """A model of a run under the conditions that the section `sampling` chooses.
+
+    Raises:
+        UserError: If there is no such class, or the model was trained without such conditions.
+    """
+    section, info, sizes = config.sampling, trained.data, condition_sizes(trained.score)
     if section.conditions and not set(sizes) - {"label"}:
         raise UserError(
             f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "
@@ -65,17 +88,6 @@ def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> Tra
 def trains_conditions(config: ConfigDict, info: DataInfo) -> bool:
     """Whether the network of a run was trained with the conditions that it takes."""
     return config.training.conditional or info.num_train == 0  # another library trained it
-
-
-def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The same without conditions: its score is that of the null condition.
-
-    Raises:
-        UserError: If the weights were not tracked in training, or no checkpoint is intact.
-    """
-    model, step, words = load_score_model(workdir, config, device)
-    first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
-    return TrainedModel(model, model.sde, info, step, first_time, _weights_choice(config.sampling), words)
 
 
 def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) -> tuple[ScoreModel, int, str]:
@@ -166,6 +178,39 @@ def sample_request(section: ConfigDict) -> SampleRequest:
         section.seed,
         section.batch_size,
         json.dumps(settings, sort_keys=True),
+    )
+
+
+def score_data(figure: str, section: ConfigDict, trained: TrainedModel, data: Tensor) -> Scores | None:
+    """The likelihood of stored samples as a section `likelihood` says; None on all ranks except the first.
+
+    Args:
+        figure: "ode" for the probability flow, "bound" for the variational bound.
+        section: The section.
+        trained: The model.
+        data: Grey levels or standardized numbers, shape (n, *shape).
+    """
+    if figure == "ode":
+        return score_held_out(
+            trained,
+            data,
+            build_dequantization(section, trained),
+            batch_size=section.batch_size,
+            seed=section.seed,
+            divergence=section.divergence,
+            n_probes=section.n_probes,
+            rtol=section.rtol,
+            atol=section.atol,
+        )
+    return bound_held_out(
+        trained,
+        data,
+        batch_size=section.batch_size,
+        seed=section.seed,
+        variance=section.variance,
+        clip=clip_bounds(section.clip),
+        n_terms=section.bound_terms or None,
+        n_draws=section.bound_draws,
     )
 
 

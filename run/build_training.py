@@ -212,13 +212,24 @@ def build_trainer(
     Raises:
         UserError: If a setting is unknown or does not fit the others.
     """
-    section, seed = config.training, config.seed
-    check_batch_size(section)
-    torch.manual_seed(generator_for(seed, "weights").initial_seed())
-    sde = build_sde(config.sde)
-    model = build_model(config.model, sde, dataset.shape)
+    check_batch_size(config.training)
+    torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
+    model = build_model(config.model, build_sde(config.sde), dataset.shape)
     if initial is not None:
-        checkpoint.load_weights(model, initial, expanded(section.init_from))
+        checkpoint.load_weights(model, initial, expanded(config.training.init_from))
+    return assemble_trainer(config, dataset, model, device)
+
+
+def assemble_trainer(
+    config: ConfigDict, dataset: Dataset, model: ScoreModel, device: torch.device
+) -> Trainer:
+    """The trainer of a model with its initial weights, by the sections `data` and `training` and the seed.
+
+    Raises:
+        UserError: If a setting does not fit the model, the data or the others.
+    """
+    section, seed, sde = config.training, config.seed, model.sde
+    check_batch_size(section)
     model.to(device)
     if section.conditional:
         _check_conditions(model, dataset)
@@ -292,14 +303,14 @@ def _step_settings(section: ConfigDict, device: torch.device, shape: tuple[int, 
     )
 
 
-def build_preview(config: ConfigDict, dataset: Dataset) -> Preview:
+def build_preview(config: ConfigDict, dataset: Dataset, sde: SDE) -> Preview:
     """The preview of a training. Images are drawn in batches of the training's size, which fit the memory."""
     section = config.training
     own_batch = section.batch_size // (processes.world_size() * section.accumulate)
     points = len(dataset.shape) == 1  # cheap ones, of which a picture needs many
     default = PREVIEW_POINTS if points else min(PREVIEW_IMAGES, section.batch_size)
     count = default if section.preview_samples == AUTO else section.preview_samples
-    sampler = make_sampler(PREVIEW_SAMPLER, build_sde(config.sde), PREVIEW_NFE, denoise=True)
+    sampler = make_sampler(PREVIEW_SAMPLER, sde, PREVIEW_NFE, denoise=True)
     return Preview(
         sampler,
         dataset.shape,

@@ -12,7 +12,7 @@ from pathlib import Path
 from absl import flags
 
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import expanded
+from score_diffusion.run.files import default_workdir, expanded
 from score_diffusion.run.keys import MODES
 
 DEVICES = ("auto", "cpu", "cuda")
@@ -43,7 +43,7 @@ class CommandLine:
         """The run directory."""
         if self.flags.workdir:
             return expanded(self.flags.workdir)
-        return Path(f"runs/{Path(self.config).stem.replace(':', '_')}")
+        return default_workdir(self.config)
 
     @property
     def config(self) -> str:

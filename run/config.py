@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,11 +32,14 @@ from score_diffusion.run.data.user_function import absolute
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
-from score_diffusion.run.key_types import AUTO, Key, Values
+from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
 from score_diffusion.run.keys import KEYS, MODEL, OF_NO_RUN, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
+
+Overrides = Sequence[tuple[str, object]]
+"""Configuration keys by their full names, each with its new value, or with a text that spells it."""
 
 
 def config_names() -> list[str]:
@@ -156,13 +159,13 @@ def changed_text(config: ConfigDict) -> str:
 
 
 def apply_overrides(
-    config: ConfigDict, overrides: Iterable[tuple[str, str]], mode: str = "train", also: str = ""
+    config: ConfigDict, overrides: Overrides, mode: str = "train", also: str = ""
 ) -> ConfigDict:
-    """The configuration with overrides (dotted key, text) applied and checked; a new, locked one.
+    """The configuration with overrides applied and checked; a new, locked one.
 
     Args:
         config: The configuration.
-        overrides: The overrides.
+        overrides: Keys with their values, or with texts that spell them, as the command line has them.
         mode: The mode that they are for.
         also: How the names of further keys begin that may be overridden although the mode does not take them;
             "" for none.
@@ -173,12 +176,12 @@ def apply_overrides(
     """
     config = config.copy_and_resolve_references()
     overrides = sorted(overrides, key=lambda override: override[0] not in TABLES)  # others depend on them
-    for name, text in overrides:
+    for name, given in overrides:
         keys = declared_keys(config)
         key = find_key(name, keys)
         if not (also and name.startswith(also)):
             refuse_unused(name, mode, keys)
-        value = key.parse(name, text)
+        value = key.parse(name, given) if isinstance(given, str) else key.checked(name, given)
         if name == "data.path" and value:
             value = absolute(value)  # the run directory is used from other folders too
         if name in CONSTRUCTORS:
@@ -277,7 +280,7 @@ def read_config(workdir: Path) -> ConfigDict:
         _add_restore(record)
         for section, fields in named.items():
             check_fields(record[section], fields, f"{section}.")
-        config = ConfigDict(_with_tuples(record))
+        config = ConfigDict(with_tuples(record))
         _check_has_all_keys(config, "it")
         complete(config)
         check(config)
@@ -311,13 +314,6 @@ def _add_restore(record: dict[str, Any]) -> None:
     check_fields(record, {"restore": Values(kind=dict)})
     for name in restore_keys():
         record["restore"].setdefault(name.split(".")[1], {})
-
-
-def _with_tuples(value: object) -> object:
-    """JSON has lists where a configuration has tuples."""
-    if isinstance(value, dict):
-        return {key: _with_tuples(item) for key, item in value.items()}
-    return tuple(_with_tuples(item) for item in value) if isinstance(value, list) else value
 
 
 def differing_keys(a: ConfigDict, b: ConfigDict) -> list[str]:

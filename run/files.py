@@ -28,6 +28,11 @@ def expanded(path: str) -> Path:
         ) from error
 
 
+def default_workdir(config: str) -> Path:
+    """The run directory of an experiment, by its name or file, where none is given."""
+    return Path("runs", Path(config).stem.replace(":", "_"))
+
+
 def absolute_path(path: str) -> Path:
     """An expanded path with its links followed, as it holds in any folder.
 

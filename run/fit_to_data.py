@@ -17,7 +17,7 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.config import apply_overrides
+from score_diffusion.run.config import Overrides, apply_overrides, load_config
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.errors import UserError
@@ -26,17 +26,34 @@ COARSEST_SIDE = 7  # of a level, at least: 28 pixels are halved twice, 32 too
 MOST_ATTENDED = 256  # positions
 
 
-def fit_to_data(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> ConfigDict:
+def experiment(name: str, overrides: Overrides, mode: str = "train") -> ConfigDict:
+    """The configuration of an experiment with overrides; locked.
+
+    Args:
+        name: A name or a path as for `load_config`. In training "auto" is fitted to the data.
+        overrides: The keys that are set, see `apply_overrides`.
+        mode: The mode that they are for.
+
+    Raises:
+        UserError: If there is no such experiment, or an override is wrong.
+    """
+    config = load_config(name)
+    if name == "auto" and mode == "train":
+        return fit_to_data(config, overrides)
+    return apply_overrides(config, overrides, mode)
+
+
+def fit_to_data(config: ConfigDict, overrides: Overrides) -> ConfigDict:
     """The configuration `auto` with values that follow from the data, then the overrides; locked.
 
     Args:
         config: The configuration, whose section `data` the overrides complete.
-        overrides: The keys of the command line, (dotted key, text).
+        overrides: The keys that are set, see `apply_overrides`.
 
     Raises:
         UserError: If no data are named, they cannot be read, or an override is wrong.
     """
-    of_data = [(name, text) for name, text in overrides if name.startswith("data.")]
+    of_data = [(name, value) for name, value in overrides if name.startswith("data.")]
     config = apply_overrides(config, of_data)
     if not config.data.path and ":" not in config.data.name:
         raise UserError(
@@ -51,8 +68,7 @@ def fit_to_data(config: ConfigDict, overrides: Sequence[tuple[str, str]]) -> Con
             f"sides of {' x '.join(map(str, dataset.shape[1:]))} cannot be halved, and the network will be "
             "slow: --config.data.image_size=SIZE with a multiple of 8 makes it faster"
         )
-    named = [(name, str(value)) for name, value in chosen.items()]
-    return apply_overrides(config, [*named, *overrides])
+    return apply_overrides(config, [*chosen.items(), *overrides])
 
 
 def settings_for(shape: Sequence[int], num_train: int) -> dict[str, object]:

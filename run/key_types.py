@@ -113,6 +113,16 @@ class Key(Values):
         self.check(name, value)
         return value
 
+    def checked(self, name: str, value: Value) -> Value:
+        """A value from Python, in which a list stands for a tuple.
+
+        Raises:
+            UserError: If the value is not this key's.
+        """
+        value = with_tuples(value)
+        self.check(name, value)
+        return float(value) if self.type is float else value
+
     def check(self, name: str, value: Value) -> None:
         """Refuses a value that is not this key's.
 
@@ -121,6 +131,13 @@ class Key(Values):
         """
         if not self.take(value):
             raise UserError(f"configuration key {self.refusal(repr(name), value)}")
+
+
+def with_tuples(value: Value) -> Value:
+    """A value with tuples for its lists, at any depth: JSON and users write lists."""
+    if isinstance(value, dict):
+        return {key: with_tuples(item) for key, item in value.items()}
+    return tuple(map(with_tuples, value)) if isinstance(value, tuple | list) else value
 
 
 def _shown(value: Value) -> str:

@@ -38,7 +38,6 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
-    import torch
     from ml_collections import ConfigDict
 
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
@@ -128,6 +127,7 @@ def _run(line: CommandLine) -> int:
     if values.mode == "convert":
         return _convert(line)
     config = _configuration(line)
+    from score_diffusion.run.distributed.devices import pick_device
     from score_diffusion.run.distributed.processes import joined_processes
 
     with joined_processes():
@@ -137,7 +137,7 @@ def _run(line: CommandLine) -> int:
             return dry_run(values.mode, config, line.workdir)
         # A mode is a function of its name in a file of its name, and imports what it needs itself.
         command = getattr(importlib.import_module(f"score_diffusion.run.commands.{values.mode}"), values.mode)
-        return command(config, line.workdir, _device(values.device))
+        return command(config, line.workdir, pick_device(values.device))
 
 
 def _convert(line: CommandLine) -> int:
@@ -181,7 +181,7 @@ def _configuration(line: CommandLine) -> ConfigDict:
     from score_diffusion.run.config import CONFIG_FILE, apply_overrides, load_config, read_config
     from score_diffusion.run.data.info import read_data_info
     from score_diffusion.run.data.user_function import refuse_function
-    from score_diffusion.run.fit_to_data import fit_to_data
+    from score_diffusion.run.fit_to_data import experiment
     from score_diffusion.run.keys import KEYS
 
     mode, name, workdir = line.flags.mode, line.config, line.workdir
@@ -189,10 +189,7 @@ def _configuration(line: CommandLine) -> ConfigDict:
     if mode in ("train", "data"):
         config_is_given = line.flags["config"].present or not line.flags.workdir
         if config_is_given or not (workdir / CONFIG_FILE).exists():
-            config = load_config(name)
-            if name == "auto" and mode == "train":
-                return fit_to_data(config, line.overrides)
-            return apply_overrides(config, line.overrides, mode)
+            return experiment(name, line.overrides, mode)
         config = read_config(workdir)
     else:
         if not workdir.exists():
@@ -206,27 +203,6 @@ def _configuration(line: CommandLine) -> ConfigDict:
             section, name = key.split(".")
             refuse_function(config[section][name], key, use)
     return config
-
-
-def _device(name: str) -> torch.device:
-    """The device of this process: of several on a machine with GPUs, each has its own."""
-    import torch
-
-    from score_diffusion.run.distributed.processes import local_rank, world_size
-
-    if name == "cpu" or not torch.cuda.is_available():
-        if name == "cuda":
-            raise UserError("--device cuda was asked for and there is no CUDA device: use --device cpu")
-        return torch.device("cpu")
-    if world_size() == 1:
-        return torch.device("cuda")
-    if local_rank() >= torch.cuda.device_count():
-        raise UserError(
-            f"each process needs a GPU of its own, and there are {torch.cuda.device_count()}: "
-            "start as many with --nproc-per-node, or use --device cpu"
-        )
-    torch.cuda.set_device(local_rank())
-    return torch.device("cuda", local_rank())
 
 
 if __name__ == "__main__":

@@ -34,7 +34,8 @@ def prose(text: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("code", SNIPPETS)
-def test_snippets_run(code, capsys):
+def test_snippets_run(code, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)  # they write files
     exec(compile(code, "snippet", "exec"), {})
     assert "nan" not in capsys.readouterr().out
 

@@ -71,6 +71,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "command_line": {"errors", "files", "keys"},
     "fit_to_data": {"build", "config", "console", "data", "errors"},
+    "python": {
+        *("build_inference", "commands", "config", "data", "distributed", "errors", "files", "fit_to_data"),
+        *("inference", "plots"),
+    },
     "standard_streams": set(),
     "main": {
         *("command_line", "commands", "config", "console", "data", "distributed", "errors", "fit_to_data"),

@@ -19,9 +19,9 @@ from torch import Tensor
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sde, data_options
 from score_diffusion.run.build_inference import (
-    build_dequantization,
     load_unconditioned,
     own_conditions,
+    score_data,
     without_conditions,
 )
 from score_diffusion.run.console import format_duration, print_result
@@ -36,9 +36,8 @@ from score_diffusion.run.inference.classification import (
     denoising_log_likelihoods,
     of_each_class,
 )
-from score_diffusion.run.inference.scoring import Scores, bound_held_out, check_chain, score_held_out
+from score_diffusion.run.inference.scoring import Scores, check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
-from score_diffusion.samplers import clip_bounds
 
 FIGURES = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # what can be refused comes first
 HISTOGRAMS = {"ode": ".png", "bound": "-bound.png"}
@@ -95,34 +94,8 @@ def _score(config: ConfigDict, trained: TrainedModel, bare: TrainedModel | None,
 
 def _figures(section: ConfigDict, trained: TrainedModel, data: Tensor) -> Figures:
     """The figures that the section asks for; none on all ranks except the first."""
-    scores = {name: _figure(name, section, trained, data) for name in FIGURES[section.method]}
+    scores = {name: score_data(name, section, trained, data) for name in FIGURES[section.method]}
     return {name: scored for name, scored in scores.items() if scored is not None}
-
-
-def _figure(name: str, section: ConfigDict, trained: TrainedModel, data: Tensor) -> Scores | None:
-    """One of the two figures; None on all ranks except the first."""
-    if name == "ode":
-        return score_held_out(
-            trained,
-            data,
-            build_dequantization(section, trained),
-            batch_size=section.batch_size,
-            seed=section.seed,
-            divergence=section.divergence,
-            n_probes=section.n_probes,
-            rtol=section.rtol,
-            atol=section.atol,
-        )
-    return bound_held_out(
-        trained,
-        data,
-        batch_size=section.batch_size,
-        seed=section.seed,
-        variance=section.variance,
-        clip=clip_bounds(section.clip),
-        n_terms=section.bound_terms or None,
-        n_draws=section.bound_draws,
-    )
 
 
 def _classify(
@@ -143,7 +116,7 @@ def _classify(
         evaluations = section.classify_draws * len(counts)
     else:
         name = FIGURES[section.method][-1]
-        each = [_figure(name, section, model, data) for model in of_each_class(trained, len(counts))]
+        each = [score_data(name, section, model, data) for model in of_each_class(trained, len(counts))]
         scores = [scored for scored in each if scored is not None]
         log_likelihoods = np.stack([-nats * scored.values for scored in scores], 1) if scores else None
         evaluations = sum(scored.nfe for scored in scores)

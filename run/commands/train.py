@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import condition_sizes, data_options
+from score_diffusion.run.build import build_sde, condition_sizes, data_options
 from score_diffusion.run.build_training import (
     build_loop_settings,
     build_preview,
@@ -39,17 +39,15 @@ from score_diffusion.run.data.info import (
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.resolve_auto import resolve, take_resolved
-from score_diffusion.run.training.interruptions import StopRequest, full_disk_explained
-from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE, NullRecorder, Recorder
-from score_diffusion.run.training.loop import TrainingLoop
+from score_diffusion.run.training.interruptions import full_disk_explained
+from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
 from score_diffusion.run.training.run_directory import (
     locked,
-    move_leftovers_aside,
     preview_path,
-    record_progress,
     refuse_if_checkpoints_vanished,
     refuse_if_locked,
 )
+from score_diffusion.run.training.session import Outcome, train_in_directory
 from score_diffusion.run.training.trainer import Trainer
 
 
@@ -86,22 +84,25 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
 
 def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) -> int:
     """Trains in a run directory that is locked."""
-    seconds = _restore(trainer, workdir)
     print(changed_text(config))
     if condition_sizes(trainer.model) and not config.training.conditional:
         warn("training.conditional=False: the network takes conditions, and the model will be unconditional")
-    processes.barrier()  # until every rank has seen the directory as it was
-    recorder: Recorder | NullRecorder = NullRecorder()
-    if processes.is_rank_0():
-        _prepare_directory(config, dataset, trainer.step, workdir)
-        recorder = Recorder(workdir, trainer.step, total_training_steps(config.training))
-    preview = build_preview(config, dataset)
-    settings = build_loop_settings(config.training)
-    with StopRequest() as stop, recorder:
-        loop = TrainingLoop(trainer, settings, preview, workdir, recorder, stop, seconds)
-        ended = loop.run()
-    _report(config.training, trainer, workdir, ended, loop.seconds, recorder.loss, stop.signal)
-    return 128 + stop.signal if ended == "signal" else 0
+    outcome = train_in_directory(
+        trainer,
+        build_loop_settings(config.training),
+        build_preview(config, dataset, build_sde(config.sde)),
+        workdir,
+        lambda: _write_description(config, dataset, workdir),
+    )
+    _report(config.training, trainer.step, workdir, outcome)
+    return 128 + outcome.signal if outcome.signal else 0
+
+
+def _write_description(config: ConfigDict, dataset: Dataset, workdir: Path) -> None:
+    save_config(config, workdir)
+    write_data_info(workdir, DataInfo.of(dataset))
+    if config.training.conditional and dataset.conditions.keys() != {"label"}:
+        write_conditions(workdir, dataset.held_out_conditions)
 
 
 def _has_checkpoint(workdir: Path) -> bool:
@@ -146,58 +147,25 @@ def _check_ranks_agree(config: ConfigDict) -> None:
         raise UserError(f"{sentence}: start all processes with the same settings")
 
 
-def _restore(trainer: Trainer, workdir: Path) -> float:
-    """Restores the newest checkpoint, if there is any; returns the seconds of training so far."""
-    if not checkpoint.exists(workdir):
-        return 0.0
-    saved = checkpoint.latest(workdir, trainer.state_to_read_into())
-    trainer.restore(saved, workdir)
-    print(f"resuming {workdir} at step {saved.step}")
-    return saved.seconds
-
-
-def _prepare_directory(config: ConfigDict, dataset: Dataset, step: int, workdir: Path) -> None:
-    """Leaves in a run directory what belongs to a training at this step."""
-    if step:
-        checkpoint.set_aside_damaged(workdir, step)
-        record_progress(workdir, step)
-    else:
-        folder = move_leftovers_aside(workdir)
-        if folder is not None:
-            warn(f"an earlier start ended before its first checkpoint: its files are now in {folder}")
-    save_config(config, workdir)
-    write_data_info(workdir, DataInfo.of(dataset))
-    if config.training.conditional and dataset.conditions.keys() != {"label"}:
-        write_conditions(workdir, dataset.held_out_conditions)
-
-
-def _report(
-    section: ConfigDict,
-    trainer: Trainer,
-    workdir: Path,
-    ended: str,
-    seconds: float,
-    loss: float | None,
-    signal_number: int,
-) -> None:
+def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> None:
     rows: list[tuple[str, object]] = [
-        ("steps", f"{trainer.step:,} of {total_training_steps(section):,}"),
-        ("images", f"{trainer.step * section.batch_size:,}"),
-        ("time", format_duration(seconds)),
-        *([] if loss is None else [("loss", f"{loss:.4f}")]),
-        ("checkpoint", workdir / checkpoint.FOLDER / f"{trainer.step:08d}"),
-        ("samples", preview_path(workdir, trainer.step)),
+        ("steps", f"{step:,} of {total_training_steps(section):,}"),
+        ("images", f"{step * section.batch_size:,}"),
+        ("time", format_duration(outcome.seconds)),
+        *([] if outcome.loss is None else [("loss", f"{outcome.loss:.4f}")]),
+        ("checkpoint", workdir / checkpoint.FOLDER / f"{step:08d}"),
+        ("samples", preview_path(workdir, step)),
         ("loss curve", workdir / LOSS_CURVE),
         ("log", workdir / LOG_FILE),
     ]
     rows = [(name, value) for name, value in rows if not isinstance(value, Path) or value.exists()]
-    if ended == "signal":
-        title = f"Training stopped by {signal.Signals(signal_number).name}"
+    if outcome.signal:
+        title = f"Training stopped by {signal.Signals(outcome.signal).name}"
         rows.append(("to resume", "give the same command again"))
-    elif ended == "max_minutes":
+    elif outcome.ended == "max_minutes":
         title = f"Training stopped at its time limit, training.max_minutes={section.max_minutes:g}"
         rows.append(("to resume", "give the same command again with a larger --config.training.max_minutes"))
     else:
-        limit = "steps" if trainer.step >= section.steps else "images"
+        limit = "steps" if step >= section.steps else "images"
         title = f"Training finished, training.{limit}={section[limit]:,}"
     print_result(title, rows)

@@ -152,16 +152,16 @@ def test_conditional_training_needs_labels(config_of: Callable):
 
 def test_previews_follow_the_batch(config_of: Callable):
     """No larger than a batch, and drawn in batches that fit the memory where those of training do."""
-    digits = load_digits()
-    preview = build_preview(config_of(), digits)
+    digits, sde = load_digits(), VPSDE()
+    preview = build_preview(config_of(), digits, sde)
     assert (preview.count, preview.batch_size) == (8, 8)
-    preview = build_preview(config_of(training__batch_size=256, training__accumulate=8), digits)
+    preview = build_preview(config_of(training__batch_size=256, training__accumulate=8), digits, sde)
     assert (preview.count, preview.batch_size) == (64, 32)
-    preview = build_preview(config_of(training__preview_samples=20), digits)
+    preview = build_preview(config_of(training__preview_samples=20), digits, sde)
     assert (preview.count, preview.batch_size) == (20, 8)
-    assert build_preview(config_of(training__preview_samples=0), digits).count == 0
+    assert build_preview(config_of(training__preview_samples=0), digits, sde).count == 0
     toy = load_config("toy2d")
-    assert build_preview(toy, load_dataset(data_options(toy.data))).count == 1000
+    assert build_preview(toy, load_dataset(data_options(toy.data)), sde).count == 1000
 
 
 def test_loop_settings_have_no_limit_where_it_is_zero(config_of: Callable):

@@ -1,0 +1,1 @@
+"""What is done from Python: `load_run`, `train`, `Trainer`."""

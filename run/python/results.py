@@ -1,0 +1,77 @@
+"""What a `Run` returns."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from score_diffusion.run import plots
+from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.user_arrays import to_own_units
+
+PICTURED = 400  # images in a picture, at most
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples of a run. NumPy takes them for the array `values`, and a notebook shows them as a picture."""
+
+    samples: np.ndarray
+    """As in the files of `--mode sample`: brightness in [-1, 1], float32 (n, C, H, W), or numbers in the
+    units of your data, (n, D) or channels first.
+    """
+    nfe: int
+    """Network evaluations per sample, the largest number where samples choose their own steps."""
+    data: DataInfo
+    """The data of the run."""
+    labels: np.ndarray | None = None
+    """Class indices, int64 (n,), -1 for no class; None for a model without classes."""
+    names: Sequence[str] | None = None
+    """The names of these classes."""
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """Raw pixels, uint8 (n, H, W) or (n, H, W, C), or numbers in the units of your data."""
+        return to_own_units(self.samples, self.data.scaling)
+
+    def save(self, path: str | Path) -> Path:
+        """Saves a picture, a .png file: images as a grid, points as a scatter plot, signals as curves."""
+        path = Path(path)
+        shown = self.samples if self.samples.ndim == 2 else self.samples[:PICTURED]
+        names = None if self.names is None else self.names[: len(shown)]
+        plots.save_samples(path, shown, self.data.scaling.limits, names)
+        return path
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __array__(self, dtype: np.dtype | None = None, copy: bool | None = None) -> np.ndarray:
+        return np.array(self.values, dtype=dtype, copy=copy)
+
+    def _repr_png_(self) -> bytes:
+        with tempfile.TemporaryDirectory() as folder:
+            return self.save(Path(folder) / "samples.png").read_bytes()
+
+
+@dataclass(frozen=True)
+class LogLikelihoods:
+    """Log-likelihoods of n samples."""
+
+    log_prob: np.ndarray
+    """log p(x) in nats, float64 (n,): of images the log-probability of their grey levels, or a lower bound on
+    it; of numbers the log-density in the units of your data.
+    """
+    bits_per_dim: np.ndarray
+    """-log₂ p(x) per dimension, float64 (n,)."""
+    nfe: int
+    """Network evaluations per sample."""
+
+    @property
+    def mean(self) -> float:
+        """The mean of `log_prob`."""
+        return float(self.log_prob.mean())

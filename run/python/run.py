@@ -1,0 +1,281 @@
+"""A trained model in Python: `run = load_run("runs/vpsde")`, then `run.sample(16)`.
+
+Everything goes through the functions of the commands, with the settings of the run: the samples are bit for
+bit those of `--mode sample`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ml_collections import ConfigDict
+from torch import Tensor
+
+from score_diffusion.run.build_inference import (
+    build_trained_sampler,
+    load_unconditioned,
+    score_data,
+    with_conditions,
+)
+from score_diffusion.run.config import apply_overrides, read_config
+from score_diffusion.run.data.info import DataInfo
+from score_diffusion.run.data.user_arrays import to_stored
+from score_diffusion.run.distributed.devices import pick_device
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
+from score_diffusion.run.inference.sample_files import draw, sampling_score
+from score_diffusion.run.inference.scoring import check_chain
+from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.python.results import LogLikelihoods, Samples
+from score_diffusion.samplers import ODESampler, interpolate
+from score_diffusion.sde_lib import SDE, ScoreFunction
+
+Label = int | str | Sequence[int | str]
+"""One class by index or name, or several that the samples take in turn; -1 for no class."""
+Settings = Mapping[str, object]
+"""Further keys of a section of the configuration: {"pc.snr": 0.2, "denoise": False} of `sampling`."""
+
+
+def load_run(path: str | Path, device: str = "auto") -> Run:
+    """The trained model of a run directory.
+
+    Args:
+        path: The run directory, as `--workdir`.
+        device: "auto" for CUDA where there is one, "cuda" or "cpu".
+
+    Raises:
+        UserError: If the directory holds no run, or no checkpoint of it is intact.
+    """
+    workdir, where = expanded(str(path)), pick_device(device)
+    run = Run(read_config(workdir), lambda config: load_unconditioned(workdir, config, where), workdir)
+    run.score  # noqa: B018 - read now, so that a damaged checkpoint is named here
+    return run
+
+
+class Run:
+    """A trained model with its data and its settings.
+
+    Args:
+        config: The configuration.
+        load: Loads the model with the weights that the section `sampling` of a configuration chooses.
+        path: The run directory.
+    """
+
+    def __init__(self, config: ConfigDict, load: Callable[[ConfigDict], TrainedModel], path: Path) -> None:
+        self.config, self.path = config, path
+        self._load = load
+        self._loaded: dict[tuple[object, ...], TrainedModel] = {}
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r}: {self.sde}, {self.data}, after {self.step:,} training steps)"
+
+    @property
+    def score(self) -> ScoreFunction:
+        """The score(x, t) ∇ log p_t(x), of model inputs x (B, *shape) at times t (B,); a `ScoreModel`."""
+        return self._trained(self.config).score
+
+    @property
+    def sde(self) -> SDE:
+        """The SDE."""
+        return self._trained(self.config).sde
+
+    @property
+    def data(self) -> DataInfo:
+        """What is known about the data: shape, scaling, classes, number of samples."""
+        return self._trained(self.config).data
+
+    @property
+    def step(self) -> int:
+        """Training steps behind the weights."""
+        return self._trained(self.config).step
+
+    def sample(
+        self,
+        n: int | None = None,
+        *,
+        sampler: str | None = None,
+        nfe: int | None = None,
+        grid: str | None = None,
+        label: Label | None = None,
+        seed: int | None = None,
+        batch_size: int | None = None,
+        settings: Settings | None = None,
+    ) -> Samples:
+        """Draws samples, those of `--mode sample` with the same settings. What is None is as in the run.
+
+        Args:
+            n: Number of samples.
+            sampler: A name in `score_diffusion.samplers.SAMPLERS`.
+            nfe: Network evaluations per sample at most.
+            grid: The time grid, a name in `score_diffusion.samplers.GRIDS` or "fitted".
+            label: The classes that are drawn, in turn; -1 for no class.
+            seed: Sample k depends on the seed, k and its class only.
+            batch_size: Samples drawn at a time, which decides the speed only.
+            settings: Further keys of `sampling`: {"pc.snr": 0.2, "checkpoint": "best"}.
+
+        Raises:
+            UserError: If a setting is unknown or has a wrong value, or there is no such class.
+            InputError: If the sampler cannot be used so, or a result is not finite.
+        """
+        named = dict(sampler=sampler, num_samples=n, nfe=nfe, grid=grid, seed=seed, batch_size=batch_size)
+        section, trained = self._configured(named, label, settings)
+        chosen = build_trained_sampler(section, trained, self.path)
+        batches = draw(trained, chosen, range(section.num_samples), section.seed, section.batch_size)
+        return self._samples([values for values, _ in batches], max(nfe for _, nfe in batches), trained)
+
+    def log_likelihood(
+        self,
+        x: object,
+        *,
+        label: Label = -1,
+        method: str = "ode",
+        seed: int | None = None,
+        settings: Settings | None = None,
+    ) -> LogLikelihoods:
+        """Scores samples, as `--mode likelihood` scores held-out data.
+
+        Args:
+            x: Samples as your data have them: whole-numbered pixels (n, H, W) or (n, H, W, C), or numbers; or
+                as `Samples.samples`.
+            label: The class of each sample, or of all; -1 for p(x) without a class.
+            method: "ode" for the probability flow, "bound" for DDPM's variational bound.
+            seed: Seed of the dequantization noise, the probes and the noise of the bound.
+            settings: Further keys of `likelihood`: {"divergence": "exact", "rtol": 1e-4}.
+
+        Raises:
+            UserError: If the samples are not as the run's data, or a setting is wrong.
+        """
+        if method not in ("ode", "bound"):
+            raise UserError(f"method must be ode or bound, got {method!r}")
+        chosen = ({} if seed is None else {"seed": seed}) | dict(settings or {})
+        overrides = [(f"likelihood.{key}", value) for key, value in chosen.items()]
+        section = apply_overrides(self.config, overrides, "likelihood").likelihood
+        _, trained = self._configured({}, label)
+        if method == "bound" or section.dequantization == "gaussian":
+            check_chain(trained.sde)
+        scores = score_data(method, section, trained, self._stored(x))
+        assert scores is not None  # there is one process
+        dimensions = math.prod(self.data.shape)
+        to_nats = dimensions * math.log(2) if self.data.levels else 1.0
+        log_prob = -scores.values * to_nats
+        return LogLikelihoods(log_prob, -log_prob / (dimensions * math.log(2)), scores.nfe)
+
+    def encode(self, x: object, *, label: Label = -1, rtol: float = 1e-5, atol: float = 1e-5) -> np.ndarray:
+        """The codes of samples: where the probability flow takes them from data to noise.
+
+        Args:
+            x: Samples as for `log_likelihood`.
+            label: The class of each sample, or of all; -1 for no class.
+            rtol: Relative tolerance of the ODE solver.
+            atol: Absolute tolerance of the ODE solver.
+
+        Returns:
+            Codes, float32 (n, *shape), about N(0, `sde.prior_std`² I).
+        """
+        sampler, section, trained = self._flow(label, rtol, atol)
+        score, stored = sampling_score(trained), self._stored(x)
+        codes = []
+        for first in range(0, len(stored), section.batch_size):
+            batch = trained.data.scaling.stored_to_model(stored[first : first + section.batch_size])
+            cond = trained.conditions.of(range(first, first + len(batch)), trained.device)
+            codes.append(sampler.encode(score, batch.to(trained.device), cond).cpu())
+        return torch.cat(codes).numpy()
+
+    def decode(self, codes: object, *, label: Label = -1, rtol: float = 1e-5, atol: float = 1e-5) -> Samples:
+        """The samples of codes: the probability flow from noise to data, the inverse of `encode`.
+
+        Args:
+            codes: Codes, floating point (n, *shape).
+            label: As for `encode`.
+            rtol: Relative tolerance of the ODE solver.
+            atol: Absolute tolerance of the ODE solver.
+        """
+        sampler, section, trained = self._flow(label, rtol, atol)
+        x_T = torch.as_tensor(np.asarray(codes), dtype=torch.float32)
+        if x_T.shape[1:] != self.data.shape or not len(x_T):
+            expected = f"(n, {', '.join(map(str, self.data.shape))})"
+            raise UserError(f"codes must have the shape {expected}, got {tuple(x_T.shape)}")
+        score, parts, nfe = sampling_score(trained), [], 0
+        for first in range(0, len(x_T), section.batch_size):
+            batch = x_T[first : first + section.batch_size].to(trained.device)
+            cond = trained.conditions.of(range(first, first + len(batch)))
+            result = sampler(score, batch.shape, cond=cond, x_T=batch)
+            parts.append(trained.data.scaling.model_to_user(result.samples).cpu().numpy())
+            nfe = max(nfe, result.nfe)
+        return self._samples(parts, nfe, trained)
+
+    def interpolate(
+        self,
+        a: object,
+        b: object,
+        n: int = 8,
+        *,
+        label: Label = -1,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+    ) -> Samples:
+        """A path of samples from one sample to another: their codes, interpolated on the sphere, decoded.
+
+        Args:
+            a: One sample, as for `log_likelihood`.
+            b: Another.
+            n: Samples on the path, at least 2; the first is `a` and the last is `b`.
+            label: As for `encode`.
+            rtol: Relative tolerance of the ODE solver.
+            atol: Absolute tolerance of the ODE solver.
+        """
+        if n < 2:
+            raise UserError(f"n must be at least 2, the two ends, got {n}")
+        ends = [self.encode(x, label=label, rtol=rtol, atol=atol) for x in (a, b)]
+        if any(len(codes) != 1 for codes in ends):
+            raise UserError(f"a and b must be one sample each, got {len(ends[0])} and {len(ends[1])}")
+        first, last = map(torch.from_numpy, ends)
+        path = interpolate(first, last, torch.linspace(0, 1, n))[:, 0]
+        return self.decode(path, label=label, rtol=rtol, atol=atol)
+
+    def _trained(self, config: ConfigDict) -> TrainedModel:
+        """The model with the weights that a configuration chooses, loaded once."""
+        section = config.sampling
+        key = (section.checkpoint, section.ema, section.ema_sigma_rel)
+        if key not in self._loaded:
+            self._loaded[key] = self._load(config)
+        return self._loaded[key]
+
+    def _configured(
+        self, named: Settings, label: Label | None = None, settings: Settings | None = None
+    ) -> tuple[ConfigDict, TrainedModel]:
+        """The section `sampling` with some of its keys set, and the model under the classes it chooses."""
+        chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
+        if label is not None:
+            chosen["label"] = _label_text(label)
+        overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
+        config = apply_overrides(self.config, overrides, "sample")
+        return config.sampling, with_conditions(self._trained(config), config, self.path)
+
+    def _flow(self, label: Label, rtol: float, atol: float) -> tuple[ODESampler, ConfigDict, TrainedModel]:
+        """The probability flow with a step size for each sample."""
+        options = {"ode.method": "dopri5", "ode.rtol": rtol, "ode.atol": atol}
+        named = {"sampler": "ode", "denoise": False, "steps": 0, "nfe": 0, **options}
+        section, trained = self._configured(named, label)
+        sampler = build_trained_sampler(section, trained, self.path)
+        assert isinstance(sampler, ODESampler)
+        return sampler, section, trained
+
+    def _stored(self, x: object) -> Tensor:
+        return to_stored(x, self.data.shape, self.data.scaling)
+
+    def _samples(self, parts: list[np.ndarray], nfe: int, trained: TrainedModel) -> Samples:
+        samples = np.concatenate(parts)
+        labels = trained.conditions.labels(len(samples))
+        names = trained.conditions.names(len(samples))
+        return Samples(samples, nfe, trained.data, None if labels is None else labels.numpy(), names)
+
+
+def _label_text(label: Label) -> str:
+    """Classes as `--label` spells them."""
+    labels = [label] if isinstance(label, int | str) else label
+    return ",".join(map(str, labels))

@@ -1,0 +1,61 @@
+"""Training from Python: an experiment as `--mode train`, or one's own network and data in the same engine."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from score_diffusion.run.commands.train import train as train_command
+from score_diffusion.run.config import apply_overrides
+from score_diffusion.run.distributed.devices import pick_device
+from score_diffusion.run.files import default_workdir, expanded
+from score_diffusion.run.fit_to_data import experiment
+from score_diffusion.run.python.run import Run, load_run
+
+
+def train(
+    config: str | ConfigDict = "vpsde",
+    workdir: str | Path | None = None,
+    settings: Mapping[str, object] | None = None,
+    *,
+    device: str = "auto",
+) -> Run:
+    """Trains as `--mode train` does, or resumes the training of the directory; returns the trained model.
+
+        run = train("vpsde", "runs/digits", {"training.steps": 2000, "training.batch_size": 64})
+
+    Args:
+        config: The name of an experiment or the path of its file, as `--config`, or a configuration.
+        workdir: The run directory; by default runs/NAME, runs/own for a configuration.
+        settings: Keys of the configuration with their values: {"training.steps": 2000}, or in sections,
+            {"training": {"steps": 2000}}.
+        device: "auto" for CUDA where there is one, "cuda" or "cpu".
+
+    Raises:
+        UserError: If a setting is wrong, the directory holds another run, or training diverges.
+        KeyboardInterrupt: After Ctrl-C, when the step is done and its checkpoint is saved.
+    """
+    overrides = dotted(settings or {})
+    if isinstance(config, str):
+        resolved, folder = experiment(config, overrides), default_workdir(config)
+    else:
+        resolved, folder = apply_overrides(config, overrides), default_workdir("own")
+    folder = folder if workdir is None else expanded(str(workdir))
+    code = train_command(resolved, folder, pick_device(device))
+    if code:  # 128 + the signal that stopped it
+        raise KeyboardInterrupt(
+            f"training stopped by {signal.Signals(code - 128).name}; call train again to resume"
+        )
+    return load_run(folder, device)
+
+
+def dotted(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
+    """Settings as keys of the configuration by their full names."""
+    pairs: list[tuple[str, object]] = []
+    for key, value in settings.items():
+        name = f"{prefix}{key}"
+        pairs += dotted(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
+    return pairs
