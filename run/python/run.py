@@ -131,7 +131,7 @@ class Run:
         self,
         x: object,
         *,
-        label: Label = -1,
+        label: Label | None = None,
         method: str = "ode",
         seed: int | None = None,
         settings: Settings | None = None,
@@ -141,7 +141,7 @@ class Run:
         Args:
             x: Samples as your data have them: whole-numbered pixels (n, H, W) or (n, H, W, C), or numbers; or
                 as `Samples.samples`.
-            label: The class of each sample, or of all; -1 for p(x) without a class.
+            label: The class of each sample, or of all; None for p(x) without a class.
             method: "ode" for the probability flow, "bound" for DDPM's variational bound.
             seed: Seed of the dequantization noise, the probes and the noise of the bound.
             settings: Further keys of `likelihood`: {"divergence": "exact", "rtol": 1e-4}.
@@ -154,7 +154,7 @@ class Run:
         chosen = ({} if seed is None else {"seed": seed}) | dict(settings or {})
         overrides = [(f"likelihood.{key}", value) for key, value in chosen.items()]
         section = apply_overrides(self.config, overrides, "likelihood").likelihood
-        _, trained = self._configured({}, label)
+        _, trained = self._configured({}, self._class_or_none(label))
         if method == "bound" or section.dequantization == "gaussian":
             check_chain(trained.sde)
         scores = score_data(method, section, trained, self._stored(x))
@@ -164,12 +164,14 @@ class Run:
         log_prob = -scores.values * to_nats
         return LogLikelihoods(log_prob, -log_prob / (dimensions * math.log(2)), scores.nfe)
 
-    def encode(self, x: object, *, label: Label = -1, rtol: float = 1e-5, atol: float = 1e-5) -> np.ndarray:
+    def encode(
+        self, x: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
+    ) -> np.ndarray:
         """The codes of samples: where the probability flow takes them from data to noise.
 
         Args:
             x: Samples as for `log_likelihood`.
-            label: The class of each sample, or of all; -1 for no class.
+            label: The class of each sample, or of all; None for no class.
             rtol: Relative tolerance of the ODE solver.
             atol: Absolute tolerance of the ODE solver.
 
@@ -185,7 +187,9 @@ class Run:
             codes.append(sampler.encode(score, batch.to(trained.device), cond).cpu())
         return torch.cat(codes).numpy()
 
-    def decode(self, codes: object, *, label: Label = -1, rtol: float = 1e-5, atol: float = 1e-5) -> Samples:
+    def decode(
+        self, codes: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
+    ) -> Samples:
         """The samples of codes: the probability flow from noise to data, the inverse of `encode`.
 
         Args:
@@ -214,7 +218,7 @@ class Run:
         b: object,
         n: int = 8,
         *,
-        label: Label = -1,
+        label: Label | None = None,
         rtol: float = 1e-5,
         atol: float = 1e-5,
     ) -> Samples:
@@ -256,11 +260,23 @@ class Run:
         config = apply_overrides(self.config, overrides, "sample")
         return config.sampling, with_conditions(self._trained(config), config, self.path)
 
-    def _flow(self, label: Label, rtol: float, atol: float) -> tuple[ODESampler, ConfigDict, TrainedModel]:
+    def _class_or_none(self, label: Label | None) -> Label:
+        """The classes, or no class where the model knows p(x) without one."""
+        training = self.config.training
+        if label is None and training.conditional and not training.condition_dropout:
+            raise UserError(
+                "this model was trained with training.condition_dropout=0 and knows no p(x) without a class: "
+                "give the class of each sample as label"
+            )
+        return -1 if label is None else label
+
+    def _flow(
+        self, label: Label | None, rtol: float, atol: float
+    ) -> tuple[ODESampler, ConfigDict, TrainedModel]:
         """The probability flow with a step size for each sample."""
         options = {"ode.method": "dopri5", "ode.rtol": rtol, "ode.atol": atol}
         named = {"sampler": "ode", "denoise": False, "steps": 0, "nfe": 0, **options}
-        section, trained = self._configured(named, label)
+        section, trained = self._configured(named, self._class_or_none(label))
         sampler = build_trained_sampler(section, trained, self.path)
         assert isinstance(sampler, ODESampler)
         return sampler, section, trained

@@ -93,7 +93,7 @@ def test_classes_by_name_and_index(tiny: str, tmp_path: Path, cli: Callable):
 def test_the_likelihood_of_numbers_is_that_of_their_law(exact: Run):
     x = np.array([[10.0, -3.0], [11.0, -3.2], [8.5, -2.9]])
     law = stats.multivariate_normal(SHIFT, np.diag(VARIANCE * np.square(SCALE)))
-    for label in (-1, "-1"):
+    for label in (None, -1):
         result = exact.log_likelihood(x, label=label, settings={"divergence": "exact"})
         np.testing.assert_allclose(result.log_prob, law.logpdf(x), atol=2e-3)
     np.testing.assert_allclose(result.bits_per_dim, -law.logpdf(x) / (2 * np.log(2)), atol=2e-3)
@@ -153,6 +153,14 @@ def test_mistakes_are_explained(trained: Path, tmp_path: Path):
         run.log_likelihood(np.zeros((1, 8, 8), int), method="exact")
     with pytest.raises(UserError, match=r"codes must have the shape \(n, 1, 8, 8\)"):
         run.decode(np.zeros((2, 8, 8)))
+
+
+def test_a_likelihood_that_was_never_trained_is_refused(exact: Run):
+    config = exact.config.copy_and_resolve_references()
+    config.training.update(conditional=True, condition_dropout=0.0)
+    run = Run(config.lock(), exact._load, exact.path)
+    with pytest.raises(UserError, match="knows no p\\(x\\) without a class"):
+        run.log_likelihood(np.zeros((1, 2)))
 
 
 def test_pictures(trained: Path, tmp_path: Path):
