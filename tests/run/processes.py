@@ -16,6 +16,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 MODULES = (
     "score_diffusion.run.commands.train",
     "score_diffusion.run.commands.sample",
+    "score_diffusion.run.commands.restore",
     "score_diffusion.run.commands.likelihood",
     "score_diffusion.run.commands.evaluate",
     "score_diffusion.run.checkpoints.sharded",

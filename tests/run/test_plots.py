@@ -122,3 +122,36 @@ def test_every_mode_draws_where_a_notebook_names_a_backend_that_is_not_installed
         [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_a_table_of_images_shows_what_is_missing_in_blue(tmp_path: Path):
+    truth = np.linspace(-1, 1, 2 * 64).reshape(2, 1, 8, 8)
+    measured, deviation = truth.copy(), np.zeros_like(truth)
+    plots.save_image_table(tmp_path / "a.png", "title", {"truth": truth, "deviation": deviation}, {})
+    measured[..., :4] = np.nan
+    notes = {"measurement": ["one", "two"]}
+    plots.save_image_table(tmp_path / "b.png", "title", {"truth": truth, "measurement": measured}, notes)
+    missing = np.round(255 * np.array(plots.MISSING)).astype(int)
+    shares = [
+        (np.abs(pixels(tmp_path / f"{name}.png")[..., :3].astype(int) - missing).max(-1) <= 1).mean()
+        for name in "ab"
+    ]
+    assert shares[0] == 0 and 0.1 < shares[1] < 0.3
+
+
+def test_colour_images_of_any_sizes_and_fields_have_a_place_in_a_table(tmp_path: Path):
+    columns = {
+        "truth": np.zeros((3, 3, 9, 9)),
+        "small": np.ones((3, 1, 3, 4)),
+        "cube": np.ones((3, 1, 4, 5, 5)),
+    }
+    plots.save_image_table(tmp_path / "c.png", "title", columns, {}, limits=None)
+    assert pixels(tmp_path / "c.png").ndim == 3
+
+
+def test_bands_of_points_and_signals(tmp_path: Path):
+    for shape in ((2, 5), (1, 2, 30)):
+        mean = np.random.default_rng(0).normal(size=shape)
+        plots.save_bands(tmp_path / "bands.png", "title", mean, np.ones(shape), mean + 1)
+        plots.save_bands(tmp_path / "bare.png", "title", mean, np.ones(shape), None)
+        assert not np.array_equal(pixels(tmp_path / "bands.png"), pixels(tmp_path / "bare.png"))

@@ -121,6 +121,51 @@ def test_settings_are_those_that_decide_the_samples(restore: Callable, trained: 
     assert arrays["nfe"] == 5 and arrays["noise"] == 0.05
 
 
+@pytest.mark.slow
+def test_colours_and_numbers(cli: Callable, tmp_path: Path, capsys):
+    """A colour model colours a grey file, and one of numbers takes and gives the user's units."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "colours.npz", x_train=rng.integers(0, 256, (20, 8, 8, 3), np.uint8))
+    np.savez(tmp_path / "numbers.npz", x_train=rng.normal(300, 20, (20, 1, 8, 8)))
+    for name in ("colours", "numbers"):
+        assert cli("train", tmp_path / name, f"--config.data.path={tmp_path}/{name}.npz") == 0
+    grey = rng.integers(0, 256, (8, 8), np.uint8)
+    Image.fromarray(grey).save(tmp_path / "grey.png")
+    given = (*FEW, f"--input={tmp_path}/grey.png", "--config.restore.measured=true", "--task=colorize")
+    assert cli("restore", tmp_path / "colours", *given) == 0
+    arrays = load(tmp_path / "colours", "colorize-moment_matching")
+    np.testing.assert_allclose(arrays["measurement"][0, 0], grey / 127.5 - 1, atol=1e-6)
+    assert arrays["samples"].shape == (1, 3, 3, 8, 8) and "truth" not in arrays
+    assert cli("restore", tmp_path / "numbers", *FEW, "--noise=0", "--mask=left", "--method=replacement") == 0
+    arrays = load(tmp_path / "numbers", "inpaint-replacement")
+    known = arrays["known"]
+    assert 250 < arrays["truth"].mean() < 350 and arrays["samples"].dtype == np.float64
+    np.testing.assert_array_equal(arrays["samples"][:, 0, known], arrays["measurement"][:, known])
+    np.testing.assert_allclose(arrays["measurement"][:, known], arrays["truth"][:, known], rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_a_class_as_prior(cli: Callable, tmp_path: Path, refused: Callable):
+    """Without a label the prior is that of all classes, not a class for each sample."""
+    assert cli("train", tmp_path, "--config.training.conditional=true") == 0
+    few = (*FEW, "--config.restore.batch_size=1")
+    for label in ((), ("--label=-1",), ("--label=7",)):
+        assert cli("restore", tmp_path, *few, *label) == 0
+    bare, null, seven = (
+        load(tmp_path, f"inpaint-moment_matching{suffix}")["samples"] for suffix in ("", "-2", "-3")
+    )
+    assert np.array_equal(bare, null) and not np.array_equal(bare, seven)
+    assert "takes one class, got sampling.label=1,2" in refused(cli("restore", tmp_path, *few, "--label=1,2"))
+    always = (
+        tmp_path / "always",
+        "--config.training.conditional=true",
+        "--config.training.condition_dropout=0",
+    )
+    assert cli("train", *always) == 0
+    assert "knows no images without a class" in refused(cli("restore", always[0], *few))
+    assert cli("restore", always[0], *few, "--label=3") == 0
+
+
 def white(path: Path, size: tuple[int, int] = (8, 8), level: int = 255) -> Path:
     Image.new("L", size[::-1], level).save(path)
     return path

@@ -29,15 +29,16 @@ pytestmark = pytest.mark.slow
 
 TINY = str(Path(__file__).parents[1] / "tiny.py")
 SAMPLES = ["--config.sampling.num_samples=9", "--config.sampling.batch_size=2"]
+RESTORES = ["--nfe=4", "--config.restore.num_inputs=3", "--config.restore.num_samples=3"]
 SCORES = ["--config.likelihood.num_images=5", "--config.likelihood.batch_size=2"]
 
 
 def results(workdir: Path) -> dict[str, object]:
-    """What sample, likelihood and evaluate left, without the time they took."""
+    """What sample, restore, likelihood and evaluate left, without the time they took."""
     found = {}
     for path in sorted(workdir.glob("*.json")):
         found[path.name] = {k: v for k, v in json.loads(path.read_text()).items() if "seconds" not in k}
-    for path in sorted(workdir.glob("samples/*.npz")):
+    for path in sorted([*workdir.glob("samples/*.npz"), *workdir.glob("restored/*.npz")]):
         with np.load(path) as arrays:
             found[path.name] = {name: arrays[name].tobytes() for name in arrays if "seconds" not in name}
     return found
@@ -62,6 +63,7 @@ def single(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 MODES = {
     "sample": [*SAMPLES, "--sampler", "pc"],
+    "restore": [*RESTORES, "--task=superres"],
     "likelihood": [*SCORES, "--config.likelihood.method=both", "--config.likelihood.bound_terms=1"],
     "evaluate": [*SAMPLES, "--grid=fitted", "--nfe=3"],
 }
@@ -80,7 +82,8 @@ def share_out(n: int, finished_run: Path, folder: Path) -> Path:
 @pytest.mark.parametrize("n", [2, 4])
 def test_shared_work_gives_the_same_bits(n: int, single: Path, finished_run: Path, tmp_path: Path):
     assert results(share_out(n, finished_run, tmp_path)) == results(single)
-    assert {"pc.npz", "likelihood.json", "evaluation.json"} <= set(results(single))
+    expected = {"pc.npz", "superres-moment_matching.npz", "likelihood.json", "evaluation.json"}
+    assert expected <= set(results(single))
 
 
 def test_the_classes_of_shared_samples_are_those_of_one_process(cli: Callable, tmp_path: Path):
