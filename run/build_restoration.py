@@ -42,8 +42,8 @@ def load_prior(workdir: Path, config: ConfigDict, device: torch.device) -> Train
     if config.sampling.label == ALL:
         if training.conditional and not training.condition_dropout:
             raise UserError(
-                "this model was trained with training.condition_dropout=0 and knows no images without a class: "
-                "name one with --label"
+                "this model was trained with training.condition_dropout=0 and knows no images without a "
+                "class: name one with --label"
             )
         return load_unconditioned(workdir, config, device)
     trained = load_trained(workdir, config, device)
