@@ -36,13 +36,17 @@ class CommandLine:
     flags: flags.FlagValues
     overrides: Overrides
     path: Path | None
-    """The argument after the options, which only `--mode convert` takes."""
+    """The argument without a name, which only `--mode convert` takes."""
+    runs: tuple[Path, ...] = ()
+    """The arguments without names of `--mode compare`."""
 
     @property
     def workdir(self) -> Path:
         """The run directory."""
         if self.flags.workdir:
             return expanded(self.flags.workdir)
+        if self.flags.mode == "compare":
+            return Path("runs/comparison")
         return default_workdir(self.config)
 
     @property
@@ -55,6 +59,7 @@ class CommandLine:
 def define_flags() -> flags.FlagValues:
     """All flags except --config.section.key, which `split_overrides` takes out."""
     values = flags.FlagValues()
+    values.set_gnu_getopt(True)  # options may stand after arguments without names
     define_string = functools.partial(flags.DEFINE_string, flag_values=values)
     define_enum = functools.partial(flags.DEFINE_enum, flag_values=values)
     define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
@@ -114,13 +119,14 @@ def read_command_line(argv: list[str]) -> CommandLine:
     if values.mode is None and not rest:
         raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
     path = expanded(rest.pop(0)) if rest and values.mode == "convert" else None
-    if rest:
+    runs = tuple(map(expanded, rest)) if values.mode == "compare" else ()
+    if rest and not runs:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
     keys = SHORT_FLAGS | (OF_RESTORE if values.mode == "restore" else {})
     overrides += [
         (key, str(values[flag].value)) for flag, key in keys.items() if values[flag].value is not None
     ]
-    return CommandLine(values, overrides, path)
+    return CommandLine(values, overrides, path, runs)
 
 
 def split_overrides(argv: list[str]) -> tuple[list[str], Overrides]:

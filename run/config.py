@@ -28,7 +28,8 @@ from score_diffusion.run.constructor_keys import (
     restore_keys,
     sampler_keys,
 )
-from score_diffusion.run.data.user_function import absolute
+from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.user_function import absolute, refuse_function
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
@@ -37,6 +38,8 @@ from score_diffusion.run.keys import KEYS, MODEL, OF_NO_RUN, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
+FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
+"""Keys that may name a function of the user's, and what it is there for."""
 
 Overrides = Sequence[tuple[str, object]]
 """Configuration keys by their full names, each with its new value, or with a text that spells it."""
@@ -287,6 +290,31 @@ def read_config(workdir: Path) -> ConfigDict:
     except (UserError, ValueError, KeyError, AttributeError) as error:  # the last two of odd names
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
     return config.lock()
+
+
+def read_run(workdir: Path, overrides: Overrides, mode: str, more: Overrides = ()) -> ConfigDict:
+    """The configuration of a run directory with overrides, for a mode.
+
+    A run directory may be somebody else's: it is data, and nothing that it names is executed.
+
+    Args:
+        workdir: The run directory.
+        overrides: What the user sets, (dotted key, text).
+        mode: The mode that it is for.
+        more: Further overrides.
+
+    Raises:
+        UserError: If there is no run, an override cannot be applied, or only the run names a function.
+    """
+    config = read_config(workdir)
+    uses_data = mode not in ("train", "data") and mode in KEYS["data.path"].modes
+    other_data = "data." if uses_data and read_data_info(workdir).num_train == 0 else ""
+    config = apply_overrides(config, [*overrides, *more], mode, also=other_data)
+    for key, use in FUNCTIONS.items():
+        if mode in KEYS[key].modes and key not in dict(overrides):
+            section, name = key.split(".")
+            refuse_function(config[section][name], key, use)
+    return config
 
 
 def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:

@@ -16,16 +16,16 @@ from typing import Literal
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO, Key
 
-MODES = ("train", "sample", "restore", "likelihood", "evaluate", "data", "report", "convert")
+MODES = ("train", "sample", "restore", "likelihood", "evaluate", "compare", "data", "report", "convert")
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
 NEW_RUN = ("train", CONVERT_FROM)
 """The modes that make a run and write its configuration."""
 
-WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", CONVERT_TO)
-SAMPLES = (*NEW_RUN, "sample", "evaluate")
+WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", "compare", CONVERT_TO)
+SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare")
 RESTORES = (*NEW_RUN, "restore")
-DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate")
-MEASURES = ("evaluate",)
+DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate", "compare")
+MEASURES = ("evaluate", "compare")
 
 LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
     "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
@@ -362,10 +362,37 @@ EVALUATION = _section("evaluation", MEASURES, True, {
     ),
 })  # fmt: skip
 
-OF_NO_RUN = RESTORE | EVALUATION
+COMPARE = _section("compare", ("compare",), True, {
+    "samplers": Key(
+        (), "samplers to compare, each at every number of evaluations; empty for the sampler of each run",
+        kind=tuple[str, ...],
+    ),
+    "nfe": Key(
+        (), "network evaluations per sample to compare; empty for what each run has set",
+        kind=tuple[int, ...], least=1,
+    ),
+    "metric": Key(
+        "frechet_distance", "the metric that the picture shows",
+        kind=Literal[
+            "frechet_distance",
+            "kernel_distance",
+            "precision",
+            "recall",
+            "density",
+            "coverage",
+            "sliced_wasserstein",
+            "exact_wasserstein",
+            "classifier_score",
+            "accuracy_on_samples",
+            "accuracy_from_samples",
+        ],
+    ),
+})  # fmt: skip
+
+OF_NO_RUN = RESTORE | EVALUATION | COMPARE
 """Keys that a run's configuration may lack: they are about what is done with it."""
 
-KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE | EVALUATION
+KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | OF_NO_RUN
 
 
 def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:

@@ -5,6 +5,7 @@
     python run/main.py --mode restore --config vpsde --task inpaint --mask left
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde
+    python run/main.py --mode compare runs/vpsde runs/vesde --config.compare.nfe=8,15,30
     python run/main.py --mode data --config.data.path=FOLDER
     python run/main.py --mode report --config vpsde
     torchrun --nproc-per-node 4 run/main.py --mode train --config vpsde
@@ -39,9 +40,6 @@ from score_diffusion.run.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
     from ml_collections import ConfigDict
-
-FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
-"""Keys that may name a function of the user's, and what it is there for."""
 
 SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
 """Errors of the operating system that may come without the name of a file."""
@@ -126,10 +124,17 @@ def _run(line: CommandLine) -> int:
         return _list_samplers()
     if values.mode == "convert":
         return _convert(line)
-    config = _configuration(line)
     from score_diffusion.run.distributed.devices import pick_device
     from score_diffusion.run.distributed.processes import joined_processes
 
+    if values.mode == "compare":
+        from score_diffusion.run.commands.compare import compare
+
+        if values.dry_run:
+            raise UserError("--dry_run has no meaning for --mode compare, whose runs have their own settings")
+        with joined_processes():
+            return compare(line.runs, line.overrides, line.workdir, pick_device(values.device))
+    config = _configuration(line)
     with joined_processes():
         if values.dry_run:
             from score_diffusion.run.commands.dry_run import dry_run
@@ -174,35 +179,18 @@ def _list_samplers() -> int:
 
 
 def _configuration(line: CommandLine) -> ConfigDict:
-    """The configuration to work with: the experiment's for training, else that of the run directory.
-
-    A run directory may be somebody else's: it is data, and nothing that it names is executed.
-    """
-    from score_diffusion.run.config import CONFIG_FILE, apply_overrides, load_config, read_config
-    from score_diffusion.run.data.info import read_data_info
-    from score_diffusion.run.data.user_function import refuse_function
+    """The configuration to work with: the experiment's for training, else that of the run directory."""
+    from score_diffusion.run.config import CONFIG_FILE, load_config, read_run
     from score_diffusion.run.fit_to_data import experiment
-    from score_diffusion.run.keys import KEYS
 
     mode, name, workdir = line.flags.mode, line.config, line.workdir
-    other_data = ""
     if mode in ("train", "data"):
         config_is_given = line.flags["config"].present or not line.flags.workdir
         if config_is_given or not (workdir / CONFIG_FILE).exists():
             return experiment(name, line.overrides, mode)
-        config = read_config(workdir)
-    else:
-        if not workdir.exists():
-            load_config(name)  # a mistyped name deserves its own message
-        config = read_config(workdir)
-        if mode in KEYS["data.path"].modes and read_data_info(workdir).num_train == 0:
-            other_data = "data."
-    config = apply_overrides(config, line.overrides, mode, also=other_data)
-    for key, use in FUNCTIONS.items():
-        if mode in KEYS[key].modes and key not in dict(line.overrides):
-            section, name = key.split(".")
-            refuse_function(config[section][name], key, use)
-    return config
+    elif not workdir.exists():
+        load_config(name)  # a mistyped name deserves its own message
+    return read_run(workdir, line.overrides, mode)
 
 
 if __name__ == "__main__":

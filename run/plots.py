@@ -7,6 +7,7 @@ import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from score_diffusion.run.files import write_atomic
 _backend = os.environ.pop("MPLBACKEND", None)
 try:
     from matplotlib import get_data_path, rc_context
+    from matplotlib.axes import Axes
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
@@ -262,6 +264,52 @@ def curves(
     return figure
 
 
+@dataclass(frozen=True)
+class ErrorBars:
+    """Points of a line, each with a standard error."""
+
+    x: Sequence[float]
+    y: Sequence[float]
+    errors: Sequence[float]
+    """0 where it is not known."""
+
+
+def error_curves(
+    panels: Mapping[str, Mapping[str, ErrorBars]], ylabel: str, level: float | None = None
+) -> Figure:
+    """Lines with error bars in panels next to each other, which share their y-axis.
+
+    Args:
+        panels: The lines of each panel by their names, under what its x-axis, which is logarithmic, shows.
+        ylabel: What the y-axis shows.
+        level: Where to draw a horizontal line; None for none.
+    """
+    figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
+    for axes, (xlabel, lines) in zip(
+        figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
+    ):
+        axes.set(xlabel=xlabel, xscale="log")
+        _mark_points(axes, [x for line in lines.values() for x in line.x])
+        for name, line in lines.items():
+            axes.errorbar(line.x, line.y, line.errors, label=_plain(name), marker=".", capsize=3)
+        if level is not None:
+            axes.axhline(level, color="black", linestyle="--", linewidth=1, label="real data")
+        axes.grid(alpha=0.3, which="both")
+    figure.axes[0].set_ylabel(ylabel)
+    figure.axes[0].legend()
+    return figure
+
+
+def _mark_points(axes: Axes, x: Sequence[float]) -> None:
+    """Ticks of a logarithmic x-axis at the points themselves, as far as their labels have room."""
+    ticks: list[float] = []
+    for value in sorted(set(x)):
+        if not ticks or value > 1.2 * ticks[-1]:
+            ticks.append(value)
+    axes.set_xticks(ticks, [f"{value:.3g}" for value in ticks])
+    axes.set_xticks([], minor=True)
+
+
 def svg(figure: Figure) -> bytes:
     """A figure as an SVG image, the same bytes for the same figure."""
     buffer = io.BytesIO()
@@ -286,9 +334,14 @@ def _plain(text: str) -> str:
     return f" {text}" if text.startswith("_") else text
 
 
-def _save(path: Path, figure: Figure) -> None:
+def png(figure: Figure) -> bytes:
+    """A figure as a PNG image."""
     buffer = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing")  # in names, which are the user's
         FigureCanvasAgg(figure).print_png(buffer)
-    write_atomic(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def _save(path: Path, figure: Figure) -> None:
+    write_atomic(path, png(figure))

@@ -7,20 +7,17 @@ else's: only pictures and results in its directory are shown, not what a link in
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import json
-from collections.abc import Iterable, Sequence
 from datetime import datetime, timezone
 from html import escape
 from pathlib import Path
-from string import Template
 
 import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run import plots
+from score_diffusion.run import plots, web_page
 from score_diffusion.run.build_training import total_training_steps
 from score_diffusion.run.config import changed_keys, flatten
 from score_diffusion.run.console import format_duration, print_result
@@ -46,36 +43,6 @@ CURVES = {  # each by its title: the names of its lines, and their keys in the l
     "learning rate": {"rate": "learning_rate"},
     "steps per second": {"steps": "steps_per_second"},
 }
-
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>
-body { margin: 0 auto; max-width: 64rem; padding: 0 1rem 3rem; color: #222; background: #fff;
-       font: 16px/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; overflow-wrap: anywhere; }
-h2 { font-size: 1.2rem; margin-top: 2.5rem; border-bottom: 1px solid #ccc; }
-h3 { font-size: 1rem; margin-bottom: 0.5rem; overflow-wrap: anywhere; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: 0.9rem; }
-th, td { text-align: left; vertical-align: top; padding: 0.15rem 1rem 0.15rem 0; overflow-wrap: anywhere; }
-.pictures { display: grid; gap: 1rem;
-            grid-template-columns: repeat(auto-fill, minmax(min(100%, 22rem), 1fr)); }
-figure { margin: 0; }
-figcaption { font-size: 0.85rem; color: #555; overflow-wrap: anywhere; }
-img { max-width: 100%; height: auto; }
-summary { cursor: pointer; margin: 0.5rem 0; }
-</style>
-</head>
-<body>
-<h1>$title</h1>
-$body
-</body>
-</html>
-""")
 
 
 def report(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -106,7 +73,7 @@ def page(config: ConfigDict, workdir: Path) -> str:
     body = "\n".join(
         f"<h2>{escape(title)}</h2>\n" + "\n".join(parts) for title, parts in sections.items() if parts
     )
-    return PAGE.substitute(title=escape(f"Run {workdir.resolve().name}"), body=body)
+    return web_page.page(f"Run {workdir.resolve().name}", body)
 
 
 def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
@@ -125,7 +92,7 @@ def _summary(config: ConfigDict, workdir: Path, rows: list[dict]) -> list[str]:
         lines += [(name, _number(values[-1])) for name, values in _last_losses(rows).items() if values]
     else:
         lines.append(("steps", f"none logged, of {config.training.steps:,}"))
-    return [_table([*lines, ("page written", written)])]
+    return [web_page.table([*lines, ("page written", written)])]
 
 
 def _configuration(config: ConfigDict) -> list[str]:
@@ -133,11 +100,13 @@ def _configuration(config: ConfigDict) -> list[str]:
     flat, changed = flatten(config), changed_keys(config)
     rest = [key for key in flat if key not in changed]
     return [
-        _table(
+        web_page.table(
             [(key, _value(value), _value(default)) for key, (value, default) in changed.items()],
             ("changed", "value", "default"),
         ),
-        _folded(f"{len(rest)} keys at their defaults", _table([(key, _value(flat[key])) for key in rest])),
+        web_page.folded(
+            f"{len(rest)} keys at their defaults", web_page.table([(key, _value(flat[key])) for key in rest])
+        ),
     ]
 
 
@@ -153,8 +122,8 @@ def _curves(rows: list[dict]) -> list[str]:
         if lines:
             positive = title in LOGARITHMIC and all(min(y) > 0 for _, y in lines.values())
             scale = "log" if positive else "linear"
-            images.append(_figure(plots.curves(lines, "step", title, yscale=scale), title))
-    return [_gallery(images)] if images else []
+            images.append(web_page.figure(plots.curves(lines, "step", title, yscale=scale), title))
+    return [web_page.gallery(images)] if images else []
 
 
 def _noise_levels(rows: list[dict]) -> list[str]:
@@ -175,7 +144,9 @@ def _noise_levels(rows: list[dict]) -> list[str]:
         return []
     scale = "log" if all((y > 0).all() for _, y in lines.values()) else "linear"
     figure = plots.curves(lines, "noise level log(σ/α)", "loss", yscale=scale)
-    return [_gallery([_figure(figure, "loss by noise level, means over parts of the training")])]
+    return [
+        web_page.gallery([web_page.figure(figure, "loss by noise level, means over parts of the training")])
+    ]
 
 
 def _has_levels(row: dict, count: int) -> bool:
@@ -198,7 +169,7 @@ def _previews(workdir: Path) -> list[str]:
     shown = [_picture(pictures[k], workdir, f"step {_step(pictures[k])}") for k in chosen]
     left_out = len(pictures) - len(shown)
     note = [f"<p>{left_out} more in {escape(SAMPLES)}/, see Files.</p>"] if left_out else []
-    return [_gallery(shown), *note] if shown else []
+    return [web_page.gallery(shown), *note] if shown else []
 
 
 def _step(picture: Path) -> str:
@@ -216,8 +187,11 @@ def _results(workdir: Path, stem: str) -> list[str]:
             parts.append(_record(read_json(path, {}, "it is not shown")))
         except UserError as error:
             parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
-        pictures = [path.with_suffix(".png"), path.with_name(f"{path.stem}-bound.png")]
-        parts += [_gallery([_picture(picture, workdir) for picture in pictures if picture.exists()])]
+        pictures = [
+            path.with_suffix(".png"),
+            *(path.with_name(path.stem + end) for end in ("-bound.png", "-copies.png")),
+        ]
+        parts += [web_page.gallery([_picture(picture, workdir) for picture in pictures if picture.exists()])]
     return parts
 
 
@@ -226,15 +200,15 @@ def _record(record: dict) -> str:
     shown = {key: value for key, value in record.items() if key != "settings"}
     flat = {key: part for key, part in shown.items() if isinstance(part, dict) and _is_flat(part)}
     columns = flat if len(flat) > 1 else {}
-    parts = [_table(_leaves({key: value for key, value in shown.items() if key not in columns}))]
+    parts = [web_page.table(_leaves({key: value for key, value in shown.items() if key not in columns}))]
     if columns:
         names = list(dict.fromkeys(name for column in columns.values() for name in column))
         rows = [
             (_words(name), *(_value(column.get(name, "")) for column in columns.values())) for name in names
         ]
-        parts.append(_table(rows, ("", *map(_words, columns))))
+        parts.append(web_page.table(rows, ("", *map(_words, columns))))
     parts.append(
-        _folded("the whole file", f"<pre class='scroll'>{escape(json.dumps(record, indent=1))}</pre>")
+        web_page.folded("the whole file", f"<pre class='scroll'>{escape(json.dumps(record, indent=1))}</pre>")
     )
     return "\n".join(parts)
 
@@ -264,11 +238,11 @@ def _sample_files(workdir: Path) -> list[str]:
             facts = read_facts(path)
             settings = parse_json(facts.pop("settings"), SETTINGS)
             rows = [("samples", settings["num_samples"]), *((_words(key), facts[key]) for key in facts)]
-            parts.append(_table(rows))
+            parts.append(web_page.table(rows))
         except ValueError as error:
             parts.append(f"<p>cannot be read: {escape(str(error))}</p>")
         picture = path.with_suffix(".png")
-        parts += [_gallery([_picture(picture, workdir)])] if picture.exists() else []
+        parts += [web_page.gallery([_picture(picture, workdir)])] if picture.exists() else []
     return parts
 
 
@@ -280,26 +254,7 @@ def _files(workdir: Path) -> list[str]:
             with contextlib.suppress(FileNotFoundError):  # training may be removing old checkpoints
                 if path.is_file():
                     rows.append((name.as_posix(), f"{path.stat().st_size:,} bytes"))
-    return [_folded(f"{len(rows)} files", _table(rows))]
-
-
-# HTML of the parts. All text that comes from the run is escaped here.
-
-
-def _table(rows: Iterable[Sequence[object]], header: Sequence[str] = ()) -> str:
-    head = "<tr>" + "".join(f"<th>{escape(cell)}</th>" for cell in header) + "</tr>" if header else ""
-    body = "".join(
-        "<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>\n" for row in rows
-    )
-    return f"<div class='scroll'><table>{head}\n{body}</table></div>"
-
-
-def _folded(summary: str, content: str) -> str:
-    return f"<details><summary>{escape(summary)}</summary>\n{content}</details>"
-
-
-def _gallery(images: Sequence[str]) -> str:
-    return "<div class='pictures'>\n" + "\n".join(images) + "\n</div>" if images else ""
+    return [web_page.folded(f"{len(rows)} files", web_page.table(rows))]
 
 
 def _picture(path: Path, workdir: Path, caption: str = "") -> str:
@@ -310,23 +265,13 @@ def _picture(path: Path, workdir: Path, caption: str = "") -> str:
         return f"<p>cannot be read: {escape(str(error))}</p>"
     if not data.startswith(PNG_SIGNATURE):
         return f"<p>{escape(path.name)} is no picture</p>"
-    return _image(data, "png", caption or path.name)
+    return web_page.image(data, "png", caption or path.name)
 
 
 def _refuse_link(path: Path, workdir: Path) -> None:
     """Refuses a file that is in another place: whoever made the run may have linked it to a private one."""
     if not path.resolve().is_relative_to(workdir.resolve()):
         raise UserError(f"{path.name} is a link out of the run directory, and is not shown")
-
-
-def _figure(figure: plots.Figure, caption: str) -> str:
-    return _image(plots.svg(figure), "svg+xml", caption)
-
-
-def _image(data: bytes, kind: str, caption: str) -> str:
-    text = escape(caption)
-    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    return f"<figure><img alt='{text}' src='{source}'><figcaption>{text}</figcaption></figure>"
 
 
 def _words(name: str) -> str:

@@ -72,6 +72,13 @@ def _accuracies(samples: FeatureSet, reference: FeatureSet) -> Figures:
 METRICS: tuple[Metric, ...] = (_frechet, _kernel, _manifolds, _sliced, _exact, _classes, _accuracies)
 """In the order in which `--mode evaluate` reports them."""
 
+FIGURES = (
+    *("frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage"),
+    *("sliced_wasserstein", "exact_wasserstein", "classifier_score"),
+    *("accuracy_on_samples", "accuracy_from_samples"),
+)
+"""The names of all figures."""
+
 STEPS = len(METRICS) * (HALVES + 1)
 """Calls of `on_step` in `measure`, at most."""
 

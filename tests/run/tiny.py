@@ -19,4 +19,5 @@ def get_config() -> ConfigDict:
     config.sampling.ald.n_steps_each = 1
     config.sampling.ode.update(rtol=1e-2, atol=1e-2)
     config.likelihood.update(num_images=4, batch_size=3, rtol=1e-2, atol=1e-2)
+    config.evaluation.kept = 40
     return config

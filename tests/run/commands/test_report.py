@@ -83,7 +83,8 @@ def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
         assert key in page.words and value in page.words
     curves = {"loss", "norm of the gradient", "learning rate", "steps per second"}
     curves.add("loss by noise level, means over parts of the training")
-    assert {*curves, "step 8", "likelihood.png", "eabm.png"} == set(page.captions)
+    copies = {"evaluation-copies.png", "evaluation-2-copies.png"}
+    assert {*curves, *copies, "step 8", "likelihood.png", "eabm.png"} == set(page.captions)
     assert cli("report", trained) == 0  # in the place of the old one, which is no file of the run
 
 

@@ -10,7 +10,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation.extractors import RawValues
 from score_diffusion.run.evaluation.feature_set import FeatureSet, collect
 from score_diffusion.run.evaluation.frechet import GaussianFit, frechet_distance
-from score_diffusion.run.evaluation.metrics import METRICS, STEPS, measure
+from score_diffusion.run.evaluation.metrics import FIGURES, METRICS, STEPS, measure
 from score_diffusion.run.evaluation.resampling import Estimate
 from tests.run.evaluation.gaussians import RNG, closed_form
 
@@ -25,7 +25,7 @@ def features(n: int, shift: float = 0.0, classes: bool = False) -> FeatureSet:
 def test_all_figures_are_measured_with_standard_errors_and_progress():
     steps: list[int] = []
     figures = measure(features(80, classes=True), features(90, classes=True), lambda: steps.append(1))
-    assert len(steps) == STEPS and len(figures) == 11
+    assert len(steps) == STEPS and tuple(figures) == FIGURES
     assert all(figure.standard_error is not None for figure in figures.values())
     assert figures["classifier_score"].value == pytest.approx(3, rel=1e-3)
     assert figures["accuracy_on_samples"].value > 0.8 and figures["accuracy_from_samples"].value > 0.8

@@ -1,0 +1,183 @@
+"""`--mode compare RUN RUN ...`: samples of several runs, samplers and budgets in one table and one picture.
+
+    score-diffusion --mode compare runs/vpsde runs/vesde --config.compare.samplers=eabm,pc
+        --config.compare.nfe=8,15,30
+
+A RUN is a run directory, whose samples are drawn if they are not there, or an evaluation.json. The results
+are written to --workdir as comparison.json, .csv, .png and .html.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+from pathlib import Path
+
+import torch
+
+from score_diffusion.run import plots, web_page
+from score_diffusion.run.build import build_sampler, build_sde, data_options
+from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
+from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.config import read_run
+from score_diffusion.run.console import print_result, print_table
+from score_diffusion.run.data.info import load_data
+from score_diffusion.run.distributed import processes
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.evaluation.evaluator import Evaluator
+from score_diffusion.run.evaluation.results import (
+    Record,
+    csv_text,
+    figure_of,
+    figures_record,
+    read_result,
+    refuse_unlike,
+    table,
+)
+from score_diffusion.run.files import write_atomic, write_numbered_json
+from score_diffusion.run.keys import COMPARE
+
+Overrides = Sequence[tuple[str, str]]
+STEM = "comparison"
+
+
+def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: torch.device) -> int:
+    """Compares samples of runs; returns the exit code.
+
+    Args:
+        runs: Run directories, and results of `--mode evaluate`.
+        overrides: Keys that the user sets, for all runs.
+        workdir: Where to write.
+        device: Where to draw samples.
+
+    Raises:
+        UserError: If there is no run, or the runs cannot be compared.
+    """
+    if not runs:
+        raise UserError(
+            "--mode compare needs run directories, or results of --mode evaluate: compare RUN RUN ..."
+        )
+    records: list[Record] = []
+    for run in runs:
+        found = _read(run) if run.suffix == ".json" else _measure(run, overrides, workdir, device)
+        records += found
+        if records:
+            refuse_unlike(records)  # as soon as it is known
+    if not processes.is_rank_0():
+        return 0
+    metric = str(_setting(overrides, "metric"))
+    figure = _picture(records, metric)
+    stem = write_numbered_json(workdir / STEM, {"results": records}, ".csv", ".png", ".html")
+    files = {
+        ".csv": csv_text(records).encode(),
+        ".png": plots.png(figure),
+        ".html": _page(records, figure, metric).encode(),
+    }
+    for suffix, data in files.items():
+        write_atomic(stem.with_name(stem.name + suffix), data)
+    print_table(table(records))
+    rows: list[tuple[str, object]] = [
+        (suffix[1:], stem.with_name(stem.name + suffix)) for suffix in (".json", *files)
+    ]
+    print_result(_title(records), rows)
+    return 0
+
+
+def _setting(overrides: Overrides, name: str) -> object:
+    """The value of a key of the section `compare`, which is about all runs."""
+    key, text = COMPARE[f"compare.{name}"], dict(overrides).get(f"compare.{name}")
+    return key.default if text is None else key.parse(f"compare.{name}", text)
+
+
+def _read(path: Path) -> list[Record]:
+    """The result in a file, on rank 0."""
+    record = processes.from_rank_0(lambda: read_result(path))
+    return [{"run": str(path), **record}] if processes.is_rank_0() else []
+
+
+def _measure(run: Path, overrides: Overrides, workdir: Path, device: torch.device) -> list[Record]:
+    """The results of a run with every sampler and every number of evaluations; on rank 0, on others none."""
+    configs = [read_run(run, chosen, "compare", more) for chosen, more in _combinations(overrides)]
+    for config in configs:  # their checks first: drawing takes long
+        build_sampler(config.sampling, build_sde(config.sde))
+    first = configs[0]
+    trained = load_trained(run, first, device)
+    dataset = load_data(data_options(first.data), trained.data)
+    evaluator = build_evaluator(first.evaluation, dataset, workdir, device)
+    records: list[Record] = []
+    real: Record | None = None
+    for config in configs:
+        file = find_or_draw(config.sampling, trained, run)
+        if file is None:  # on all ranks except the first
+            continue
+        features = evaluator.features_of(file.samples, file.labels)
+        real = real or _real(evaluator, len(file.samples))
+        figures = figures_record(evaluator.measure(features, f"{file.sampler}, NFE {file.nfe}"))
+        records.append({"run": str(run), **result_record(file, trained, evaluator), **figures, **real})
+    return records
+
+
+def _real(evaluator: Evaluator, count: int) -> Record:
+    return figures_record(evaluator.measure(evaluator.real(count), "real data"), "real")
+
+
+def _combinations(overrides: Overrides) -> Iterator[tuple[Overrides, Overrides]]:
+    """For each sampler and number of evaluations the overrides that concern it, and those that choose it."""
+    samplers, budgets = _setting(overrides, "samplers"), _setting(overrides, "nfe")
+    assert isinstance(samplers, tuple) and isinstance(budgets, tuple)
+    for sampler in samplers or (None,):
+        others = {f"sampling.{name}." for name in samplers if name != sampler}
+        chosen = [pair for pair in overrides if not pair[0].startswith(tuple(others))]
+        for nfe in budgets or (None,):
+            more = [] if sampler is None else [("sampling.sampler", sampler)]
+            yield chosen, more if nfe is None else [*more, ("sampling.nfe", str(nfe))]
+
+
+def _title(records: Sequence[Record]) -> str:
+    first = records[0]
+    return (
+        f"{first['num_samples']:,} samples each, compared with {first['reference']} "
+        f"({first['num_reference']:,} samples), by {first['measured_on']}"
+    )
+
+
+def _picture(records: Sequence[Record], metric: str) -> plots.Figure:
+    """The metric against the evaluations, and against the seconds where they are known."""
+    of_line: dict[str, list[Record]] = {}
+    several = len({record["run"] for record in records}) > 1
+    for record in sorted(records, key=lambda record: record["nfe"]):
+        name = f"{record['run']} {record['sampler']}" if several else record["sampler"]
+        if figure_of(record, metric) is not None:
+            of_line.setdefault(name, []).append(record)
+    if not of_line:
+        raise UserError(
+            f"compare.metric={metric} was not measured on these samples: choose one of "
+            f"{', '.join(records[0]['samples'])}"
+        )
+    panels = {
+        label: {name: _line(points, key, metric) for name, points in of_line.items()}
+        for key, label in (("nfe", "network evaluations"), ("seconds_per_sample", "seconds per sample"))
+    }
+    real = next((figure_of(record, metric, "real") for record in records), None)
+    return plots.error_curves(panels, metric.replace("_", " "), None if real is None else real.value)
+
+
+def _line(records: Sequence[Record], key: str, metric: str) -> plots.ErrorBars:
+    points = [(record[key], figure_of(record, metric)) for record in records if record[key]]
+    figures = [figure for _, figure in points if figure is not None]
+    return plots.ErrorBars(
+        [x for x, _ in points],
+        [figure.value for figure in figures],
+        [figure.standard_error or 0.0 for figure in figures],
+    )
+
+
+def _page(records: Sequence[Record], figure: plots.Figure, metric: str) -> str:
+    header, *rows = table(records)
+    parts = [
+        f"<p>{escape(_title(records))}. Each figure is followed by its standard error; the dashed line is "
+        "what as many real samples get.</p>",
+        web_page.table(rows, header),
+        web_page.figure(figure, metric.replace("_", " ")),
+    ]
+    return web_page.page("Comparison of samples", "\n".join(parts))
