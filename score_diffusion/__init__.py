@@ -16,13 +16,19 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from score_diffusion.run.python.run import Run, load_run
+    from score_diffusion.run.python.trainer import Trainer
     from score_diffusion.run.python.training import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "load_run", "train"]
+__all__ = ["Run", "Trainer", "load_run", "train"]
 
-_HOMES = {"Run": "run", "load_run": "run", "train": "training"}  # files of run/python/
+_HOMES = {  # files of run/python/
+    "Run": "run",
+    "Trainer": "trainer",
+    "load_run": "run",
+    "train": "training",
+}
 
 _here = Path(__file__).parent
 if not (_here / "sde_lib").is_dir():  # in a checkout

@@ -73,8 +73,9 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "command_line": {"errors", "files", "keys"},
     "fit_to_data": {"build", "config", "console", "data", "errors"},
     "python": {
-        *("build_inference", "commands", "config", "data", "distributed", "errors", "files", "fit_to_data"),
-        *("inference", "plots"),
+        *("build", "build_inference", "build_training", "checkpoints", "commands", "config", "data"),
+        *("distributed", "errors", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
+        *("plots", "resolve_auto", "training"),
     },
     "standard_streams": set(),
     "main": {

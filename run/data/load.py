@@ -23,7 +23,7 @@ from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.sources import GIB, Samples, Stream, load_into_memory
 from score_diffusion.run.data.splits import Splits, hold_out
 from score_diffusion.run.data.toys import TOYS, load_digits, load_toy
-from score_diffusion.run.data.user_function import call_function, names_function
+from score_diffusion.run.data.user_function import arrays_of, call_function, names_function
 from score_diffusion.run.errors import UserError
 
 
@@ -70,7 +70,27 @@ def _load_own(options: DataOptions, scaling: Scaling | None) -> Dataset:
     else:
         name = options.name
         splits = find_on_hub(name.removeprefix(HUB), options)
-    source = options.path or name
+    return _dataset(splits, options, name, options.path or name, scaling)
+
+
+def load_arrays(given: object, options: DataOptions) -> Dataset:
+    """The data set of arrays in memory.
+
+    Args:
+        given: An array, (train, test) or a dictionary of arrays, see user_function.py.
+        options: How to prepare them.
+
+    Raises:
+        UserError: If they cannot be used.
+    """
+    what = "the data"
+    return _dataset(array_splits(arrays_of(given, what), what, options), options, "own data", what, None)
+
+
+def _dataset(
+    splits: Splits, options: DataOptions, name: str, source: str, scaling: Scaling | None
+) -> Dataset:
+    """The data set of a source: held out, standardized, and in memory if it fits."""
     splits, digest = hold_out(splits, options.seed, source)
     if splits.levels is None:
         splits, scaling = standardize(splits, options.standardize, source, scaling)

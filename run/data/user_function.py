@@ -92,18 +92,31 @@ def call_function(path: str) -> dict[str, np.ndarray]:
         given = function()
     except (Exception, SystemExit) as error:  # the user's code may raise anything
         raise UserError(f"data.path {path}: the function raised {sentence(error)}") from error
+    return arrays_of(given, f"data.path {path}: what the function returned")
+
+
+def arrays_of(given: object, what: str) -> dict[str, np.ndarray]:
+    """The arrays that a user gives, by the names that array_files.py knows.
+
+    Args:
+        given: An array, (train, test) or a dictionary of arrays, as above.
+        what: What it is, in messages.
+
+    Raises:
+        UserError: If it is something else.
+    """
     if isinstance(given, tuple) and len(given) == 2:
         given = dict(zip(("x_train", "x_test"), given, strict=True))
-    given = given if isinstance(given, dict) else {"array": given}
+    named = given if isinstance(given, dict) else {"array": given}
     try:
-        arrays = {key: np.asarray(value) for key, value in given.items()}
+        arrays = {key: np.asarray(value) for key, value in named.items()}
     except (TypeError, ValueError, RuntimeError) as error:  # ragged lists, tensors on a GPU
-        raise UserError(f"data.path {path}: what it returned is no array: {sentence(error)}") from error
+        raise UserError(f"{what} is no array: {sentence(error)}") from error
     if not arrays or any(array.ndim == 0 for array in arrays.values()):
-        kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in given.items()) or "nothing"
+        kinds = ", ".join(f"{key}: {type(value).__name__}" for key, value in named.items()) or "nothing"
         raise UserError(
-            f"data.path {path}: the function must return an array, (train, test) or a dictionary with "
-            f"x_train and optionally y_train, x_test, y_test; it returned {kinds}"
+            f"{what} must be an array, (train, test) or a dictionary with x_train and optionally y_train, "
+            f"x_test, y_test; it is {kinds}"
         )
     return arrays
 

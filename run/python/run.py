@@ -34,6 +34,9 @@ from score_diffusion.run.python.results import LogLikelihoods, Samples
 from score_diffusion.samplers import ODESampler, interpolate
 from score_diffusion.sde_lib import SDE, ScoreFunction
 
+OWN_FILE = "own.json"
+"""In place of config.json in the directory of a `Trainer`, which cannot write down its network."""
+
 Label = int | str | Sequence[int | str]
 """One class by index or name, or several that the samples take in turn; -1 for no class."""
 Settings = Mapping[str, object]
@@ -51,6 +54,11 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
         UserError: If the directory holds no run, or no checkpoint of it is intact.
     """
     workdir, where = expanded(str(path)), pick_device(device)
+    if (workdir / OWN_FILE).exists():
+        raise UserError(
+            f"{workdir} holds the training of a network of your own, which only your code can make: make its "
+            "Trainer again, and fit returns the run"
+        )
     run = Run(read_config(workdir), lambda config: load_unconditioned(workdir, config, where), workdir)
     run.score  # noqa: B018 - read now, so that a damaged checkpoint is named here
     return run

@@ -46,10 +46,13 @@ def train(
     folder = folder if workdir is None else expanded(str(workdir))
     code = train_command(resolved, folder, pick_device(device))
     if code:  # 128 + the signal that stopped it
-        raise KeyboardInterrupt(
-            f"training stopped by {signal.Signals(code - 128).name}; call train again to resume"
-        )
+        raise stopped_by(code - 128)
     return load_run(folder, device)
+
+
+def stopped_by(number: int) -> KeyboardInterrupt:
+    """The exception for a training that a signal stopped."""
+    return KeyboardInterrupt(f"training stopped by {signal.Signals(number).name}: call it again to resume")
 
 
 def dotted(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:

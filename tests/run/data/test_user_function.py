@@ -81,8 +81,8 @@ def test_paths_of_functions_hold_in_other_folders(tmp_path: Path, monkeypatch: p
         ("missing", r"must define a function missing\(\)"),
         ("constant", r"must define a function constant\(\)"),
         ("broken", "the function raised RuntimeError: no such server"),
-        ("number", "must return an array, .*; it returned array: int"),
-        ("nothing", "it returned nothing"),
+        ("number", "must be an array, .*; it is array: int"),
+        ("nothing", "it is nothing"),
         ("ragged", "is no array: ValueError"),
         ("objects", "dtype object"),
     ],
@@ -131,9 +131,7 @@ def test_a_run_that_somebody_sent_calls_no_function(
         assert main(["--mode", "sample", "--workdir", str(trained)]) == 0  # reads no data
     assert not marker.exists() and "antigravity" not in sys.modules
     named = f"--config.data.path={tmp_path / 'evil.py'}:load"
-    assert "it returned array: NoneType" in refused(
-        main(["--mode", "data", "--workdir", str(trained), named])
-    )
+    assert "it is array: NoneType" in refused(main(["--mode", "data", "--workdir", str(trained), named]))
     assert marker.exists()
     (tmp_path / "mine_config.py").write_text(
         f"import runpy\nconfig = runpy.run_path({TINY!r})['get_config']()\n"

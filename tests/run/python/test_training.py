@@ -61,7 +61,7 @@ def test_ctrl_c_saves_and_interrupts(tiny: str, tmp_path: Path, monkeypatch):
         advance(loop)
 
     monkeypatch.setattr(TrainingLoop, "_agree", interrupt)
-    with pytest.raises(KeyboardInterrupt, match="SIGINT; call train again to resume"):
+    with pytest.raises(KeyboardInterrupt, match="SIGINT: call it again to resume"):
         train(tiny, tmp_path / "run")
     assert load_run(tmp_path / "run").step == 2
 
