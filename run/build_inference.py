@@ -162,14 +162,17 @@ def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: P
     return build_sampler(section, trained.sde, times)
 
 
-def sample_request(section: ConfigDict) -> SampleRequest:
-    """The samples that a section `sampling` asks for."""
-    # The batch size decides the speed only, and the options of other samplers nothing.
+def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
+    """The samples that a section `sampling` asks for, with the guidance in words."""
+    # The batch size decides the speed only, and the options of other samplers and guidances nothing.
+    chosen = (section.sampler, section.guidance)
     settings = {
         key: value
         for key, value in section.to_dict().items()
-        if key != "batch_size" and (key == section.sampler or not isinstance(value, dict))
+        if key != "batch_size" and (key in chosen or not isinstance(value, dict))
     }
+    if guided_by:
+        settings["guided_by"] = guided_by
     if section.conditions:
         settings["conditions"] = digest_of(expanded(section.conditions))  # another content, other samples
     return SampleRequest(

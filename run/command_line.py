@@ -17,7 +17,9 @@ from score_diffusion.run.keys import MODES
 
 DEVICES = ("auto", "cpu", "cuda")
 SHORT_FLAGS = {
-    **{flag: f"sampling.{flag}" for flag in ("sampler", "nfe", "grid", "label")},
+    **{flag: f"sampling.{flag}" for flag in ("sampler", "nfe", "grid", "label", "guidance")},
+    "classifier": "sampling.classifier.run",
+    "prompt": "sampling.clip.prompt",
     **{flag: f"restore.{flag}" for flag in ("task", "input", "noise", "method")},
     "mask": "restore.inpaint.mask",
 }
@@ -89,6 +91,15 @@ def define_flags() -> flags.FlagValues:
     define_string("noise", None, "Noise of their measurement: short for --config.restore.noise.")
     define_string("method", None, "How to restore: short for --config.restore.method.")
     define_string("mask", None, "What --task inpaint lacks: short for --config.restore.inpaint.mask.")
+    define_string(
+        "guidance",
+        None,
+        "Guidance of the samples: cfg, autoguidance, classifier or clip: short for "
+        "--config.sampling.guidance.",
+    )
+    define_string("scale", None, "Scale of the guidance: short for --config.sampling.GUIDANCE.scale.")
+    define_string("classifier", None, "Run of the classifier: short for --config.sampling.classifier.run.")
+    define_string("prompt", None, "Caption to draw: short for --config.sampling.clip.prompt.")
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")
@@ -126,6 +137,11 @@ def read_command_line(argv: list[str]) -> CommandLine:
     overrides += [
         (key, str(values[flag].value)) for flag, key in keys.items() if values[flag].value is not None
     ]
+    if values.scale is not None:
+        guidance = dict(overrides).get("sampling.guidance")
+        if guidance is None:
+            raise UserError("--scale is the scale of a guidance: add --guidance cfg, or another one")
+        overrides.append((f"sampling.{guidance}.scale", values.scale))
     return CommandLine(values, overrides, path, runs)
 
 

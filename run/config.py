@@ -20,13 +20,13 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.constructor_keys import (
     CONSTRUCTORS,
+    OLDER_RUNS_LACK,
     TABLES,
     argument_keys,
     complete,
     declared_keys,
+    option_keys,
     refuse_options_of_others,
-    restore_keys,
-    sampler_keys,
 )
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.user_function import absolute, refuse_function
@@ -34,7 +34,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
-from score_diffusion.run.keys import KEYS, MODEL, OF_NO_RUN, refuse_unused
+from score_diffusion.run.keys import KEYS, OF_NO_RUN, refuse_unused
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
@@ -121,7 +121,7 @@ def _check_has_all_keys(config: ConfigDict, source: str) -> None:
     """Refuses a configuration that lacks keys other than those that `complete` fills in."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source} must give an ml_collections.ConfigDict, it gives {type(config).__name__}")
-    filled_in = (MODEL.keys() | OF_NO_RUN.keys()) - {"model.name"}
+    filled_in = OLDER_RUNS_LACK.keys() - {"model.name"}
     required = [key for key in KEYS if key not in filled_in]
     present = flatten(config)
     missing = [key for key in required if key not in present]
@@ -280,7 +280,7 @@ def read_config(workdir: Path) -> ConfigDict:
     sections, named = _structure()
     record = read_json(path, sections, advice)
     try:
-        _add_restore(record)
+        _add_sections(record)
         for section, fields in named.items():
             check_fields(record[section], fields, f"{section}.")
         config = ConfigDict(with_tuples(record))
@@ -319,29 +319,31 @@ def read_run(workdir: Path, overrides: Overrides, mode: str, more: Overrides = (
 
 def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:
     """What stands in a configuration before its keys can be checked: its sections, and in some of them names
-    of constructors and sections of samplers.
+    of constructors and sections of methods.
     """
     sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS.keys() - OF_NO_RUN if "." in name}
     named: dict[str, dict[str, Values]] = {"sampling": {}, "restore": {}}
     for name in CONSTRUCTORS:
         section, _, key = name.partition(".")
         named[section] = {key: Values(kind=str)}
-    for name in (*sampler_keys(), *restore_keys()):
+    for name in option_keys():
         section, owner, _ = name.split(".")
         named[section][owner] = Values(kind=dict)
     return sections, named
 
 
-def _add_restore(record: dict[str, Any]) -> None:
-    """Adds the section `restore`, and those of its tasks and methods, to a run that is older than they are.
+def _add_sections(record: dict[str, Any]) -> None:
+    """Adds the section `restore`, and those of methods that have options, to a run that is older than they
+    are.
 
     Raises:
         ValueError: If it is no section.
     """
     record.setdefault("restore", {})
     check_fields(record, {"restore": Values(kind=dict)})
-    for name in restore_keys():
-        record["restore"].setdefault(name.split(".")[1], {})
+    for name in option_keys():
+        section, owner, _ = name.split(".")
+        record[section].setdefault(owner, {})
 
 
 def differing_keys(a: ConfigDict, b: ConfigDict) -> list[str]:

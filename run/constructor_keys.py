@@ -1,4 +1,5 @@
-"""Configuration keys that follow from constructors: of the chosen SDE, the chosen network and all samplers.
+"""Configuration keys that follow from constructors: of the chosen SDE, the chosen network, and of all
+samplers, guidance methods, tasks and restorers.
 
 An argument's default and type come from the signature, its explanation from "Args:" in the docstring or from
 the comment at its line.
@@ -18,17 +19,30 @@ from ml_collections import ConfigDict
 from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO, Key
-from score_diffusion.run.keys import KEYS, LEVEL_RULES, MODEL, NEW_RUN, OF_NO_RUN, RESTORE, RESTORES, SAMPLES
+from score_diffusion.run.keys import (
+    GUIDING,
+    KEYS,
+    LEVEL_RULES,
+    MODEL,
+    NEW_RUN,
+    OF_NO_RUN,
+    RESTORE,
+    RESTORES,
+    SAMPLES,
+)
 from score_diffusion.run.tasks import RESTORERS, TASKS, method_of
 from score_diffusion.samplers import SAMPLERS
-from score_diffusion.samplers.options import argument_texts
+from score_diffusion.samplers.guidance import GUIDANCE, guidance_options
+from score_diffusion.samplers.options import Option, argument_texts
 
 CONSTRUCTORS: dict[str, Mapping[str, Callable[..., object]]] = {"sde.name": SDES, "model.name": MODELS}
 """Keys that name a class or function, whose arguments are further keys of the section."""
 
+NO_GUIDANCE = "none"
 TABLES: dict[str, Mapping[str, object]] = {
     **CONSTRUCTORS,
     "sampling.sampler": SAMPLERS,
+    "sampling.guidance": {NO_GUIDANCE: None, **GUIDANCE},
     "restore.task": TASKS,
     "restore.method": {AUTO: None, **RESTORERS},
     "restore.sampler": {AUTO: None, **SAMPLERS},
@@ -42,7 +56,7 @@ def declared_keys(config: ConfigDict) -> dict[str, Key]:
     Raises:
         UserError: If there is no such SDE or network.
     """
-    return named_keys() | sampler_keys() | restore_keys() | _arguments_of(config)
+    return named_keys() | option_keys() | _arguments_of(config)
 
 
 @functools.cache
@@ -80,16 +94,27 @@ def argument_keys(name_key: str, name: str) -> dict[str, Key]:
 @functools.cache
 def sampler_keys() -> dict[str, Key]:
     """The options of all samplers as keys `sampling.SAMPLER.OPTION`."""
+    return _sampling_keys({name: spec.options for name, spec in SAMPLERS.items()})
+
+
+@functools.cache
+def guidance_keys() -> dict[str, Key]:
+    """The options of all guidance methods as keys `sampling.GUIDANCE.OPTION`."""
+    return _sampling_keys({name: guidance_options(name) for name in GUIDANCE}) | GUIDING
+
+
+def _sampling_keys(options: Mapping[str, Mapping[str, Option]]) -> dict[str, Key]:
+    """Options as keys, by the name of what they belong to and their own."""
     return {
-        f"sampling.{name}.{option.name}": Key(
+        f"sampling.{owner}.{option.name}": Key(
             option.default,
             _as_clause(option.explanation),
             kind=option.type,
             modes=SAMPLES,
             may_change=True,
         )
-        for name, spec in SAMPLERS.items()
-        for option in spec.options.values()
+        for owner, of_owner in options.items()
+        for option in of_owner.values()
     }
 
 
@@ -104,8 +129,13 @@ def restore_keys() -> dict[str, Key]:
     }
 
 
+def option_keys() -> dict[str, Key]:
+    """The options of everything that a name of `TABLES` but a constructor's stands for."""
+    return sampler_keys() | guidance_keys() | restore_keys()
+
+
 def refuse_options_of_others(names: Iterable[str], config: ConfigDict) -> None:
-    """Refuses options of samplers, tasks and methods that are not the chosen ones.
+    """Refuses options of samplers, guidance methods, tasks and methods that are not the chosen ones.
 
     Args:
         names: Full names of the keys that are set.
@@ -116,7 +146,10 @@ def refuse_options_of_others(names: Iterable[str], config: ConfigDict) -> None:
     """
     of = config.restore
     chosen: dict[str, dict[str, tuple[str, Mapping[str, object]]]] = {
-        "sampling": {"sampler": (config.sampling.sampler, SAMPLERS)},
+        "sampling": {
+            "sampler": (config.sampling.sampler, SAMPLERS),
+            "guidance": (config.sampling.guidance, GUIDANCE),
+        },
         "restore": {"task": (of.task, TASKS), "method": (method_of(of.task, of.method), RESTORERS)},
     }
     for name in names:
@@ -159,9 +192,12 @@ def _as_clause(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
+OLDER_RUNS_LACK = MODEL | OF_NO_RUN | {"sampling.guidance": KEYS["sampling.guidance"]}
+
+
 def complete(config: ConfigDict) -> None:
     """Gives every argument that the configuration leaves out its default, in place."""
-    for name, key in (MODEL | sampler_keys() | OF_NO_RUN | restore_keys() | _arguments_of(config)).items():
+    for name, key in (OLDER_RUNS_LACK | option_keys() | _arguments_of(config)).items():
         *sections, argument = name.split(".")
         section = config
         for part in sections:

@@ -1,4 +1,5 @@
-"""All configuration keys that are no argument of an SDE, a network or a sampler, each declared once.
+"""All configuration keys that are no argument of an SDE, a network, a sampler or a guidance method, each
+declared once.
 
 From a declaration follow the key's default in configs/base.py, its checks, the modes that take it, whether it
 may change when training is resumed, its explanation in `--help_config` and `--dry_run`, and its row in
@@ -266,6 +267,11 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         "after the last row comes the first again; empty for those of the held-out set",
     ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
+    "guidance": Key(
+        "none",
+        "guidance of the samples, whose options are sampling.GUIDANCE.*: classifier-free, by a worse model, "
+        "by a classifier, or by the embedding of a caption",
+    ),
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
     "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),
@@ -281,6 +287,21 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         kind=Literal["clock", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"],
     ),
 })  # fmt: skip
+
+GUIDING = {
+    f"sampling.{name}": replace(key, modes=SAMPLES, may_change=True)
+    for name, key in {
+        "cfg.negative": Key("", "class that samples are guided away from, by name or index; empty for none"),
+        "autoguidance.run": Key("", "run directory of the worse model; empty for this run"),
+        "autoguidance.checkpoint": Key(
+            "latest", "checkpoint of the worse model", kind=int | Literal["latest", "best"]
+        ),
+        "classifier.run": Key("runs/classifier", "run directory of the classifier"),
+        "clip.run": Key("runs/clip_digits", "run directory of the image and text encoders"),
+        "clip.prompt": Key("", "caption that samples are guided to"),
+    }.items()
+}
+"""Options of guidance methods besides those of their constructors."""
 
 LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
     "num_images": Key(256, "held-out samples to score, from the first on, or all of them if fewer", least=1),

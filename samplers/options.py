@@ -1,4 +1,4 @@
-"""The options of a sampler, read off its constructor.
+"""The options of a sampler or a guidance method, read off its constructor.
 
 Every sampler is made by `(sde, times, *, denoise, <options>)`. What an option is stands in the constructor
 and nowhere else: its default and type in the signature, `Names` in the annotation where only certain names
@@ -64,12 +64,25 @@ def constructor_options(make: Callable[..., object]) -> dict[str, Option]:
         TypeError: If the constructor is not of the form (sde, times, *, denoise, <options>), each with a
             default but the SDE, or if the Args section of its docstring does not explain an option.
     """
-    parameters = _checked_parameters(make)
+    _checked_parameters(make)
+    return keyword_options(make, besides=COMMON)
+
+
+def keyword_options(make: Callable[..., object], besides: Sequence[str] = ()) -> dict[str, Option]:
+    """The keyword-only arguments of a constructor by name.
+
+    Args:
+        make: The constructor.
+        besides: Arguments to leave out.
+
+    Raises:
+        TypeError: If the Args section of its docstring does not explain one.
+    """
     hints = get_type_hints(make.__init__ if inspect.isclass(make) else make, include_extras=True)
     texts = argument_texts(make)
     options = {}
-    for name, parameter in parameters.items():
-        if name in COMMON:
+    for name, parameter in inspect.signature(make).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or name in besides:
             continue
         if name not in texts:
             raise TypeError(f"{_title(make)} must explain {name} in the Args section of its docstring")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde, data_options
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
-from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
@@ -32,7 +32,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     They are drawn first, unless a sample file of this checkpoint and these settings is there.
     """
     build_sampler(config.sampling, build_sde(config.sde))  # for its checks, before the data are read
-    trained = load_trained(workdir, config, device)
+    trained = load_guided(workdir, config, device)
     dataset = load_data(data_options(config.data), trained.data)
     evaluator = build_evaluator(config.evaluation, dataset, workdir, device)
     file = find_or_draw(config.sampling, trained, workdir)

@@ -31,21 +31,27 @@ a run.
 
 
 def groups() -> dict[str, dict[str, Key]]:
-    """All keys by section; each SDE, network, sampler, task and method has a group of its own."""
+    """All keys by section; each SDE, network, sampler, guidance, task and method has a group of its own."""
     from score_diffusion.run.constructor_keys import (  # here: it imports torch
         CONSTRUCTORS,
         argument_keys,
+        guidance_keys,
         named_keys,
         restore_keys,
         sampler_keys,
     )
 
+    options_of = {
+        "sampling.sampler": sampler_keys,
+        "sampling.guidance": guidance_keys,
+        "restore.method": restore_keys,
+    }
     found: dict[str, dict[str, Key]] = {}
     for name, key in named_keys().items():
         found.setdefault(name.rpartition(".")[0] or name, {})[name] = key
         for choice in CONSTRUCTORS.get(name, ()):
             found[f"{name}={choice}"] = argument_keys(name, choice)
-        options = {"sampling.sampler": sampler_keys, "restore.method": restore_keys}.get(name, dict)()
+        options = options_of.get(name, dict)()
         for option, of_choice in options.items():
             found.setdefault(option.rpartition(".")[0], {})[option] = of_choice
     return found

@@ -9,7 +9,8 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_inference import build_trained_sampler, load_trained, sample_request
+from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.build_inference import build_trained_sampler, sample_request
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.inference.sample_files import draw_and_save
 from score_diffusion.run.key_types import AUTO
@@ -20,16 +21,17 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Draws samples with a trained model; returns the exit code."""
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the model is read
-    trained = load_trained(workdir, config, device)
+    trained = load_guided(workdir, config, device)
     sampler = build_trained_sampler(section, trained, workdir)
     start = time.perf_counter()
-    files = draw_and_save(trained, sampler, sample_request(section), workdir)
+    files = draw_and_save(trained, sampler, sample_request(section, trained.guided_by), workdir)
     if files is None:  # on all ranks except the first
         return 0
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
+        *([("guidance", trained.guided_by)] if trained.guided_by else []),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
         ("grid", _grid_in_words(section, sampler)),
         *([] if step_size is None else [("step size", f"{step_size:.4g}")]),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
-from score_diffusion.run.constructor_keys import arguments, restore_keys, sampler_keys
+from score_diffusion.run.constructor_keys import arguments, option_keys
 from score_diffusion.run.key_types import Key
 from score_diffusion.run.keys import KEYS
 
@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     from score_diffusion.models import PRESETS
 
     sections: dict[str, Any] = {}
-    for name, key in (KEYS | sampler_keys() | restore_keys()).items():
+    for name, key in (KEYS | option_keys()).items():
         *path, last = name.split(".")
         section = sections
         for part in path:

@@ -89,7 +89,7 @@ def unconditional(sizes: Mapping[str, int], info: DataInfo) -> SampleConditions:
     return SampleConditions(null_condition(sizes, info.shape[1:]), info.classes)
 
 
-def parse_labels(text: str, classes: Sequence[str], count: int) -> list[int]:
+def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "sampling.label") -> list[int]:
     """The class indices that a text names: one class, or several separated by commas.
 
     A class is named by its name or its index. Where names are numbers, they are what is meant.
@@ -98,6 +98,7 @@ def parse_labels(text: str, classes: Sequence[str], count: int) -> list[int]:
         text: The text.
         classes: Names of the classes; empty if they have none.
         count: Number of classes.
+        key: What to call the text in a message.
 
     Raises:
         UserError: If there is no such class.
@@ -112,7 +113,5 @@ def parse_labels(text: str, classes: Sequence[str], count: int) -> list[int]:
         wrong = text.split(",")[labels.index(-1)].strip()
         listed = ", ".join([*by_name][:LISTED]) + (", ..." if len(by_name) > LISTED else "")
         names = f"{listed}" if not by_index else f"0 to {count - 1}" + (f" or {listed}" if listed else "")
-        raise UserError(
-            f"sampling.label must be classes of the {count} that the network has, {names}; got {wrong!r}"
-        )
+        raise UserError(f"{key} must be classes of the {count} that the network has, {names}; got {wrong!r}")
     return labels

@@ -18,14 +18,13 @@ from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
-from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.run.json_files import LARGEST_FILE, check_fields
 from score_diffusion.run.key_types import Values
-from score_diffusion.samplers import FixedBatches, Sampler
+from score_diffusion.samplers import Sampler
 from score_diffusion.sde_lib import ScoreFunction
 
 SAMPLES = "samples"
-NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
 PICTURED = 400  # the most images in a picture
 FACTS = {  # arrays of a sample file that hold one number or text
     "sampler": Values(kind=str),
@@ -124,7 +123,7 @@ def draw_and_save(
 
 def sampling_score(trained: TrainedModel) -> ScoreFunction:
     """The score(x, t, cond) that samples are drawn with: its values do not depend on the batch."""
-    return FixedBatches(trained.score, NETWORK_BATCH[trained.device.type])
+    return trained.guide(in_fixed_batches(trained.score))
 
 
 def draw(

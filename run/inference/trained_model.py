@@ -15,6 +15,7 @@ The run directory holds
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +29,10 @@ from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
 from score_diffusion.run.training.post_hoc_averages import reconstruct
+from score_diffusion.samplers import FixedBatches
 from score_diffusion.sde_lib import SDE, ConditionalScore, ScoreFunction, ScoreModel, score_device
 
+NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
 CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
 
 
@@ -72,6 +75,10 @@ class TrainedModel:
     """Which weights they are, in words."""
     conditions: SampleConditions = SampleConditions()
     """What each sample is conditioned on, by its index."""
+    guide: Callable[[ScoreFunction], ScoreFunction] = lambda score: score
+    """The guidance of samples: makes the score that they are drawn with of this one."""
+    guided_by: str = ""
+    """The guidance in words; empty for none."""
 
     @property
     def device(self) -> torch.device:
@@ -86,6 +93,11 @@ class TrainedModel:
     def record(self) -> dict[str, object]:
         """Which weights a result is of, for its JSON file."""
         return {"weights": self.weights, "checkpoint": self.choice.checkpoint}
+
+
+def in_fixed_batches(score: ScoreFunction) -> ScoreFunction:
+    """A network's score, or another function of x and t, whose values do not depend on the batch."""
+    return FixedBatches(score, NETWORK_BATCH[score_device(score).type])
 
 
 def load_chosen_weights(

@@ -12,6 +12,7 @@ from score_diffusion.samplers.guidance.classifier import (
 from score_diffusion.samplers.guidance.classifier_free import ClassifierFreeGuidance
 from score_diffusion.samplers.guidance.conditions import WithoutCondition, null_condition
 from score_diffusion.samplers.guidance.embedding import EmbeddingGuidance
+from score_diffusion.samplers.guidance.registry import GUIDANCE, guidance_options
 
 __all__ = [
     "Autoguidance",
@@ -19,7 +20,9 @@ __all__ = [
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
     "EmbeddingGuidance",
+    "GUIDANCE",
     "MeanShiftSampler",
     "WithoutCondition",
+    "guidance_options",
     "null_condition",
 ]
