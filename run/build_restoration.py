@@ -10,15 +10,22 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
-from score_diffusion.run.build import data_options
-from score_diffusion.run.build_inference import load_trained, load_unconditioned
+from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build_inference import load_unconditioned, with_conditions
 from score_diffusion.run.data.info import DataInfo, load_data
 from score_diffusion.run.data.inputs import InputReader, Inputs
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL
 from score_diffusion.run.inference.measurements import Measurements, as_measured, measure
-from score_diffusion.run.inference.restoring import RestoreRequest, Restoring
+from score_diffusion.run.inference.restoring import (
+    Restored,
+    RestoreRequest,
+    Restoring,
+    draw_posteriors,
+    with_known_elements,
+)
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
@@ -38,6 +45,15 @@ def load_prior(workdir: Path, config: ConfigDict, device: torch.device) -> Train
     Raises:
         UserError: As for `load_trained`, or if several classes are named.
     """
+    return as_prior(load_unconditioned(workdir, config, device), config, workdir)
+
+
+def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    """A model as the prior of what is restored, of one class where `sampling.label` names it.
+
+    Raises:
+        UserError: If several classes are named, or none although the model knows no p(x) without one.
+    """
     training = config.training
     if config.sampling.label == ALL:
         if training.conditional and not training.condition_dropout:
@@ -45,8 +61,8 @@ def load_prior(workdir: Path, config: ConfigDict, device: torch.device) -> Train
                 "this model was trained with training.condition_dropout=0 and knows no images without a "
                 "class: name one with --label"
             )
-        return load_unconditioned(workdir, config, device)
-    trained = load_trained(workdir, config, device)
+        return trained
+    trained = with_conditions(trained, config, workdir)
     if len(trained.conditions.rows.get("label", ())) > 1:
         raise UserError(f"--mode restore takes one class, got sampling.label={config.sampling.label}")
     return trained
@@ -80,6 +96,31 @@ def build_restorer(section: ConfigDict, problem: InverseProblem) -> Restoring:
             )
         options["sampler"] = section.sampler
     return RESTORERS[name](problem, section.nfe, **options)
+
+
+def check_restorer(config: ConfigDict, measurements: Measurements) -> None:
+    """Builds what restores, for its checks.
+
+    Raises:
+        UserError, InputError: If the method does not fit the task, the sampler or its options.
+    """
+    problem = InverseProblem(
+        build_sde(config.sde), measurements.task.operator, measurements.y[0], config.restore.noise, 1.0
+    )
+    build_restorer(config.restore, problem)
+
+
+def restore_with(trained: TrainedModel, section: ConfigDict, measurements: Measurements) -> Restored | None:
+    """Posterior samples of measurements by a section `restore`; None on all ranks except the first."""
+    std, operator = data_std(section, trained), measurements.task.operator
+
+    def restorer(y: Tensor) -> Restoring:
+        return build_restorer(section, InverseProblem(trained.sde, operator, y, section.noise, std))
+
+    restored = draw_posteriors(trained, restorer, measurements, restore_request(section))
+    if restored is None or section.noise > 0:
+        return restored
+    return with_known_elements(restored, measurements, trained.data.scaling)
 
 
 def build_measurements(config: ConfigDict, task: Task, data: DataInfo) -> Measurements:

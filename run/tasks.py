@@ -57,10 +57,19 @@ def inpaint(shape: Sequence[int], seed: int, *, mask: str = "center") -> Task:
         mask: What is missing: center, left, random:SHARE, or the black part of a black and white image file.
     """
     known = read_mask(mask, shape) if Path(mask).expanduser().is_file() else named_mask(mask, shape, seed)
+    return inpaint_known(known, shape, f"mask {mask}")
+
+
+def inpaint_known(known: Tensor, shape: Sequence[int], what: str = "the mask") -> Task:
+    """Elements of a sample, booleans that broadcast to its shape, are known and the others are missing.
+
+    Raises:
+        UserError: If no element is known, or none is missing.
+    """
     if not known.any():
-        raise UserError(f"mask {mask} leaves no pixel known: there is nothing to restore from")
+        raise UserError(f"{what} leaves no pixel known: there is nothing to restore from")
     if known.all():
-        raise UserError(f"mask {mask} leaves no pixel missing: there is nothing to restore")
+        raise UserError(f"{what} leaves no pixel missing: there is nothing to restore")
     return Task(MaskOperator(known, shape), known.expand(tuple(shape)))
 
 

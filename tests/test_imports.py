@@ -83,9 +83,9 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "command_line": {"errors", "files", "keys"},
     "fit_to_data": {"build", "config", "console", "data", "errors"},
     "python": {
-        *("build", "build_inference", "build_training", "checkpoints", "commands", "config", "data"),
-        *("distributed", "errors", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
-        *("plots", "resolve_auto", "training"),
+        *("build", "build_inference", "build_restoration", "build_training", "checkpoints", "commands"),
+        *("config", "data", "distributed", "errors", "files", "fit_to_data", "inference", "json_files"),
+        *("key_types", "keys", "plots", "resolve_auto", "tasks", "training"),
     },
     "standard_streams": set(),
     "main": {

@@ -7,44 +7,32 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
-from score_diffusion.run.build import build_sde
 from score_diffusion.run.build_restoration import (
     build_measurements,
-    build_restorer,
     build_task,
-    data_std,
+    check_restorer,
     load_prior,
     restore_request,
+    restore_with,
 )
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.inference.judging import LEVELS, Quality, judge
 from score_diffusion.run.inference.restored_files import save
-from score_diffusion.run.inference.restoring import Restoring, draw_posteriors, with_known_elements
-from score_diffusion.samplers.inverse import InverseProblem
 
 
 def restore(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Draws samples given measurements; returns the exit code."""
     section, data, request = config.restore, read_data_info(workdir), restore_request(config.restore)
-    task = build_task(section, data.shape)
+    task, noise = build_task(section, data.shape), section.noise
     measurements = build_measurements(config, task, data)
-    noise = section.noise
-
-    def restorer(y: Tensor, std: float = 1.0) -> Restoring:
-        return build_restorer(section, InverseProblem(build_sde(config.sde), task.operator, y, noise, std))
-
-    restorer(measurements.y[0])  # for its checks, before the model is read
+    check_restorer(config, measurements)  # before the model is read
     trained = load_prior(workdir, config, device)
     start = time.perf_counter()
-    std = data_std(section, trained)
-    restored = draw_posteriors(trained, lambda y: restorer(y, std), measurements, request)
+    restored = restore_with(trained, section, measurements)
     if restored is None:  # on all ranks except the first
         return 0
-    if noise == 0:
-        restored = with_known_elements(restored, measurements, data.scaling)
     quality = judge(restored, measurements, data.scaling, section.seed)
     stem = save(restored, measurements, quality, request, trained, workdir)
     particles = [] if restored.ess is None else [("effective particles", f"{restored.ess:.1f} at least")]

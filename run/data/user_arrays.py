@@ -50,7 +50,7 @@ def to_stored(array: object, shape: tuple[int, ...], scaling: Scaling) -> Tensor
     Raises:
         UserError: If the array has another shape or dtype, or values out of range.
     """
-    given = array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
+    given = _array(array)
     whole, own = np.issubdtype(given.dtype, np.integer), own_shape(shape, scaling)
     samples = _with_rows(given, own if whole else shape)
     if samples is None or not (whole or np.issubdtype(given.dtype, np.floating)):
@@ -72,6 +72,33 @@ def to_stored(array: object, shape: tuple[int, ...], scaling: Scaling) -> Tensor
         )
     samples = samples[:, None] if samples.ndim == 3 else np.moveaxis(samples, -1, 1)
     return torch.from_numpy(np.array(samples, np.uint8, order="C"))
+
+
+def measured_values(array: object, shape: tuple[int, ...], scaling: Scaling) -> Tensor:
+    """Measurements in the user's units, floating point (n, *shape); what is missing in them may be anything.
+
+    Args:
+        array: One or several measurements: floating point (n, *shape), or grey levels in images' own layout.
+        shape: Of a measurement, (C, *size).
+        scaling: The scaling of the run's data.
+
+    Raises:
+        UserError: If the array has another shape or dtype, or grey levels out of range.
+    """
+    given = _array(array)
+    if np.issubdtype(given.dtype, np.integer) and scaling.levels is not None:
+        return scaling.stored_to_model(to_stored(given, shape, scaling))
+    samples = _with_rows(given, shape)
+    if samples is None or not np.issubdtype(given.dtype, np.floating):
+        raise UserError(
+            f"measurements must be floating-point numbers of shape (n, {', '.join(map(str, shape))}), or "
+            f"grey levels, got {given.dtype} of shape {given.shape}"
+        )
+    return torch.tensor(samples)
+
+
+def _array(array: object) -> np.ndarray:
+    return array.detach().cpu().numpy() if isinstance(array, Tensor) else np.asarray(array)
 
 
 def _with_rows(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -13,6 +13,7 @@ import numpy as np
 from score_diffusion.run import plots
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.user_arrays import to_own_units
+from score_diffusion.run.inference.judging import Quality
 
 PICTURED = 400  # images in a picture, at most
 
@@ -75,3 +76,28 @@ class LogLikelihoods:
     def mean(self) -> float:
         """The mean of `log_prob`."""
         return float(self.log_prob.mean())
+
+
+@dataclass(frozen=True)
+class Restorations:
+    """Posterior samples of n measurements, k of each."""
+
+    samples: np.ndarray
+    """Brightness in [-1, 1] or numbers in the units of your data, (n, k, *shape), channels first."""
+    mean: np.ndarray
+    """Means over the samples, (n, *shape)."""
+    deviation: np.ndarray
+    """Standard deviations over the samples of each element, (n, *shape)."""
+    nfe: int
+    """Network evaluations per sample."""
+    data: DataInfo
+    """The data of the run."""
+    quality: Quality | None
+    """The samples against the truth: PSNR, SSIM, coverage; None where the truth is not known."""
+
+    @property
+    def values(self) -> np.ndarray:
+        """Raw pixels, uint8 (n, k, H, W) or (n, k, H, W, C), or numbers in the units of your data."""
+        n, k, *shape = self.samples.shape
+        values = to_own_units(self.samples.reshape(n * k, *shape), self.data.scaling)
+        return values.reshape(n, k, *values.shape[1:])

@@ -21,16 +21,19 @@ from score_diffusion.run.build_inference import (
     score_data,
     with_conditions,
 )
+from score_diffusion.run.build_restoration import as_prior
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.user_arrays import to_stored
 from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
+from score_diffusion.run.inference.conditioning import ALL
 from score_diffusion.run.inference.sample_files import draw, sampling_score
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
-from score_diffusion.run.python.results import LogLikelihoods, Samples
+from score_diffusion.run.python.restoring import restore_arrays
+from score_diffusion.run.python.results import LogLikelihoods, Restorations, Samples
 from score_diffusion.samplers import ODESampler, interpolate
 from score_diffusion.sde_lib import SDE, ScoreFunction
 
@@ -248,6 +251,50 @@ class Run:
         first, last = map(torch.from_numpy, ends)
         path = interpolate(first, last, torch.linspace(0, 1, n))[:, 0]
         return self.decode(path, label=label, rtol=rtol, atol=atol)
+
+    def restore(
+        self,
+        x: object,
+        task: str = "inpaint",
+        *,
+        known: object = None,
+        measured: bool = False,
+        noise: float | None = None,
+        method: str | None = None,
+        nfe: int | None = None,
+        num_samples: int | None = None,
+        label: int | str | None = None,
+        seed: int | None = None,
+        settings: Settings | None = None,
+    ) -> Restorations:
+        """Restores what was measured, as `--mode restore` does: draws samples of the posterior.
+
+        Args:
+            x: Samples as for `log_likelihood`, which are measured first; or what was measured.
+            task: inpaint, denoise, superres, deblur, colorize, mri, ct or edit.
+            known: For inpaint, which pixels are known, booleans (H, W) or of a sample's shape; None for the
+                mask of `settings`.
+            measured: Whether `x` are measurements: for inpaint samples with anything in the missing pixels,
+                for superres small images, ...; as pixels, or in floating point and channels first.
+            noise: Standard deviation of the measurement's noise; images reach from -1 to 1, standardized
+                numbers have standard deviation 1.
+            method: A name in `score_diffusion.samplers.inverse.METHODS`, or "sdedit".
+            nfe: Network evaluations per sample at most.
+            num_samples: Posterior samples of each measurement.
+            label: The class of all samples; None for p(x) without a class.
+            seed: Seed of masks, of the measurement's noise and of the samples.
+            settings: Further keys of `restore`: {"superres.factor": 4, "dps.zeta": 1.0}.
+
+        Raises:
+            UserError: If the samples or a setting do not fit the run or the task.
+        """
+        named = dict(task=task, noise=noise, method=method, nfe=nfe, num_samples=num_samples, seed=seed)
+        chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
+        overrides: list[tuple[str, object]] = [(f"restore.{key}", value) for key, value in chosen.items()]
+        overrides.append(("sampling.label", ALL if label is None else _label_text(label)))
+        config = apply_overrides(self.config, overrides, "restore")
+        trained = as_prior(self._trained(config), config, self.path)
+        return restore_arrays(trained, config.restore, x, known, measured)
 
     def _trained(self, config: ConfigDict) -> TrainedModel:
         """The model with the weights that a configuration chooses, loaded once."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ from score_diffusion import load_run, train
 from score_diffusion.run.config import load_config
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.run import Run
@@ -127,16 +129,55 @@ def test_a_path_leads_from_one_sample_to_the_other_on_the_sphere(exact: Run):
 
 
 def test_an_image_has_the_likelihood_of_the_command(trained: Path, cli: Callable):
-    import json
-
-    from score_diffusion.run.data.toys import load_digits
-
     assert cli("likelihood", trained, "--config.likelihood.num_images=3") == 0
     recorded = json.loads((trained / "likelihood.json").read_text())["bits_per_dim"]
     images = load_digits().test[:3, 0].numpy()
     result = load_run(trained).log_likelihood(images)
     assert result.bits_per_dim.mean() == pytest.approx(recorded, rel=1e-12)
     np.testing.assert_allclose(result.log_prob, -result.bits_per_dim * 64 * np.log(2))
+
+
+@pytest.mark.parametrize("task", ["inpaint", "superres"])
+def test_restored_images_are_those_of_the_command(task: str, trained: Path, cli: Callable):
+    numbers = {"num_samples": 3, "noise": 0.1, "nfe": 6, "seed": 2}
+    arguments = [f"--config.restore.{key}={value}" for key, value in numbers.items()]
+    assert (
+        cli("restore", trained, f"--config.restore.task={task}", "--config.restore.num_inputs=2", *arguments)
+        == 0
+    )
+    expected = saved(next((trained / "restored").glob("*.npz")))
+    images = load_digits().test[:2, 0].numpy()
+    restored = load_run(trained).restore(images, task, **numbers)  # type: ignore[arg-type]
+    assert np.array_equal(restored.samples, expected["samples"]) and restored.nfe == expected["nfe"]
+    assert restored.values.shape == (2, 3, 8, 8) and restored.values.dtype == np.uint8
+    assert restored.quality is not None and len(restored.quality.psnr) == 2
+
+
+def test_restored_numbers_have_the_posterior_of_their_law(exact: Run):
+    """One of two independent coordinates is measured: the other one keeps its law."""
+    x = np.array([[11.0, np.nan]])
+    options = {"known": [True, False], "measured": True, "noise": 0.3, "nfe": 40, "num_samples": 400}
+    restored = exact.restore(x, **options)  # type: ignore[arg-type]
+    precision = 1 / VARIANCE + 1 / 0.3**2  # of the standardized coordinate
+    mean = SHIFT[0] + SCALE[0] * ((11.0 - SHIFT[0]) / SCALE[0]) / 0.3**2 / precision
+    np.testing.assert_allclose(
+        restored.mean[0], [mean, SHIFT[1]], atol=4 * SCALE[0] / np.sqrt(400 * precision)
+    )
+    expected = [SCALE[0] / np.sqrt(precision), SCALE[1] * np.sqrt(VARIANCE)]
+    np.testing.assert_allclose(restored.deviation[0], expected, rtol=0.15)
+    assert restored.quality is None and restored.values.shape == (1, 400, 2)
+
+
+def test_what_cannot_be_restored_is_refused(exact: Run):
+    x = np.zeros((1, 2))
+    with pytest.raises(UserError, match="for task inpaint, not for denoise"):
+        exact.restore(x, "denoise", known=[True, False])
+    with pytest.raises(UserError, match="known must be booleans of shape"):
+        exact.restore(x, known=[True, False, True])
+    with pytest.raises(UserError, match="known leaves no pixel missing"):
+        exact.restore(x, known=[True, True])
+    with pytest.raises(UserError, match=r"measurements must be .* shape \(n, 2\)"):
+        exact.restore(np.zeros((1, 3)), known=[True, False], measured=True)
 
 
 def test_mistakes_are_explained(trained: Path, tmp_path: Path):
