@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 
 from ml_collections import ConfigDict
 
@@ -61,7 +60,7 @@ def fit_to_data(config: ConfigDict, overrides: Overrides) -> ConfigDict:
             "the other configurations"
         )
     # Streaming reads the sizes of all samples and decodes none.
-    dataset = load_dataset(replace(data_options(config.data), memory_gib=0.0))
+    dataset = load_dataset(data_options(config.data), streamed=True)
     chosen = settings_for(dataset.shape, len(dataset.train))
     if len(dataset.shape) > 1 and chosen["model.multipliers"] == (1,) and min(dataset.shape[1:]) > 16:
         warn(

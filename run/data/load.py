@@ -27,19 +27,20 @@ from score_diffusion.run.data.user_function import arrays_of, call_function, nam
 from score_diffusion.run.errors import UserError
 
 
-def load_dataset(options: DataOptions, scaling: Scaling | None = None) -> Dataset:
+def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, streamed: bool = False) -> Dataset:
     """The data set that the options name.
 
     Args:
         options: Which data to load, and how to prepare them.
         scaling: The scaling of the run that will use the data; by default the training set decides it.
+        streamed: Whether to leave the samples of a user's own data where they are, whatever memory they take.
 
     Raises:
         UserError: If the name is unknown, or the source cannot be used.
     """
     if options.path or options.name.startswith(HUB):
         try:
-            dataset = _load_own(options, scaling)
+            dataset = _load_own(options, scaling, 0.0 if streamed else options.memory_gib)
         except BadFile as error:
             raise all_bad_files(error, options.workers) from error
     else:
@@ -64,7 +65,7 @@ def _load_built_in(options: DataOptions) -> Dataset:
     return load_digits() if options.name == "digits" else load_toy(options)
 
 
-def _load_own(options: DataOptions, scaling: Scaling | None) -> Dataset:
+def _load_own(options: DataOptions, scaling: Scaling | None, memory_gib: float) -> Dataset:
     if options.path:
         name, splits = _find(options)
     else:
@@ -96,7 +97,7 @@ def _dataset(
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:
         scaling = Scaling(levels=splits.levels)
-    samples = _load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
+    samples = _load_or_stream([part.samples for part in splits.parts.values()], memory_gib)
     loaded = dict(zip(splits.parts, samples, strict=True))
     conditions = {name: part.all_conditions for name, part in splits.parts.items()}
     return Dataset(

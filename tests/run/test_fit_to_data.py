@@ -47,8 +47,8 @@ def test_large_sets_are_seen_twenty_times_at_least():
 def test_own_data_take_it_by_default_and_keep_what_is_set(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
-    np.save("points.npy", rng.normal(size=(100, 5)).astype(np.float32))
-    keys = ["--config.data.path=points.npy", "--config.training.steps=2", "--config.model.width=32"]
+    np.savez("points.npz", rng.normal(size=(100, 5)).astype(np.float32))
+    keys = ["--config.data.path=points.npz", "--config.training.steps=2", "--config.model.width=32"]
     assert main(["--mode", "train", *keys]) == 0
     config = read_config(tmp_path / "runs/auto")
     assert (config.model.name, config.model.width, config.training.batch_size) == ("mlp", 32, 64)
