@@ -25,7 +25,7 @@ from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import digest_of, expanded
-from score_diffusion.run.inference.conditioning import check_kinds, chosen_conditions, unconditional
+from score_diffusion.run.inference.conditioning import NONE, check_kinds, chosen_conditions, unconditional
 from score_diffusion.run.inference.fitted_grid import fitted_times
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
@@ -63,7 +63,10 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
     """
     model, step, words = load_score_model(workdir, config, device)
     first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
-    return TrainedModel(model, model.sde, info, step, first_time, _weights_choice(config.sampling), words)
+    choice, sizes = _weights_choice(config.sampling), condition_sizes(model)
+    # a network that takes an image must be given one
+    conditions = unconditional(sizes, info) if "image" in sizes else SampleConditions()
+    return TrainedModel(model, model.sde, info, step, first_time, choice, words, conditions)
 
 
 def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
@@ -77,6 +80,11 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
         raise UserError(
             f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "
             "cond_tokens or cond_image, and this one was not"
+        )
+    if section.label == NONE and config.training.conditional and not config.training.condition_dropout:
+        raise UserError(
+            "sampling.label=-1 draws without a condition, for which this model was not trained "
+            "(training.condition_dropout=0): name classes, or leave it out"
         )
     path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
     conditions = chosen_conditions(

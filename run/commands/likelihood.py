@@ -172,9 +172,7 @@ def _condition_rows(scored: Scored, config: ConfigDict) -> list[tuple[str, objec
     conditions = scored.trained.conditions
     if not conditions.rows:
         return []
-    rows: list[tuple[str, object]] = [
-        ("conditioned on", f"the own {', '.join(conditions.rows)} of each sample")
-    ]
+    rows: list[tuple[str, object]] = [("conditioned on", f"each sample's own {', '.join(conditions.rows)}")]
     for name, scores in scored.unconditional.items():
         of = "" if name == "ode" else "bound, "
         rows.append((f"  {of}unconditional", scores))

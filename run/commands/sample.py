@@ -8,13 +8,19 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
+from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.build_inference import build_trained_sampler, sample_request
 from score_diffusion.run.console import format_duration, print_result
+from score_diffusion.run.data.condition_files import name_of
+from score_diffusion.run.inference.conditioning import NONE
 from score_diffusion.run.inference.sample_files import draw_and_save
+from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import Sampler, find_sampler
+
+LISTED = 20  # classes
 
 
 def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -30,6 +36,7 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
         ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
+        *_condition_rows(section, trained),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         *([("guidance", trained.guided_by)] if trained.guided_by else []),
         ("nfe", f"{files.nfe:,} network evaluations per sample"),
@@ -41,6 +48,20 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     ]
     print_result(f"Samples by {section.sampler}", rows)
     return 0
+
+
+def _condition_rows(section: ConfigDict, trained: TrainedModel) -> list[tuple[str, object]]:
+    """What the samples were drawn under; no rows for an unconditional model."""
+    rows, conditions = trained.conditions.rows, trained.conditions
+    words: list[tuple[str, object]] = []
+    if "label" in rows:
+        names = list(dict.fromkeys(conditions.names(len(rows["label"])) or []))
+        listed = ", ".join(map(plots.shortened, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
+        words.append(("classes", listed + (" in turn" if len(names) > 1 else "")))
+    own = [name_of(kind) for kind in rows if kind != "label"]
+    if own and section.label != NONE:
+        words.append(("conditions", f"{', '.join(own)} of {section.conditions or 'held-out samples'}"))
+    return words
 
 
 def _grid_in_words(section: ConfigDict, sampler: Sampler) -> str:

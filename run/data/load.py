@@ -8,6 +8,7 @@ numbers are standardized by the training set, and data that fit in data.memory_g
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from score_diffusion.run.data.archives import CIFAR_CLASSES, find_cifar, find_idx, read_cifar, read_idx
@@ -40,7 +41,7 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, stream
     """
     if options.path or options.name.startswith(HUB):
         try:
-            dataset = _load_own(options, scaling, 0.0 if streamed else options.memory_gib)
+            dataset = _load_own(options, scaling, streamed)
         except BadFile as error:
             raise all_bad_files(error, options.workers) from error
     else:
@@ -65,13 +66,14 @@ def _load_built_in(options: DataOptions) -> Dataset:
     return load_digits() if options.name == "digits" else load_toy(options)
 
 
-def _load_own(options: DataOptions, scaling: Scaling | None, memory_gib: float) -> Dataset:
+def _load_own(options: DataOptions, scaling: Scaling | None, streamed: bool) -> Dataset:
     if options.path:
         name, splits = _find(options)
     else:
         name = options.name
         splits = find_on_hub(name.removeprefix(HUB), options)
-    return _dataset(splits, options, name, options.path or name, scaling)
+    kept = replace(options, memory_gib=0.0) if streamed else options
+    return _dataset(splits, kept, name, options.path or name, scaling)
 
 
 def load_arrays(given: object, options: DataOptions) -> Dataset:
@@ -97,7 +99,7 @@ def _dataset(
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:
         scaling = Scaling(levels=splits.levels)
-    samples = _load_or_stream([part.samples for part in splits.parts.values()], memory_gib)
+    samples = _load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
     loaded = dict(zip(splits.parts, samples, strict=True))
     conditions = {name: part.all_conditions for name, part in splits.parts.items()}
     return Dataset(

@@ -51,7 +51,7 @@ def test_a_conditional_model_scores_each_image_with_its_own_class(
     draws = ("--config.likelihood.classify_draws=3", "--config.likelihood.num_images=7")
     assert cli("likelihood", tmp_path, "--config.likelihood.classify=denoising", *draws) == 0
     out = capsys.readouterr().out
-    assert "the own label of each sample" in out and "accuracy" in out and "30 network evaluations" in out
+    assert "each sample's own label" in out and "accuracy" in out and "30 network evaluations" in out
     result = json.loads((tmp_path / "likelihood.json").read_text())
     assert result["conditioned_on"] == ["label"]
     labels = load_digits().test_labels[:7].tolist()

@@ -117,7 +117,7 @@ def test_a_class_of_an_unconditional_training_is_refused(cli: Callable, refused:
 
 
 def test_files_hold_the_classes_that_were_drawn(
-    cli: Callable, tmp_path: Path, refused: Callable, snapshot: Callable
+    cli: Callable, tmp_path: Path, refused: Callable, snapshot: Callable, capsys: pytest.CaptureFixture[str]
 ):
     assert cli("train", tmp_path, "--config.training.conditional=true", "--config.training.steps=2") == 0
     assert json.loads((tmp_path / "data.json").read_text())["classes"] == list("0123456789")
@@ -128,11 +128,20 @@ def test_files_hold_the_classes_that_were_drawn(
         assert file.labels.tolist() == list(labels)
         with np.load(newest) as arrays:
             assert arrays["classes"].tolist() == list("0123456789")
-    before = snapshot(tmp_path)
+    before, said = snapshot(tmp_path), capsys.readouterr().out
     assert "0, 1, 2, 3, 4, 5, 6, 7, 8, 9; got 'cat'" in refused(cli("sample", tmp_path, "--label=cat"))
     assert snapshot(tmp_path) == before
+    assert "classes  3, 5 in turn" in said and "classes  7\n" in said
     config = apply_overrides(read_config(tmp_path), [("sampling.label", "3")], "sample")
     assert load_trained(tmp_path, config, CPU).conditions.labels(2).tolist() == [3, 3]
+
+
+def test_a_model_that_was_always_conditioned_draws_nothing_else(
+    cli: Callable, refused: Callable, tmp_path: Path
+):
+    always = ("--config.training.conditional=true", "--config.training.condition_dropout=0")
+    assert cli("train", tmp_path, *always, "--config.training.steps=1") == 0
+    assert "for which this model was not trained" in refused(cli("sample", tmp_path, "--label=-1"))
 
 
 N = 40
