@@ -101,8 +101,10 @@ def result_record(file: SampleFile, trained: TrainedModel, evaluator: Evaluator)
         "seed": file.seed,
         "seconds_per_sample": file.seconds_per_sample,
         "training_steps": file.training_steps,
+        "guidance": trained.guided_by,
         **trained.record(),
         "measured_on": evaluator.extractor.words,
         "reference": evaluator.reference_in_words,
         "digest": evaluator.digest,
+        "settings": file.settings,
     }

@@ -377,7 +377,7 @@ EVALUATION = _section("evaluation", MEASURES, True, {
         "what samples are compared with: held_out, train, or an .npz of FID statistics with mu and sigma",
     ),
     "kept": Key(
-        5000,
+        2000,
         "samples whose features are kept, for all but the Fréchet distance; the cost grows as its square",
         least=2,
     ),
@@ -391,6 +391,10 @@ COMPARE = _section("compare", ("compare",), True, {
     "nfe": Key(
         (), "network evaluations per sample to compare; empty for what each run has set",
         kind=tuple[int, ...], least=1,
+    ),
+    "scales": Key(
+        (), "scales of the guidance sampling.guidance to compare; empty for the one that is set",
+        kind=tuple[float, ...], least=0,
     ),
     "metric": Key(
         "frechet_distance", "the metric that the picture shows",

@@ -9,6 +9,7 @@ are written to --workdir as comparison.json, .csv, .png and .html.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
@@ -18,9 +19,10 @@ import torch
 from score_diffusion.run import plots, web_page
 from score_diffusion.run.build import build_sampler, build_sde, data_options
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
-from score_diffusion.run.build_inference import load_trained
-from score_diffusion.run.config import read_run
+from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.config import Overrides, read_config, read_run
 from score_diffusion.run.console import print_result, print_table
+from score_diffusion.run.constructor_keys import NO_GUIDANCE
 from score_diffusion.run.data.info import load_data
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -37,7 +39,6 @@ from score_diffusion.run.evaluation.results import (
 from score_diffusion.run.files import write_atomic, write_numbered_json
 from score_diffusion.run.keys import COMPARE
 
-Overrides = Sequence[tuple[str, str]]
 STEM = "comparison"
 
 
@@ -65,7 +66,7 @@ def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: t
             refuse_unlike(records)  # as soon as it is known
     if not processes.is_rank_0():
         return 0
-    metric = str(_setting(overrides, "metric"))
+    (metric,) = _setting(overrides, "metric")
     figure = _picture(records, metric)
     stem = write_numbered_json(workdir / STEM, {"results": records}, ".csv", ".png", ".html")
     files = {
@@ -83,10 +84,11 @@ def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: t
     return 0
 
 
-def _setting(overrides: Overrides, name: str) -> object:
-    """The value of a key of the section `compare`, which is about all runs."""
+def _setting(overrides: Overrides, name: str) -> tuple:
+    """The values of a key of the section `compare`, which is about all runs."""
     key, text = COMPARE[f"compare.{name}"], dict(overrides).get(f"compare.{name}")
-    return key.default if text is None else key.parse(f"compare.{name}", text)
+    value = key.default if text is None else key.parse(f"compare.{name}", str(text))
+    return value if isinstance(value, tuple) else (value,)
 
 
 def _read(path: Path) -> list[Record]:
@@ -96,41 +98,56 @@ def _read(path: Path) -> list[Record]:
 
 
 def _measure(run: Path, overrides: Overrides, workdir: Path, device: torch.device) -> list[Record]:
-    """The results of a run with every sampler and every number of evaluations; on rank 0, on others none."""
-    configs = [read_run(run, chosen, "compare", more) for chosen, more in _combinations(overrides)]
-    for config in configs:  # their checks first: drawing takes long
+    """The results of a run, on rank 0; on the others none."""
+    by_scale = [
+        [read_run(run, chosen, "compare", more) for chosen, more in _combinations(overrides, scale)]
+        for scale in _scales(overrides, run)
+    ]
+    for config in itertools.chain(*by_scale):  # their checks first: drawing takes long
         build_sampler(config.sampling, build_sde(config.sde))
-    first = configs[0]
-    trained = load_trained(run, first, device)
-    dataset = load_data(data_options(first.data), trained.data)
-    evaluator = build_evaluator(first.evaluation, dataset, workdir, device)
+    evaluator: Evaluator | None = None
     records: list[Record] = []
-    real: Record | None = None
-    for config in configs:
-        file = find_or_draw(config.sampling, trained, run)
-        if file is None:  # on all ranks except the first
-            continue
-        features = evaluator.features_of(file.samples, file.labels)
-        real = real or _real(evaluator, len(file.samples))
-        figures = figures_record(evaluator.measure(features, f"{file.sampler}, NFE {file.nfe}"))
-        records.append({"run": str(run), **result_record(file, trained, evaluator), **figures, **real})
-    return records
+    for configs in by_scale:
+        trained = load_guided(run, configs[0], device)
+        if evaluator is None:
+            dataset = load_data(data_options(configs[0].data), trained.data)
+            evaluator = build_evaluator(configs[0].evaluation, dataset, workdir, device)
+        for config in configs:
+            file = find_or_draw(config.sampling, trained, run)
+            if file is None:  # on all ranks except the first
+                continue
+            features = evaluator.features_of(file.samples, file.labels)
+            figures = figures_record(evaluator.measure(features, f"{file.sampler}, NFE {file.nfe}"))
+            records.append({"run": str(run), **result_record(file, trained, evaluator), **figures})
+    if evaluator is None or not records:
+        return []
+    real = figures_record(evaluator.measure(evaluator.real(records[0]["num_samples"]), "real data"), "real")
+    return [record | real for record in records]
 
 
-def _real(evaluator: Evaluator, count: int) -> Record:
-    return figures_record(evaluator.measure(evaluator.real(count), "real data"), "real")
+def _scales(overrides: Overrides, run: Path) -> list[Overrides]:
+    """For each guidance scale the override that sets it."""
+    scales = _setting(overrides, "scales")
+    if not scales:
+        return [[]]
+    guidance = dict(overrides).get("sampling.guidance", read_config(run).sampling.guidance)
+    if guidance == NO_GUIDANCE:
+        raise UserError(
+            f"compare.scales are of a guidance, and {run} is sampled without: set --config.sampling.guidance"
+        )
+    return [[(f"sampling.{guidance}.scale", scale)] for scale in scales]
 
 
-def _combinations(overrides: Overrides) -> Iterator[tuple[Overrides, Overrides]]:
+def _combinations(overrides: Overrides, more: Overrides) -> Iterator[tuple[Overrides, Overrides]]:
     """For each sampler and number of evaluations the overrides that concern it, and those that choose it."""
     samplers, budgets = _setting(overrides, "samplers"), _setting(overrides, "nfe")
-    assert isinstance(samplers, tuple) and isinstance(budgets, tuple)
     for sampler in samplers or (None,):
         others = {f"sampling.{name}." for name in samplers if name != sampler}
         chosen = [pair for pair in overrides if not pair[0].startswith(tuple(others))]
+        of_sampler = [] if sampler is None else [("sampling.sampler", sampler)]
         for nfe in budgets or (None,):
-            more = [] if sampler is None else [("sampling.sampler", sampler)]
-            yield chosen, more if nfe is None else [*more, ("sampling.nfe", str(nfe))]
+            of_budget = [] if nfe is None else [("sampling.nfe", nfe)]
+            yield chosen, [*more, *of_sampler, *of_budget]
 
 
 def _title(records: Sequence[Record]) -> str:
@@ -146,7 +163,8 @@ def _picture(records: Sequence[Record], metric: str) -> plots.Figure:
     of_line: dict[str, list[Record]] = {}
     several = len({record["run"] for record in records}) > 1
     for record in sorted(records, key=lambda record: record["nfe"]):
-        name = f"{record['run']} {record['sampler']}" if several else record["sampler"]
+        parts = [record["run"] if several else "", record["sampler"], record.get("guidance") or ""]
+        name = " ".join(filter(None, parts))
         if figure_of(record, metric) is not None:
             of_line.setdefault(name, []).append(record)
     if not of_line:

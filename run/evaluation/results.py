@@ -23,6 +23,7 @@ FIELDS = {  # that every result has
     "num_samples": Values(kind=int, least=2),
     "num_reference": Values(kind=int, least=0),
     "sampler": Values(kind=str),
+    "guidance": Values(kind=str),
     "nfe": Values(kind=int, least=0),
     "seed": Values(kind=int),
     "seconds_per_sample": Values(kind=float | None, least=0),
@@ -35,7 +36,7 @@ SAME_IN_ALL = {  # what results that are compared have in common, in words
     "digest": "data, features or settings of the evaluation",
     "num_samples": "number of samples",
 }
-COLUMNS = ("run", "sampler", "nfe", "seconds_per_sample", "num_samples", "seed", "training_steps")
+COLUMNS = ("run", "sampler", "guidance", "nfe", "seconds_per_sample", "num_samples", "seed", "training_steps")
 """Of a table of results, before the figures."""
 
 
@@ -104,12 +105,14 @@ def refuse_unlike(records: Sequence[Record]) -> None:
 def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """The results as rows of texts, the first of which is the header."""
     names = figure_names(records)
-    header = ("run", "sampler", "NFE", "s/sample", *(name.replace("_", " ") for name in names))
+    guidance = ("guidance",) if any(record["guidance"] for record in records) else ()
+    header = ("run", "sampler", *guidance, "NFE", "s/sample", *(name.replace("_", " ") for name in names))
     rows = [header]
     for record in records:
         seconds = record["seconds_per_sample"]
-        cells = [record["run"], record["sampler"], record["nfe"], "" if seconds is None else f"{seconds:.3g}"]
-        rows.append((*map(str, cells), *(in_words(figure_of(record, name)) for name in names)))
+        cells = [str(record[key]) for key in ("run", "sampler", *guidance, "nfe")]
+        time = "" if seconds is None else f"{seconds:.3g}"
+        rows.append((*cells, time, *(in_words(figure_of(record, name)) for name in names)))
     return rows
 
 

@@ -101,3 +101,14 @@ def test_a_function_that_only_a_run_names_is_not_called(
     config["evaluation"]["features"] = "os:getcwd"
     (trained / "config.json").write_text(json.dumps(config))
     assert "only if you name it yourself" in refused(compare(trained))
+
+
+def test_guidance_scales_are_compared(compare: Callable, trained: Path, tmp_path: Path, refused: Callable):
+    assert "set --config.sampling.guidance" in refused(compare(trained, "--config.compare.scales=1,2"))
+    guided = ["--config.sampling.guidance=autoguidance", "--config.sampling.autoguidance.checkpoint=4"]
+    assert compare(trained, *guided, "--config.compare.scales=1,3", "--config.compare.nfe=6") == 0
+    found = results(tmp_path)
+    assert ["scale 1.0" in r["guidance"] for r in found] == [True, False]
+    assert ["scale 3.0" in r["guidance"] for r in found] == [False, True]
+    assert found[0]["samples"] != found[1]["samples"] and found[0]["real"] == found[1]["real"]
+    assert (tmp_path / "out/comparison.csv").read_text().startswith("run,sampler,guidance,nfe,")

@@ -30,7 +30,7 @@ def test_precision_and_recall_are_those_of_torch_fidelity():
     prc = pytest.importorskip("torch_fidelity.metric_prc")
     torch = pytest.importorskip("torch")
     a, b = RNG.normal(size=(300, 4)), RNG.normal(size=(300, 4)) * 0.8
-    peer = prc.prc_features_to_metric(torch.from_numpy(b), torch.from_numpy(a), verbose=False)
+    peer = prc.prc_features_to_metric(torch.from_numpy(a), torch.from_numpy(b), verbose=False)
     scores = manifold_scores(a, b)
     assert scores["precision"] == pytest.approx(peer["precision"], abs=1e-4)
     assert scores["recall"] == pytest.approx(peer["recall"], abs=1e-4)

@@ -82,7 +82,7 @@ def test_real_digits_are_at_the_distances_that_samples_are_compared_with():
     digits = load_digits()
     pixels = RawValues(digits.scaling)
     train, held_out = (
-        collect([digits.scaling.stored_to_user(x).numpy()], len(x), pixels, 5000)
+        collect([digits.scaling.stored_to_user(x).numpy()], len(x), pixels, 2000)
         for x in (digits.train, digits.test)
     )
     distance = measure(train, held_out)["frechet_distance"]

@@ -22,7 +22,14 @@ from score_diffusion.run.keys import KEYS
 
 def record(run: str, **figures: Estimate) -> dict:
     settings = {"measured_on": "raw pixels", "digest": "abc", "num_samples": 9, "seed": 0}
-    facts = {"run": run, "sampler": "pc", "nfe": 8, "seconds_per_sample": None, "training_steps": 5}
+    facts = {
+        "run": run,
+        "sampler": "pc",
+        "guidance": "",
+        "nfe": 8,
+        "seconds_per_sample": None,
+        "training_steps": 5,
+    }
     return {**facts, **settings, **figures_record(figures)}
 
 
