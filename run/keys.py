@@ -353,7 +353,7 @@ RESTORE = _section("restore", RESTORES, True, {
         least=0,
     ),
     "method": Key(
-        AUTO, "the method, whose options are restore.METHOD.*; auto: moment_matching, or sdedit for task edit"
+        AUTO, "the method, whose options are restore.METHOD.*; auto: moment_matching, or what suits the task"
     ),
     "sampler": Key(AUTO, "the sampler of methods that work with any; auto takes the method's own"),
     "nfe": Key(50, "network evaluations per sample at most, of twisted per particle", least=2),

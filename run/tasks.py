@@ -22,7 +22,9 @@ from score_diffusion.samplers.inverse import (
     Blur,
     Downsample,
     Fourier,
+    JPEGQuantization,
     Operator,
+    PhaseRetrieval,
     Radon,
     ToGrey,
     column_sampling,
@@ -134,11 +136,26 @@ def ct(shape: Sequence[int], seed: int, *, angles: int = 8) -> Task:
         raise UserError(
             f"task ct needs a model of square grey images, and its samples have shape {tuple(shape)}"
         )
-    return Task(Radon(shape[1], angles), picture=_sinogram)
+    return Task(Radon(shape[1], angles), picture=_stretched)
 
 
-def _sinogram(y: Tensor) -> Tensor:
-    """Projections (n, 1, angles, cells) as images from -1 to 1, one row for each angle."""
+def jpeg(shape: Sequence[int], seed: int, *, quality: int = 10) -> Task:
+    """The rounded cosine coefficients of JPEG's blocks.
+
+    Args:
+        quality: JPEG's quality, 1 to 100.
+    """
+    operator = JPEGQuantization(shape, quality)
+    return Task(operator, picture=operator.pseudo_inverse)
+
+
+def phase(shape: Sequence[int], seed: int) -> Task:
+    """The magnitudes of the Fourier transform of the image with zeros around it, without their phases."""
+    return Task(PhaseRetrieval(shape), picture=lambda y: _stretched(torch.fft.fftshift(y, (-2, -1)).log1p()))
+
+
+def _stretched(y: Tensor) -> Tensor:
+    """Measurements (n, C, H, W) as images from -1 to 1."""
     low, high = (f(y.flatten(1), 1)[..., None, None, None] for f in (torch.amin, torch.amax))
     return 2 * (y - low) / (high - low).clamp_min(torch.finfo(y.dtype).tiny) - 1
 
@@ -156,21 +173,23 @@ TASKS: dict[str, Callable[..., Task]] = {
     "denoise": denoise,
     "mri": mri,
     "ct": ct,
+    "jpeg": jpeg,
+    "phase": phase,
     "edit": edit,
 }
+METHOD_OF = {"jpeg": "pigdm", "phase": "dps", "edit": "sdedit"}
+"""What restore.method=auto is for tasks that moment matching does not fit."""
 
 
 def method_of(task: str, method: str) -> str:
-    """The method that a task is solved by; "auto" is moment matching, and SDEdit to edit.
+    """The method that a task is solved by; "auto" is moment matching where that fits.
 
     Raises:
         UserError: If the task has a method of its own and this is another.
     """
     if task == "edit" and method not in (AUTO, "sdedit"):
         raise UserError(f"task edit has the method sdedit only, got restore.method={method}")
-    if method != AUTO:
-        return method
-    return "sdedit" if task == "edit" else "moment_matching"
+    return METHOD_OF.get(task, "moment_matching") if method == AUTO else method
 
 
 def named_mask(name: str, shape: Sequence[int], seed: int) -> Tensor:

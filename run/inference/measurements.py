@@ -98,7 +98,12 @@ def _units(task: Task, scaling: Scaling) -> tuple[Tensor, Tensor]:
 
 
 def _check_scales(task: Task, scaling: Scaling) -> None:
-    """Refuses operators that mix channels of different scales."""
+    """Refuses operators that mix channels of different scales, or are not linear, of data with scales."""
+    if scaling.standardizes and not isinstance(task.operator, LinearOperator):
+        raise UserError(
+            f"{type(task.operator).__name__} is not linear, and the run's data are standardized: restore "
+            "with a model that was trained with data.standardize=none"
+        )
     channels = 1 if scaling.levels else len(scaling.scale)
     if task.known is None and channels > 1 and task.operator.output_shape[0] != channels:
         raise UserError(

@@ -50,10 +50,17 @@ class InverseProblem:
 
 @dataclass(frozen=True)
 class Restorer:
-    """A posterior sampler: the sampler, and what it makes of the score of the prior."""
+    """A posterior sampler: the sampler, and what it makes of the score of the prior.
+
+    Raises:
+        InputError: If the method does not fit the operator, y or sigma_y.
+    """
 
     sampler: Sampler
     condition: Callable[[ScoreFunction], ScoreFunction] = lambda score: score
+
+    def __post_init__(self) -> None:
+        self.condition(lambda x, t: x)  # for its checks
 
     def __call__(
         self,

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from score_diffusion.run.tasks import RESTORERS, TASKS
+from score_diffusion.run.tasks import RESTORERS, TASKS, method_of
+from score_diffusion.samplers import SAMPLERS
 
 FEW = ("--nfe=4", "--config.restore.num_inputs=2", "--config.restore.num_samples=3")
 
@@ -29,8 +30,8 @@ def restore(cli: Callable, trained: Path) -> Callable[..., int]:
 @pytest.mark.parametrize("task", [name for name in TASKS if name != "colorize"])
 def test_every_task(task: str, restore: Callable, trained: Path, capsys):
     """Grey digits have no colours: the test of a colour model is below."""
-    assert restore("--task", task) == 0
-    method = "sdedit" if task == "edit" else "moment_matching"
+    assert restore("--task", task, *(("--noise=0",) if task == "jpeg" else ())) == 0
+    method = method_of(task, "auto")
     output, arrays = capsys.readouterr().out, load(trained, f"{task}-{method}")
     assert arrays["samples"].shape == (2, 3, 1, 8, 8) and arrays["samples"].dtype == np.float32
     np.testing.assert_allclose(arrays["mean"], arrays["samples"].mean(1), atol=1e-6)
@@ -187,6 +188,8 @@ BAD = [
     (("--task=colorize",), "task colorize needs a model of colour images"),
     (("--task=mri", "--config.restore.mri.acceleration=20"), "lower the acceleration"),
     (("--task=ct", "--config.restore.ct.angles=0"), "angles and cells must be positive"),
+    (("--task=jpeg",), "a non-linear operator needs sigma_y = 0, got 0.05"),
+    (("--task=phase", "--method=ddrm"), "needs a linear operator, got PhaseRetrieval: use DPS"),
     (("--task=edit", "--method=dps"), "task edit has the method sdedit only"),
     (("--task=edit", "--config.restore.sdedit.start=0"), "start must lie in .0, 1."),
     (("--method=dps", "--sampler=heun"), "method dps has a sampler of its own.*pigdm"),
@@ -237,3 +240,17 @@ def test_bad_input_is_refused_in_one_sentence_and_nothing_is_written(
     sentence = refused(cli("restore", finished_run, *given))
     assert re.search(message, sentence), sentence
     assert snapshot(finished_run) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [name for name, spec in SAMPLERS.items() if spec.nfe_per_step])
+def test_any_sampler_restores(sampler: str, restore: Callable, trained: Path):
+    """Those with predictor and corrector, too; known pixels are exact."""
+    spec = SAMPLERS[sampler]
+    nfe = spec.nfe_per_step * 2 + spec.cost_with({}).extra + 1
+    chosen = ("--noise=0", "--method=replacement", f"--sampler={sampler}", f"--nfe={nfe}")
+    assert restore(*chosen) == 0
+    arrays = load(trained, "inpaint-replacement")
+    assert arrays["nfe"] <= nfe
+    known = arrays["known"]
+    np.testing.assert_array_equal(arrays["samples"][:, 0, known], arrays["truth"][:, known])
