@@ -284,7 +284,9 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         AUTO,
         "time grid; fitted is fitted to the model and kept with the run, auto is the sampler's own, to which "
         "choosing another sampler returns",
-        kind=Literal["clock", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"],
+        kind=Literal[
+            "clock", "early", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"
+        ],
     ),
 })  # fmt: skip
 

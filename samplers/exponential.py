@@ -10,7 +10,7 @@ between evaluations. The methods differ in how they approximate it, and in what 
 
     eabm            the polynomial through the last values, in a variable of choice. A corrector adds the
                     value at the time reached to the polynomial of the step that led there, at no further
-                    evaluation (Zhao et al., 2023, Section 3.2)
+                    evaluation (Zhao et al., 2023, Section 3.2). Few steps: fitted to prototype laws
     DPM-Solver++    2M, 3M and their SDE variants: finite differences in λ; 2S: the midpoint
     UniPC           finite differences with coefficients that match B(h), and the corrector
     DEIS            the polynomial of ε̂ in t
@@ -22,10 +22,10 @@ connection. With H = √(s² + σ̃²) the rest of x̂_0 enters as
     x̃_s/H_s = x̃_t/H_t - ∫ v/H² dσ̃,    v = (x̂_0 - s²/H² x̃) H/σ̃.
 
 v, EDM's network output up to a factor, is what the polynomial interpolates: for s = 0 it is x̂_0 itself, for
-s = ∞ the noise estimate ε̂ (x̃_s = x̃_t + ∫ ε̂ dσ̃). By default s = 0.45, and four values are interpolated in
-τ = √log(1 + σ̃²/(2s²)). Close to the data, where samples have settled in a mode, the denoiser follows the
-noise within the mode: s removes that part from what must be approximated. The numbers were chosen on exact
-mixtures (docs/samplers.md); between 0.4 and 0.65 s matters little.
+s = ∞ the noise estimate ε̂ (x̃_s = x̃_t + ∫ ε̂ dσ̃). The polynomial's variable is τ = √log(1 + σ̃²/(2s²)). By
+default s = 0.7, and up to 50 steps, in which the order of a polynomial says little about its error, all
+coefficients are then fitted to prototype laws (`prototype_fit.py`). That replaces the corrector, which needs
+small steps: at eight steps it multiplies the errors on narrow modes far apart by up to a hundred.
 
 References:
     DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models (Lu et al., 2022),
@@ -54,6 +54,7 @@ from score_diffusion.samplers.grids import Grid, clock
 from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, add_weights
 from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.samplers.predictors import REVERSE_SDE, Stochasticity, stochasticity_at
+from score_diffusion.samplers.prototype_fit import FITTED_STEPS, fitted_stages
 from score_diffusion.sde_lib import SDE, InputError
 
 QUADRATURE_POINTS = 32
@@ -272,13 +273,14 @@ def _unipc_coefficients(ratios: Sequence[float], h: float, B: float) -> list[flo
 
 def eabm(
     sde: SDE,
-    times: Tensor | Grid = Grid("clock", 49),
+    times: Tensor | Grid = Grid("early", 49),
     *,
     denoise: bool = False,
     order: int = 4,
     corrector: bool = True,
     variable: Annotated[str, Names(*VARIABLES)] = "clock",
-    data_std: float = 0.45,
+    data_std: float = 0.7,
+    prototypes: bool = True,
 ) -> LinearSampler:
     """The exponential Adams-Bashforth method for the probability-flow ODE, with an Adams-Moulton corrector.
 
@@ -289,14 +291,21 @@ def eabm(
         corrector: Whether to repeat each step with the value at its end, at no further evaluation.
         variable: Variable in which the polynomial interpolates.
         data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for ε̂.
+        prototypes: Whether to fit the coefficients of up to 50 steps to prototype laws. The fit starts from a
+            method without corrector, whose polynomial takes one value more instead.
 
     Raises:
         InputError: If the order is below 1, the variable is unknown, data_std is negative, or log(α/σ) is
             infinite on the grid.
     """
-    table = partial(
-        exponential_adams_stages, order=order, corrector=corrector, variable=variable, data_std=data_std
-    )
+
+    def table(sde: SDE, times: Tensor) -> list[Stage]:
+        plain = exponential_adams_stages(sde, times, order, corrector, variable, data_std)
+        if not prototypes or len(plain) > FITTED_STEPS:
+            return plain
+        start = exponential_adams_stages(sde, times, order + corrector, False, variable, data_std)
+        return fitted_stages(GridCoefficients(sde, times), start)
+
     return LinearSampler(sde, times, table, denoise=denoise)
 
 

@@ -28,7 +28,7 @@ from tests.problems import ALL_SDES, carry, exact_moments, line, moments
 POINT = torch.tensor([0.7, -1.0], dtype=torch.float64)
 every_sde = pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 ODE = {
-    "eabm": partial(eabm, data_std=0.0),
+    "eabm": partial(eabm, data_std=0.0, prototypes=False),
     "dpmpp_2m": dpmpp_2m,
     "dpmpp_3m": dpmpp_3m,
     "unipc bh1": partial(unipc, variant="bh1"),
@@ -66,7 +66,7 @@ def test_the_sde_of_a_point_keeps_its_law_exactly(name, sde):
 def test_eabm_solves_gaussian_data_of_its_deviation_exactly(order, sde):
     """With s that of the data nothing is left to interpolate: x_s = x_t H_s α_s/(H_t α_t)."""
     s = 0.45
-    sampler = eabm(sde, Grid("clock", 5), data_std=s, order=order)
+    sampler = eabm(sde, Grid("clock", 5), data_std=s, order=order, prototypes=False)
     score = Gaussian(torch.zeros(2), torch.tensor(s**2)).score(sde)
     x = sde.prior_std * torch.tensor([[1.0, -2.0]], dtype=torch.float64)
     scale = (sde.alpha(sampler.times) ** 2 * s**2 + sde.sigma(sampler.times) ** 2).sqrt()[:, None, None]
@@ -101,7 +101,9 @@ def exact_step(x, denoised, sde, t, s):
 def test_four_values_integrate_a_cubic_polynomial_exactly(variable):
     """Each step is exact once there are four values, and none before."""
     denoised, score = polynomial(variable, (1.0, 0.3, -0.2, 0.1))
-    sampler = eabm(VPSDE(), Grid("clock", 7), data_std=0.0, variable=variable, corrector=False)
+    sampler = eabm(
+        VPSDE(), Grid("clock", 7), data_std=0.0, variable=variable, corrector=False, prototypes=False
+    )
     found = [x.item() for x in carry(sampler, score, torch.tensor([[0.3]], dtype=torch.float64))]
     for i, (t, s) in enumerate(zip(sampler.times[:-1], sampler.times[1:], strict=True)):
         error = abs(found[i + 1] - exact_step(found[i], denoised, VPSDE(), t, s))
@@ -114,7 +116,14 @@ def test_the_corrector_makes_up_for_the_value_that_the_first_step_lacks(variable
     denoised, score = polynomial(variable, (1.0, 0.3))
     ends = {}
     for corrector in (True, False):
-        sampler = eabm(VPSDE(), Grid("clock", 4), data_std=0.0, variable=variable, corrector=corrector)
+        sampler = eabm(
+            VPSDE(),
+            Grid("clock", 4),
+            data_std=0.0,
+            variable=variable,
+            corrector=corrector,
+            prototypes=False,
+        )
         ends[corrector] = carry(sampler, score, torch.tensor([[0.3]], dtype=torch.float64))[-1].item()
     exact = exact_step(0.3, denoised, VPSDE(), *sampler.times[[0, -1]])
     assert abs(ends[True] - exact) < 1e-9 < 1e-4 < abs(ends[False] - exact)
