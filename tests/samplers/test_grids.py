@@ -105,7 +105,7 @@ def test_a_grid_by_name(name):
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: Grid("magic", 10), "unknown grid 'magic'; choose one of clock, uniform"),
+        (lambda: Grid("magic", 10), "unknown grid 'magic'; choose one of clock, early, uniform"),
         (lambda: uniform_grid(VPSDE(), 0), "steps must be a positive integer"),
         (lambda: uniform_grid(VPSDE(), 5, eps=1.0), r"eps must lie in \[0, T\) = \[0, 1.0\), got 1.0"),
         (lambda: log_snr_grid(VPSDE(), 5, eps=0), "must be finite at both ends"),
