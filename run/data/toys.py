@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.options import DataOptions
@@ -37,49 +39,61 @@ def load_digits() -> Dataset:
 
 
 def load_toy(options: DataOptions) -> Dataset:
-    draw = TOYS[options.name]
-    train, test = (
-        torch.from_numpy(draw(_numpy_generator(options.seed, options.name, side), options.num_points)).float()
-        for side in ("train", "test")
-    )
-    return Dataset(options.name, train, test, Scaling())
+    toy = TOYS[options.name]
+    (train, conditions), (test, test_conditions) = (_drawn(toy, options, side) for side in ("train", "test"))
+    return Dataset(options.name, train, test, Scaling(), conditions, test_conditions, classes=toy.classes)
+
+
+def _drawn(toy: Toy, options: DataOptions, side: str) -> tuple[Tensor, dict[str, Tensor]]:
+    """The points of one side, and their classes if there are any."""
+    rng = np.random.default_rng(generator_for(options.seed, options.name, side).initial_seed())
+    points, labels = toy.draw(rng, options.num_points)
+    classes = {"label": torch.from_numpy(labels).long()} if toy.classes else {}
+    return torch.from_numpy(points).float(), classes
+
+
+@dataclass(frozen=True)
+class Toy:
+    """A law of points of the plane."""
+
+    draw: Callable[[np.random.Generator, int], tuple[np.ndarray, np.ndarray]]
+    """From a generator and n to points (n, 2) and class indices (n,)."""
+    classes: tuple[str, ...] = ()
+    """The names of the classes; empty for a law without."""
 
 
 # 2-D toys, centred and scaled to about unit variance by fixed numbers, so that both sets share one law.
 
 
-def _numpy_generator(seed: int, *keys: str) -> np.random.Generator:
-    return np.random.default_rng(generator_for(seed, *keys).initial_seed())
-
-
-def _swiss_roll(rng: np.random.Generator, n: int) -> np.ndarray:
+def _swiss_roll(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import make_swiss_roll
 
     points, _ = make_swiss_roll(n, noise=0.4, random_state=int(rng.integers(2**32)))
-    return (points[:, [0, 2]] - [2.0, 0.0]) / 6.8
+    return (points[:, [0, 2]] - [2.0, 0.0]) / 6.8, np.zeros(n, int)
 
 
-def _moons(rng: np.random.Generator, n: int) -> np.ndarray:
+def _moons(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import make_moons
 
-    points, _ = make_moons(n, noise=0.05, random_state=int(rng.integers(2**32)))
-    return (points - [0.5, 0.25]) / [0.87, 0.5]
+    points, moon = make_moons(n, noise=0.05, random_state=int(rng.integers(2**32)))
+    return (points - [0.5, 0.25]) / [0.87, 0.5], moon
 
 
-def _checkerboard(rng: np.random.Generator, n: int) -> np.ndarray:
+def _checkerboard(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     column, half_row = rng.integers(4, size=n), rng.integers(2, size=n)
     corner = np.stack([column, 2 * half_row + column % 2], 1)
-    return (corner + rng.random((n, 2)) - 2) * math.sqrt(12) / 4
+    return (corner + rng.random((n, 2)) - 2) * math.sqrt(12) / 4, column
 
 
-def _eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
-    angle = rng.integers(8, size=n) * math.pi / 4
-    return 1.4 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.14 * rng.standard_normal((n, 2))
+def _eight_gaussians(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    mode = rng.integers(8, size=n)
+    angle = mode * math.pi / 4
+    return 1.4 * np.stack([np.cos(angle), np.sin(angle)], 1) + 0.14 * rng.standard_normal((n, 2)), mode
 
 
-TOYS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "swiss_roll": _swiss_roll,
-    "moons": _moons,
-    "checkerboard": _checkerboard,
-    "8gaussians": _eight_gaussians,
+TOYS: dict[str, Toy] = {
+    "swiss_roll": Toy(_swiss_roll),
+    "moons": Toy(_moons, ("upper", "lower")),
+    "checkerboard": Toy(_checkerboard, tuple(f"column {k}" for k in range(1, 5))),
+    "8gaussians": Toy(_eight_gaussians, ("E", "NE", "N", "NW", "W", "SW", "S", "SE")),
 }

@@ -24,3 +24,16 @@ def test_toys_have_about_unit_variance_and_separate_held_out_points(name: str):
         assert part.mean(0).abs().max() < 0.05 and (part.std(0) - 1).abs().max() < 0.05
     assert torch.equal(toy.train, again.train)
     assert not (toy.train[:500, None] == toy.test[:500]).all(2).any()
+
+
+def test_the_classes_of_toys_are_their_parts():
+    moons, board, modes = (load_dataset(DataOptions(name=n)) for n in ("moons", "checkerboard", "8gaussians"))
+    (x, y), label = moons.train.T, moons.labels
+    assert [moons.classes[k] for k in (0, 1)] == ["upper", "lower"]
+    assert y[label == 0].mean() > 0.5 > -0.5 > y[label == 1].mean()
+    x = board.test[:, 0]
+    edges = [x[board.test_labels == k].aminmax() for k in range(4)]
+    assert all(a.max < b.min for a, b in zip(edges, edges[1:], strict=False))
+    angle = torch.atan2(modes.train[:, 1], modes.train[:, 0]) / (torch.pi / 4)
+    assert (angle.round() % 8 == modes.labels).float().mean() > 0.999 and modes.classes[2] == "N"
+    assert load_dataset(DataOptions(name="swiss_roll")).labels is None
