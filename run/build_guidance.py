@@ -26,8 +26,19 @@ def load_guided(workdir: Path, config: ConfigDict, device: torch.device) -> Trai
     Raises:
         UserError: As for `load_trained`, or if the guidance does not fit the model.
     """
+    return guided(load_trained(workdir, config, device), workdir, config)
+
+
+def guided(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
+    """A model of a run, under its conditions, with the guidance that the section `sampling` chooses.
+
+    Raises:
+        UserError: If the guidance does not fit the model.
+    """
     name = config.sampling.guidance
-    trained = GUIDES.get(name, load_trained)(workdir, config, device)
+    if name not in GUIDES:
+        return trained
+    trained = GUIDES[name](trained, workdir, config)
     trained.guide(trained.score)  # for the checks of its options
     return trained
 
@@ -37,9 +48,8 @@ def _options(section: ConfigDict, name: str) -> dict[str, Any]:
     return {option: section[name][option] for option in guidance_options(name)}
 
 
-def _cfg(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+def _cfg(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
     section, of = config.sampling, config.sampling.cfg
-    trained = load_trained(workdir, config, device)
     if not trained.conditions.rows:
         raise UserError(
             "sampling.guidance=cfg needs a network that was trained with conditions, and this one was not: "
@@ -74,7 +84,7 @@ def _cfg(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedMode
     )
 
 
-def _autoguidance(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
+def _autoguidance(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
     section, of = config.sampling, config.sampling.autoguidance
     if not of.run and of.checkpoint == section.checkpoint:
         raise UserError(
@@ -83,7 +93,7 @@ def _autoguidance(workdir: Path, config: ConfigDict, device: torch.device) -> Tr
             "--config.sampling.autoguidance.checkpoint=STEP"
         )
     run = expanded(of.run) if of.run else workdir
-    trained, worse = load_trained(workdir, config, device), _load_worse(run, of.checkpoint, config, device)
+    worse = _load_worse(run, of.checkpoint, config, trained.device)
     if trained.data.scaling != worse.data.scaling or not trained.data.fits(worse.data):
         raise UserError(f"the model of {run} is for {worse.data}, and this one for {trained.data}")
     if condition_sizes(trained.score) != condition_sizes(worse.score):
@@ -113,7 +123,7 @@ def _words(name: str, options: dict[str, Any], by: str = "") -> str:
     return f"{name}, {chosen}" + (f", by {by}" if by else "")
 
 
-GUIDES: dict[str, Callable[[Path, ConfigDict, torch.device], TrainedModel]] = {
+GUIDES: dict[str, Callable[[TrainedModel, Path, ConfigDict], TrainedModel]] = {
     "cfg": _cfg,
     "autoguidance": _autoguidance,
 }

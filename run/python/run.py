@@ -15,6 +15,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_diffusion.run.build_guidance import guided
 from score_diffusion.run.build_inference import (
     build_trained_sampler,
     load_unconditioned,
@@ -112,6 +113,8 @@ class Run:
         nfe: int | None = None,
         grid: str | None = None,
         label: Label | None = None,
+        guidance: str | None = None,
+        scale: float | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
         settings: Settings | None = None,
@@ -124,6 +127,8 @@ class Run:
             nfe: Network evaluations per sample at most.
             grid: The time grid, a name in `score_diffusion.samplers.GRIDS` or "fitted".
             label: The classes that are drawn, in turn; -1 for no class.
+            guidance: cfg, autoguidance, ..., as `--guidance`; "none" for none.
+            scale: Scale of the guidance.
             seed: Sample k depends on the seed, k and its class only.
             batch_size: Samples drawn at a time, which decides the speed only.
             settings: Further keys of `sampling`: {"pc.snr": 0.2, "checkpoint": "best"}.
@@ -132,8 +137,12 @@ class Run:
             UserError: If a setting is unknown or has a wrong value, or there is no such class.
             InputError: If the sampler cannot be used so, or a result is not finite.
         """
-        named = dict(sampler=sampler, num_samples=n, nfe=nfe, grid=grid, seed=seed, batch_size=batch_size)
-        section, trained = self._configured(named, label, settings)
+        named: dict[str, object] = dict(sampler=sampler, num_samples=n, nfe=nfe, grid=grid, seed=seed)
+        named |= dict(batch_size=batch_size, guidance=guidance)
+        if scale is not None:
+            named[f"{guidance or self.config.sampling.guidance}.scale"] = scale
+        config, trained = self._configured(named, label, settings)
+        section, trained = config.sampling, guided(trained, self.path, config)
         chosen = build_trained_sampler(section, trained, self.path)
         batches = draw(trained, chosen, range(section.num_samples), section.seed, section.batch_size)
         return self._samples([values for values, _ in batches], max(nfe for _, nfe in batches), trained)
@@ -307,13 +316,13 @@ class Run:
     def _configured(
         self, named: Settings, label: Label | None = None, settings: Settings | None = None
     ) -> tuple[ConfigDict, TrainedModel]:
-        """The section `sampling` with some of its keys set, and the model under the classes it chooses."""
+        """The configuration with some keys of `sampling` set, and the model under the classes it chooses."""
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         if label is not None:
             chosen["label"] = _label_text(label)
         overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
         config = apply_overrides(self.config, overrides, "sample")
-        return config.sampling, with_conditions(self._trained(config), config, self.path)
+        return config, with_conditions(self._trained(config), config, self.path)
 
     def _class_or_none(self, label: Label | None) -> Label:
         """The classes, or no class where the model knows p(x) without one."""
@@ -331,7 +340,8 @@ class Run:
         """The probability flow with a step size for each sample."""
         options = {"ode.method": "dopri5", "ode.rtol": rtol, "ode.atol": atol}
         named = {"sampler": "ode", "denoise": False, "steps": 0, "nfe": 0, **options}
-        section, trained = self._configured(named, self._class_or_none(label))
+        config, trained = self._configured(named, self._class_or_none(label))
+        section = config.sampling
         sampler = build_trained_sampler(section, trained, self.path)
         assert isinstance(sampler, ODESampler)
         return sampler, section, trained

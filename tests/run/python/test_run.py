@@ -83,6 +83,12 @@ def test_classes_by_name_and_index(tiny: str, tmp_path: Path, cli: Callable):
         assert np.array_equal(samples.samples, expected["samples"])
         assert samples.labels is not None and samples.labels.tolist() == [3, 5, 3, 5, 3]
         assert samples.names == ["3", "5", "3", "5", "3"]
+    assert cli("sample", tmp_path / "run", "--label=3", "--guidance=cfg", "--scale=4") == 0
+    expected = saved(tmp_path / "run/samples/eabm-2.npz")
+    guided = run.sample(label=3, guidance="cfg", scale=4)
+    assert np.array_equal(guided.samples, expected["samples"]) and guided.nfe == expected["nfe"]
+    samples = run.sample(label=[3, 5])
+    assert samples.labels is not None
     codes = run.encode(samples, label=samples.labels.tolist(), rtol=1e-3, atol=1e-3)
     again = run.decode(codes, label=samples.labels.tolist(), rtol=1e-3, atol=1e-3)
     assert np.array_equal(again.values, samples.values)
