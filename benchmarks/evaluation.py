@@ -3,19 +3,21 @@
     python -m benchmarks.evaluation
     python -m benchmarks.evaluation --numbers 64 --repeats 3     # a quick look
 
-The 1,797 digits of scikit-learn are split at random into samples and reference, n of each, again and again:
-both are of one law, so that every distance ought to be 0. Columns of the table, for each figure and n:
+The law of the reference is a mixture around the 1,797 digits of scikit-learn: a random digit, as pixels in
+[-1, 1], with noise of standard deviation 0.1. Samples come from the same law (perfect), or with noise of
+standard deviation 0.3 (noisy). Both are drawn anew, n of each, again and again. Columns:
 
-    mean        over the repeats
-    spread      standard deviation over the repeats
-    ± reported  mean of the standard errors that are reported with the figure
+    truth       the figure of the laws: the Fréchet distance is known, distances of perfect samples are 0
+    mean        of the figure over the repeats
     corrected   mean of the figure less its change on halving: without a bias that falls as 1/n
+    spread      standard deviation of the figure over the repeats
+    ± reported  mean of the standard errors that are reported with it
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -24,46 +26,68 @@ from score_diffusion.run.evaluation.feature_set import FeatureSet
 from score_diffusion.run.evaluation.manifolds import expected_coverage
 from score_diffusion.run.evaluation.metrics import measure
 
-NUMBERS = (64, 128, 256, 512, 898)
+NUMBERS = (64, 256, 1024)
+NOISE = {"perfect": 0.1, "noisy": 0.3}
+HEADER = ("figure", "samples", "n", "truth", "mean", "corrected", "spread", "± reported")
+DISTANCES = ("frechet_distance", "kernel_distance", "sliced_wasserstein", "exact_wasserstein")
 
 
-def pixels() -> np.ndarray:
-    """The digits as features of `--mode evaluate`: pixels in [-1, 1], shape (1797, 64)."""
+def digits() -> np.ndarray:
+    """Pixels in [-1, 1], shape (1797, 64)."""
     return load_digits().images.reshape(-1, 64) / 8 - 1
 
 
-def split(features: np.ndarray, n: int, seed: int) -> tuple[FeatureSet, FeatureSet]:
-    """Two sets of n samples that have none in common."""
-    order = np.random.default_rng(seed).permutation(len(features))
-    samples, reference = (FeatureSet(n, features[part], None) for part in (order[:n], order[n : 2 * n]))
-    return samples, reference
+def draw(noise: float, n: int, rng: np.random.Generator) -> FeatureSet:
+    """Features of n digits with noise of a standard deviation."""
+    pixels = digits()[rng.integers(0, 1797, n)]
+    return FeatureSet(n, pixels + noise * rng.normal(size=pixels.shape), None)
 
 
-def rows(n: int, repeats: int) -> list[tuple[str, ...]]:
+def truth(name: str, samples: str, n: int) -> float | None:
+    """A figure of the laws, of which the covariances have the same eigenvectors; None if it is not known."""
+    if name == "coverage" and samples == "perfect":
+        return expected_coverage(n, n)
+    if name == "density" and samples == "perfect":
+        return 1.0
+    if name in DISTANCES and samples == "perfect":
+        return 0.0
+    if name != "frechet_distance":
+        return None
+    eigenvalues = np.linalg.eigvalsh(np.cov(digits().T, bias=True))
+    stds = [np.sqrt(eigenvalues + noise**2) for noise in (NOISE[samples], NOISE["perfect"])]
+    return float(((stds[0] - stds[1]) ** 2).sum())
+
+
+def rows(samples: str, n: int, repeats: int) -> Iterator[tuple[str, ...]]:
     """A row of the table for each figure."""
-    features = pixels()
-    runs = [measure(*split(features, n, seed)) for seed in range(repeats)]
-    found = []
+    generators = map(np.random.default_rng, range(repeats))
+    runs = [measure(draw(NOISE[samples], n, rng), draw(NOISE["perfect"], n, rng)) for rng in generators]
     for name in runs[0]:
         values = np.array([run[name].value for run in runs])
         errors = np.array([run[name].standard_error for run in runs], float)
         changes = np.array([run[name].change_on_halving for run in runs], float)
-        columns = (values.mean(), values.std(ddof=1), errors.mean(), (values - changes).mean())
-        found.append((name.replace("_", " "), f"{n}", *(f"{x:.3g}" for x in columns)))
-    return found
+        known = truth(name, samples, n)
+        columns = (values.mean(), (values - changes).mean(), values.std(ddof=1), errors.mean())
+        first = "" if known is None else f"{known:.3g}"
+        yield name.replace("_", " "), samples, f"{n:,}", first, *(f"{x:.2g}" for x in columns)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS)
+    parser.add_argument("--samples", nargs="+", choices=NOISE, default=list(NOISE))
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args(argv)
-    found = [row for n in arguments.numbers for row in rows(n, arguments.repeats)]
-    print("| figure | n | mean | spread | ± reported | corrected |\n|---|---|---|---|---|---|")
-    for row in sorted(found, key=lambda row: [name for name, *_ in found].index(row[0])):
+    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
+    found = [
+        row
+        for samples in arguments.samples
+        for n in arguments.numbers
+        for row in rows(samples, n, arguments.repeats)
+    ]
+    names = [name for name, *_ in found]
+    for row in sorted(found, key=lambda row: names.index(row[0])):
         print(f"| {' | '.join(row)} |")
-    for n in arguments.numbers:
-        print(f"coverage to expect of {n} and {n} samples of one law: {expected_coverage(n, n):.3f}")
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ from score_diffusion.run.evaluation.results import (
     csv_text,
     figure_of,
     figures_record,
+    name_in_words,
     read_result,
     refuse_unlike,
     table,
@@ -177,7 +178,7 @@ def _picture(records: Sequence[Record], metric: str) -> plots.Figure:
         for key, label in (("nfe", "network evaluations"), ("seconds_per_sample", "seconds per sample"))
     }
     real = next((figure_of(record, metric, "real") for record in records), None)
-    return plots.error_curves(panels, metric.replace("_", " "), None if real is None else real.value)
+    return plots.error_curves(panels, name_in_words(metric), None if real is None else real.value)
 
 
 def _line(records: Sequence[Record], key: str, metric: str) -> plots.ErrorBars:
@@ -196,6 +197,6 @@ def _page(records: Sequence[Record], figure: plots.Figure, metric: str) -> str:
         f"<p>{escape(_title(records))}. Each figure is followed by its standard error; the dashed line is "
         "what as many real samples get.</p>",
         web_page.table(rows, header),
-        web_page.figure(figure, metric.replace("_", " ")),
+        web_page.figure(figure, name_in_words(metric)),
     ]
     return web_page.page("Comparison of samples", "\n".join(parts))

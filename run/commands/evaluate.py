@@ -17,12 +17,13 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
 from score_diffusion.run.evaluation.evaluator import Copies, Evaluator
 from score_diffusion.run.evaluation.resampling import Estimate
-from score_diffusion.run.evaluation.results import figures_record, in_words
+from score_diffusion.run.evaluation.results import figures_record, in_words, name_in_words
 from score_diffusion.run.files import write_numbered_json
 from score_diffusion.run.inference.sample_files import SampleFile
 
 PAIRS = 36  # in the picture of samples next to their nearest training samples
 COPIES_PICTURE = "-copies.png"
+ALIKE = 0.95  # ratio of numbers of samples from which on they count as equal
 Figures = dict[str, Estimate]
 
 
@@ -72,19 +73,18 @@ def _figure_rows(figures: Figures, real: Figures) -> list[tuple[str, object]]:
         change = figure.change_on_halving
         changed = "" if change is None else f"{change:+.2g}"
         row = f"{in_words(figure):<20}{changed:<16}{in_words(real[name]) if name in real else ''}"
-        rows.append((name.replace("_", " "), row.rstrip()))
+        rows.append((name_in_words(name), row.rstrip()))
     return rows
 
 
 def _copies_rows(copies: dict[str, Copies]) -> list[tuple[str, object]]:
-    return [
-        (
-            "nearer than new data",
-            f"{in_words(found.probability)} (1/2: as new data, 1: copies) of the training data, by {words}; "
-            f"median distance {found.median:.4g}, of held-out data {found.median_of_new_data:.4g}",
-        )
-        for words, found in copies.items()
-    ]
+    rows: list[tuple[str, object]] = []
+    for words, found in copies.items():
+        medians = f"{found.median:.4g}, of held-out data {found.median_of_new_data:.4g}, by {words}"
+        meaning = "1/2: as new data, 1: copies of training data"
+        rows.append(("nearest training data", f"at a median distance of {medians}"))
+        rows.append(("nearer than new data", f"with probability {in_words(found.probability)} ({meaning})"))
+    return rows
 
 
 def _remarks(file: SampleFile, evaluator: Evaluator, num_real: int) -> list[tuple[str, object]]:
@@ -94,9 +94,9 @@ def _remarks(file: SampleFile, evaluator: Evaluator, num_real: int) -> list[tupl
     numbers = f"{n:,} of {file.path}, after {file.training_steps:,} training steps"
     rows += [("samples", numbers), ("real data", f"{num_real:,} in their place")]
     if m:
-        unequal = "" if n == m else f": set --config.sampling.num_samples={m} for as many samples"
+        unequal = "" if n >= ALIKE * m else f": set --config.sampling.num_samples={m} for as many samples"
         rows.append(("reference", f"{m:,} samples{unequal}"))
-    if n < m or num_real < n:
+    if n < ALIKE * m or num_real < ALIKE * n:
         rows.append(
             (
                 "note",

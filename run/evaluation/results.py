@@ -63,6 +63,12 @@ def in_words(estimate: Estimate | None) -> str:
     return f"{estimate.value:.4g}" if error is None else f"{estimate.value:.4g} ± {error:.2g}"
 
 
+def name_in_words(name: str) -> str:
+    """The name of a figure as it is printed."""
+    words = {"frechet": "Fréchet", "wasserstein": "Wasserstein"}
+    return " ".join(words.get(word, word) for word in name.split("_"))
+
+
 def read_result(path: Path) -> Record:
     """A result of `--mode evaluate`.
 
@@ -106,7 +112,7 @@ def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
     """The results as rows of texts, the first of which is the header."""
     names = figure_names(records)
     guidance = ("guidance",) if any(record["guidance"] for record in records) else ()
-    header = ("run", "sampler", *guidance, "NFE", "s/sample", *(name.replace("_", " ") for name in names))
+    header = ("run", "sampler", *guidance, "NFE", "s/sample", *map(name_in_words, names))
     rows = [header]
     for record in records:
         seconds = record["seconds_per_sample"]

@@ -14,6 +14,7 @@ from score_diffusion.run.evaluation.results import (
     figure_of,
     figures_record,
     in_words,
+    name_in_words,
     refuse_unlike,
     table,
 )
@@ -45,6 +46,7 @@ def test_figures_go_through_a_record():
 def test_tables_have_a_column_for_every_figure_that_some_result_has():
     records = [record("a,b", recall=Estimate(0.5, 0.1)), record("c", density=Estimate(0.25))]
     header, first, second = table(records)
+    assert name_in_words("frechet_distance") == "Fréchet distance"
     assert header[-2:] == ("recall", "density") and first[-2:] == ("0.5 ± 0.1", "") and second[-1] == "0.25"
     rows = list(csv.DictReader(io.StringIO(csv_text(records))))
     assert rows[0]["run"] == "a,b" and rows[0]["recall_standard_error"] == "0.1"
