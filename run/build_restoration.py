@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -145,8 +144,8 @@ def build_measurements(config: ConfigDict, task: Task, data: DataInfo) -> Measur
         inputs = Inputs(samples, tuple(f"held-out {k}" for k in range(len(samples))), len(held_out))
     else:
         inputs = reader.truth(section.input, shape)
-    if section.task == "edit":  # a guide has no noise, and is not what samples should be
-        return replace(measure(task, inputs, scaling, 0.0, section.seed), truth=None)
+    if task.is_guide:  # which has no noise, and is not what samples should be
+        return as_measured(task, inputs, scaling)
     return measure(task, inputs, scaling, section.noise, section.seed)
 
 

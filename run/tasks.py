@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,6 +50,8 @@ class Task:
     """For tasks that measure elements of a sample as they are: which, booleans of a sample's shape."""
     picture: Callable[[Tensor], Tensor] | None = None
     """From measurements of images to images, where measurements are none; None where they are images."""
+    is_guide: bool = False
+    """Whether the input is not measured, but a guide for samples near it."""
 
 
 def inpaint(shape: Sequence[int], seed: int, *, mask: str = "center") -> Task:
@@ -162,7 +164,7 @@ def _stretched(y: Tensor) -> Tensor:
 
 def edit(shape: Sequence[int], seed: int) -> Task:
     """The whole sample, as a guide for samples near it."""
-    return denoise(shape, seed)
+    return replace(denoise(shape, seed), is_guide=True)
 
 
 TASKS: dict[str, Callable[..., Task]] = {

@@ -47,7 +47,8 @@ def restore(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         ("picture", stem.with_suffix(".png")),
         ("array", stem.with_suffix(".npz")),
     ]
-    print_result(f"Restored: {request.task} by {request.method}, noise {noise:g}", rows)
+    with_noise = "" if task.is_guide else f", noise {noise:g}"
+    print_result(f"Restored: {request.task} by {request.method}{with_noise}", rows)
     return 0
 
 

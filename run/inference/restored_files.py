@@ -73,7 +73,8 @@ def _save_picture(
     scaling: Scaling,
 ) -> None:
     rows = slice(PICTURED_INPUTS)
-    title = f"{request.task}, noise {request.noise:g}, by {request.method}"
+    guided = measurements.task.is_guide
+    title = f"{request.task} by {request.method}{'' if guided else f', noise {request.noise:g}'}"
     truth = {} if measurements.truth is None else {"truth": measurements.truth[rows]}
     if restored.mean.ndim <= 3:
         plots.save_bands(path, title, restored.mean[rows], restored.deviation[rows], truth.get("truth"))
@@ -81,7 +82,7 @@ def _save_picture(
     pictured = min(PICTURED_SAMPLES, restored.samples.shape[1])
     columns = {
         **truth,
-        "measurement": shown(measurements, scaling)[rows],
+        "guide" if guided else "measurement": shown(measurements, scaling)[rows],
         "mean": restored.mean[rows],
         "deviation": restored.deviation[rows],
         **{f"sample {j + 1}": restored.samples[rows, j] for j in range(pictured)},

@@ -57,7 +57,7 @@ def _measurements(
         values = measured_values(x, shape if of_samples else task.operator.output_shape, scaling)
         return as_measured(task, _named(values), scaling)
     truth = _named(scaling.stored_to_user(to_stored(x, shape, scaling)))
-    if section.task == "edit":  # a guide has no noise, and is not what samples should be
+    if task.is_guide:  # which has no noise, and is not what samples should be
         return as_measured(task, truth, scaling)
     return measure(task, truth, scaling, section.noise, section.seed)
 

@@ -272,7 +272,7 @@ class GuidedStart:
         return self.sampler(score, shape, seed, cond=cond, x_T=x_T, first=first, on_step=on_step)
 
 
-def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.5, sampler: str = GUIDED) -> GuidedStart:
+def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.3, sampler: str = GUIDED) -> GuidedStart:
     """SDEdit from A⁺ y: no posterior, but images near a guide, for operators with a pseudo-inverse.
 
     Args:
