@@ -155,7 +155,8 @@ class NCSN(RefineNet):
         multipliers: Sequence[int] = (1, 2, 2, 2),  # width of each cascade in units of channels, finest first
         dilations: Sequence[int] = (2, 4),  # dilations of the last cascades; others halve the resolution
     ) -> None:
-        table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype()).detach().clone()
+        # On the CPU, where it can be checked even if the network is made on the device "meta".
+        table = torch.as_tensor(log_levels, dtype=torch.get_default_dtype(), device="cpu").detach().clone()
         if table.ndim != 1 or not table.isfinite().all() or len(table.unique()) < max(1, len(table)):
             raise ValueError(
                 "log_levels must be one or more distinct finite numbers log σ_i, "
@@ -166,7 +167,7 @@ class NCSN(RefineNet):
             return InstanceNormPlus(width, len(table))
 
         super().__init__(in_channels, channels, multipliers, dilations, norm, norm, max_pool=False)
-        self.register_buffer("log_levels", table)
+        self.register_buffer("log_levels", table.to(torch.get_default_device()))
 
     def level(self, noise: Tensor) -> Tensor:
         """The index of the nearest level in log σ, (B,) to int64 (B,)."""

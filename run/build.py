@@ -6,19 +6,24 @@ A new SDE is one class and one line in its table; the arguments of its construct
 from __future__ import annotations
 
 import contextlib
+import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TypeVar
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.models.conditions import null_condition
+from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.key_types import AUTO
+from score_diffusion.run.machine import refuse_beyond_memory
 from score_diffusion.samplers import (
     Grid,
     Sampler,
@@ -41,6 +46,7 @@ from score_diffusion.sde_lib import (
 )
 
 T = TypeVar("T")
+MOST_TENSORS = 20_000  # of weights, in a network; large ones have some thousands
 
 
 def ddpm(
@@ -72,6 +78,9 @@ SDES: dict[str, Callable[..., SDE]] = {
 }
 MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
 FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
+BYTES_PER_LEVEL = 64  # of an SDE's tables
+BYTES_PER_STEP = 2048  # of a sampler's coefficients
+MANY_STEPS = 20_000
 FITTED = "fitted"  # a grid fitted to the trained model, see inference/fitted_grid.py
 CONDITION_KEYS = {
     "label": "num_classes",
@@ -99,6 +108,9 @@ def data_options(section: ConfigDict) -> DataOptions:
 def build_sde(section: ConfigDict) -> SDE:
     """The SDE of a `sde` section: its name and its numbers."""
     options = section.to_dict()
+    levels = options.get("N", 0)
+    if isinstance(levels, int):
+        refuse_beyond_memory(BYTES_PER_LEVEL * levels, f"an SDE of {levels:,} levels", "lower sde.N")
     return choose(SDES, options.pop("name"), "SDE")(**options)
 
 
@@ -147,9 +159,39 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
+    make = functools.partial(network, shape[0], **options)
     with _refusing_arguments():
-        net = network(shape[0], **options)
-        return ScoreModel(net, sde, prediction, **of_score)
+        _refuse_too_large(make)
+        return ScoreModel(make(), sde, prediction, **of_score)
+
+
+def _refuse_too_large(make: Callable[[], nn.Module]) -> None:
+    """Refuses a network whose weights the machine cannot hold: it is first made without memory for them.
+
+    Raises:
+        UserError: If its weights take more memory than there is, or it has too many layers.
+    """
+    count, size = 0, 0.0
+    advice = "choose smaller numbers in the section model"
+
+    def add(module: nn.Module, name: str, weight: nn.Parameter | None) -> None:
+        nonlocal count, size
+        if weight is not None:
+            count, size = count + 1, size + weight.numel() * weight.element_size()
+        if count > MOST_TENSORS:
+            raise UserError(f"the network has more than {MOST_TENSORS:,} tensors of weights: {advice}")
+
+    handle = register_module_parameter_registration_hook(add)
+    try:
+        with torch.device("meta"):
+            make()
+    except (RuntimeError, TypeError, OverflowError) as error:
+        if "verflow" not in str(error):
+            raise
+        size = math.inf
+    finally:
+        handle.remove()
+    refuse_beyond_memory(size, "the network", advice)
 
 
 @contextlib.contextmanager
@@ -192,6 +234,10 @@ def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
     grid: str | Grid | None = name
     if section.steps and not section.nfe:
         grid = Grid(name or find_sampler(section.sampler).grid, section.steps)
+    steps, advice = section.nfe or section.steps, "lower sampling.nfe or sampling.steps"
+    refuse_beyond_memory(BYTES_PER_STEP * steps, f"a grid of {steps:,} steps", advice)
+    if steps > MANY_STEPS:
+        warn(f"the coefficients of {steps:,} steps may take long to compute: {advice}")
     times = sampler_grid(section.sampler, section.nfe or None, grid, section.denoise, _options(section))
     return times.times(sde) if isinstance(times, Grid) else times
 

@@ -26,6 +26,7 @@ from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import digest_of, expanded
 from score_diffusion.run.inference.conditioning import NONE, check_kinds, chosen_conditions, unconditional
+from score_diffusion.run.inference.costs import check_bound, check_ode
 from score_diffusion.run.inference.fitted_grid import fitted_times
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
@@ -43,7 +44,7 @@ from score_diffusion.run.inference.trained_model import (
     load_chosen_weights,
 )
 from score_diffusion.samplers import Sampler, clip_bounds, find_sampler
-from score_diffusion.sde_lib import ScoreModel
+from score_diffusion.sde_lib import ScoreModel, chain_times
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
@@ -189,6 +190,7 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
         section.seed,
         section.batch_size,
         json.dumps(settings, sort_keys=True),
+        find_sampler(section.sampler).cost_with(settings.get(section.sampler, {})),
     )
 
 
@@ -202,6 +204,7 @@ def score_data(figure: str, section: ConfigDict, trained: TrainedModel, data: Te
         data: Grey levels or standardized numbers, shape (n, *shape).
     """
     if figure == "ode":
+        check_ode(trained, len(data), section.batch_size, section.n_probes)
         return score_held_out(
             trained,
             data,
@@ -213,6 +216,8 @@ def score_data(figure: str, section: ConfigDict, trained: TrainedModel, data: Te
             rtol=section.rtol,
             atol=section.atol,
         )
+    n_terms = section.bound_terms or len(chain_times(trained.sde)) - 1
+    check_bound(trained, len(data), section.batch_size, n_terms, section.bound_draws)
     return bound_held_out(
         trained,
         data,

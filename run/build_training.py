@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 from ml_collections import ConfigDict
@@ -21,11 +22,13 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.key_types import AUTO
+from score_diffusion.run.machine import LOWER, refuse_beyond_memory
 from score_diffusion.run.training.averages import Averages
 from score_diffusion.run.training.batches import BatchSource
 from score_diffusion.run.training.learning_rate import LearningRate, total_steps
 from score_diffusion.run.training.loaders import make_loader
 from score_diffusion.run.training.loop import LoopSettings
+from score_diffusion.run.training.memory import TrainingMemory, training_memory
 from score_diffusion.run.training.objectives import (
     DenoisingScoreMatching,
     Hybrid,
@@ -215,6 +218,7 @@ def build_trainer(
     check_batch_size(config.training)
     torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
     model = build_model(config.model, build_sde(config.sde), dataset.shape)
+    _refuse_beyond_memory(config.training, model, dataset.shape, device)
     if initial is not None:
         checkpoint.load_weights(model, initial, expanded(config.training.init_from))
     return assemble_trainer(config, dataset, model, device)
@@ -265,6 +269,24 @@ def assemble_trainer(
     )
 
 
+def needed_memory(section: ConfigDict, model: ScoreModel, shape: tuple[int, ...]) -> TrainingMemory:
+    """The memory that a `training` section takes in this process."""
+    batch_size = section.batch_size // processes.world_size()
+    n_averages = 1 + len(section.extra_ema_decays) + len(section.ema_sigma_rels)
+    return training_memory(model, shape, batch_size, section.accumulate, n_averages)
+
+
+def _refuse_beyond_memory(
+    section: ConfigDict, model: ScoreModel, shape: tuple[int, ...], device: torch.device
+) -> None:
+    """Refuses a training that takes more memory than there is by an estimate that is rather too low."""
+    memory = needed_memory(section, model, shape)
+    whole = replace(memory, activations=memory.activations // 2)  # of half precision
+    if section.parallel == "fsdp":
+        whole = replace(whole, weights=0, averages=0)
+    refuse_beyond_memory(whole.total, "a training step", LOWER["train"], device.type)
+
+
 def _build_batches(
     config: ConfigDict, dataset: Dataset, times: TrainingTimes | None, device: torch.device
 ) -> BatchSource:
@@ -310,6 +332,8 @@ def build_preview(config: ConfigDict, dataset: Dataset, sde: SDE) -> Preview:
     points = len(dataset.shape) == 1  # cheap ones, of which a picture needs many
     default = PREVIEW_POINTS if points else min(PREVIEW_IMAGES, section.batch_size)
     count = default if section.preview_samples == AUTO else section.preview_samples
+    needed = 2 * 4 * count * math.prod(dataset.shape)
+    refuse_beyond_memory(needed, f"a preview of {count:,} samples", "lower training.preview_samples")
     sampler = make_sampler(PREVIEW_SAMPLER, sde, PREVIEW_NFE, denoise=True)
     return Preview(
         sampler,

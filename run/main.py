@@ -74,8 +74,6 @@ def _sentence(error: Exception) -> str | None:
         return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     if isinstance(error, UserError | flags.Error):
         return str(error)
-    if type(error).__name__ == "OutOfMemoryError":  # torch's
-        return f"not enough memory on the device, take smaller batches: {error}"
     if isinstance(error, ValueError):
         from score_diffusion.sde_lib import InputError  # here, because importing torch is slow
 
@@ -126,16 +124,18 @@ def _run(line: CommandLine) -> int:
         return _convert(line)
     from score_diffusion.run.distributed.devices import pick_device
     from score_diffusion.run.distributed.processes import joined_processes
+    from score_diffusion.run.machine import memory_explained
 
     if values.mode == "compare":
         from score_diffusion.run.commands.compare import compare
 
         if values.dry_run:
             raise UserError("--dry_run has no meaning for --mode compare, whose runs have their own settings")
-        with joined_processes():
+        with joined_processes(), memory_explained(values.mode):
             return compare(line.runs, line.overrides, line.workdir, pick_device(values.device))
-    config = _configuration(line)
-    with joined_processes():
+    with memory_explained(values.mode):
+        config = _configuration(line)
+    with joined_processes(), memory_explained(values.mode):
         if values.dry_run:
             from score_diffusion.run.commands.dry_run import dry_run
 

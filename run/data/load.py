@@ -26,6 +26,7 @@ from score_diffusion.run.data.splits import Splits, hold_out
 from score_diffusion.run.data.toys import TOYS, load_digits, load_toy
 from score_diffusion.run.data.user_function import arrays_of, call_function, names_function
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.machine import refuse_beyond_memory
 
 
 def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, streamed: bool = False) -> Dataset:
@@ -121,6 +122,7 @@ def _load_or_stream(streams: list[Stream], memory_gib: float) -> list[Samples]:
     if sum(stream.nbytes for stream in streams) <= memory_gib * GIB:
         return [load_into_memory(stream) for stream in streams]
     for source in {stream.source for stream in streams}:
+        refuse_beyond_memory(2 * source.sample_bytes, "a pair of samples", "lower data.image_size")
         source.check_before_streaming()
     return list(streams)
 

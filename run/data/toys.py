@@ -13,7 +13,10 @@ from torch import Tensor
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.machine import refuse_beyond_memory
 from score_diffusion.sde_lib import generator_for
+
+BYTES_PER_POINT = 64  # while they are drawn
 
 
 def load_digits() -> Dataset:
@@ -39,7 +42,8 @@ def load_digits() -> Dataset:
 
 
 def load_toy(options: DataOptions) -> Dataset:
-    toy = TOYS[options.name]
+    toy, n = TOYS[options.name], options.num_points
+    refuse_beyond_memory(BYTES_PER_POINT * n, f"a set of {n:,} points", "lower data.num_points")
     (train, conditions), (test, test_conditions) = (_drawn(toy, options, side) for side in ("train", "test"))
     return Dataset(options.name, train, test, Scaling(), conditions, test_conditions, classes=toy.classes)
 

@@ -18,10 +18,11 @@ from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
+from score_diffusion.run.inference.costs import announce_duration, refuse_too_many_samples
 from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.run.json_files import LARGEST_FILE, check_fields
 from score_diffusion.run.key_types import Values
-from score_diffusion.samplers import Sampler
+from score_diffusion.samplers import Cost, Sampler
 from score_diffusion.sde_lib import ScoreFunction
 
 SAMPLES = "samples"
@@ -48,6 +49,8 @@ class SampleRequest:
     """Samples drawn at a time, which decides the speed only."""
     settings: str
     """All settings that decide the samples, as JSON."""
+    cost: Cost
+    """How often the sampler evaluates the network."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,12 @@ def draw_and_save(
 
     Each rank draws a share, and rank 0 writes; the others return None.
     """
+    refuse_too_many_samples(trained, request.num_samples)
     share = processes.own_share(request.num_samples)
+    if request.cost.per_step is not None:
+        nfe = request.cost.per_step * (len(sampler.times) - 1) + request.cost.extra
+        what = f"drawing {request.num_samples:,} samples"
+        announce_duration(trained, nfe * len(share), what, "lower sampling.num_samples or sampling.nfe")
     start = time.perf_counter()
     batches = draw(trained, sampler, share, request.seed, request.batch_size)
     seconds = max(processes.gather([time.perf_counter() - start]) or [0.0])  # of the slowest rank

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
+from score_diffusion.run.machine import warn_of_days
 from score_diffusion.run.training.interruptions import StopRequest, stop_if_diverged
 from score_diffusion.run.training.log import NullRecorder, Recorder
 from score_diffusion.run.training.post_hoc_averages import save_snapshot
@@ -17,6 +19,7 @@ from score_diffusion.run.training.previews import Preview
 from score_diffusion.run.training.run_directory import preview_path, record_progress
 from score_diffusion.run.training.trainer import Trainer
 
+LIMITS = "lower training.steps, or set training.max_minutes"  # if training would take days
 SIGNAL, TIME = "signal", "max_minutes"
 
 
@@ -67,6 +70,8 @@ class TrainingLoop:
         self.trainer, self.settings, self.preview = trainer, settings, preview
         self.workdir, self.recorder, self.stop = workdir, recorder, stop
         self._start = time.perf_counter() - seconds
+        self._first_step, self._begun = trainer.step, time.perf_counter()
+        self._has_announced = False
 
     @property
     def seconds(self) -> float:
@@ -124,12 +129,21 @@ class TrainingLoop:
             rate = trainer.settings.learning_rate(trainer.step - 1)
             held_out_loss = state.held_out_loss if state else None
             self.recorder.log(trainer.step, summary, rate, self.seconds, held_out_loss)
+            self._announce_days()
         if trainer.averages.power and self._is_due(settings.snapshot_every):
             # before the checkpoint: a run resumed from it would not make the snapshot again
             save_snapshot(self.workdir, trainer.step, trainer.averages)
         if state:
             self._save(state)
         return save
+
+    def _announce_days(self) -> None:
+        """Says once how long training will take, if that is more than a day and it has no time limit."""
+        if not self._has_announced and self.settings.max_seconds == math.inf:
+            each = (time.perf_counter() - self._begun) / (self.trainer.step - self._first_step)
+            left = self.settings.total_steps - self.trainer.step
+            warn_of_days(left * each, f"training to step {self.settings.total_steps:,}", LIMITS)
+        self._has_announced = True
 
     def _save(self, state: Checkpoint) -> None:
         checkpoint.save(self.workdir, state, self.settings.keep)

@@ -74,7 +74,7 @@ def test_too_little_memory_on_a_device_is_explained(monkeypatch, capsys):
 
     monkeypatch.setattr(data, "data", raising(torch.OutOfMemoryError("tried to allocate 2 GiB")))
     assert main.main(["--mode", "data"]) == 2
-    assert "take smaller batches: tried to allocate" in capsys.readouterr().err
+    assert "lower data.memory_gib or data.image_size (tried to allocate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
