@@ -44,6 +44,7 @@ def save_samples(
     samples: np.ndarray,
     limits: tuple[float, float] | None = (-1, 1),
     names: Sequence[str] | None = None,
+    given: np.ndarray | None = None,
 ) -> None:
     """A picture of samples by their number of dimensions.
 
@@ -53,14 +54,19 @@ def save_samples(
             and fields (n, C, D, H, W) a grid of their middle slices.
         limits: The values of images and fields that are black and white; None takes them from the samples.
         names: The name of each sample's class: classes become rows of images or colours of points.
+        given: The images or fields that the samples were drawn under, shown on the left of each.
     """
     if samples.ndim == 2:
         save_scatter(path, samples, names)
     elif samples.ndim == 3:
         save_signals(path, samples, names)
     else:
-        images = samples if samples.ndim == 4 else samples[:, :, samples.shape[2] // 2]
-        save_image_grid(path, images, limits, names)
+        save_image_grid(path, _slices(samples), limits, names, None if given is None else _slices(given))
+
+
+def _slices(values: np.ndarray) -> np.ndarray:
+    """Images as they are, and the middle slices of fields (n, C, D, H, W)."""
+    return values if values.ndim == 4 else values[:, :, values.shape[2] // 2]
 
 
 def save_image_grid(
@@ -68,18 +74,18 @@ def save_image_grid(
     images: np.ndarray,
     limits: tuple[float, float] | None = (-1, 1),
     names: Sequence[str] | None = None,
+    given: np.ndarray | None = None,
 ) -> None:
     """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged.
 
-    With names, images of one name are a row of their own, with the name on its left.
+    With names, images of one name are a row of their own, with the name on its left. Given images of the same
+    size are shown on the left of each.
     """
-    n, channels, height, width = images.shape
-    images = images[:, :3] if channels >= 3 else images[:, :1]
-    low, high = _contrast(images) if limits is None else limits
-    images = np.nan_to_num(images, nan=low).clip(low, high)
-    levels = ((images - low) * (255 / (high - low))).round().astype(np.uint8)
-    levels = levels if channels >= 3 else levels.repeat(3, axis=1)
-    scale = max(1, SHORT_SIDE // min(height, width))
+    levels = _rgb(images, limits)
+    if given is not None:
+        levels = np.concatenate([_rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None), levels], axis=3)
+    n, _, height, width = levels.shape
+    scale = max(1, SHORT_SIDE // min(images.shape[2:]))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
     columns = math.ceil(math.sqrt(n))
     cells = [divmod(k, columns) for k in range(n)]
@@ -97,6 +103,16 @@ def save_image_grid(
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
+
+
+def _rgb(images: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    """Images (n, C, H, W) as uint8 (n, 3, H, W), between these limits or those of their own contrast."""
+    colour = images.shape[1] >= 3
+    images = images[:, :3] if colour else images[:, :1]
+    low, high = _contrast(images) if limits is None else limits
+    images = np.nan_to_num(images, nan=low).clip(low, high)
+    levels = ((images - low) * (255 / (high - low))).round().astype(np.uint8)
+    return levels if colour else levels.repeat(3, axis=1)
 
 
 def _cells_of_rows(names: Sequence[str]) -> list[tuple[int, int]]:

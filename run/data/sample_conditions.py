@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,6 +40,11 @@ class SampleConditions:
         """The names of the classes of the first samples; None without classes."""
         labels = self.labels(count)
         return None if labels is None else [class_name(label, self.classes) for label in labels.tolist()]
+
+    def images(self, count: int) -> np.ndarray | None:
+        """The image conditions of the first samples, (count, C', *size); None without such."""
+        cond = self.of(range(count)) or {}
+        return cond["image"].numpy() if "image" in cond else None
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:

@@ -125,7 +125,8 @@ def draw_and_save(
     stem = write_numbered(workdir / SAMPLES / request.sampler, ".npz", buffer.getvalue(), ".png")
     picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
     shown = samples if samples.ndim == 2 else samples[:PICTURED]
-    plots.save_samples(picture, shown, trained.data.scaling.limits, trained.conditions.names(len(shown)))
+    names, given = trained.conditions.names(len(shown)), trained.conditions.images(len(shown))
+    plots.save_samples(picture, shown, trained.data.scaling.limits, names, given)
     return SampleFiles(samples, arrays.get("label"), nfe, picture, array)
 
 

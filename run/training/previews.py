@@ -64,4 +64,5 @@ class Preview:
                 parts.append(result.samples)
         if processes.is_rank_0():
             values = self.scaling.model_to_user(torch.cat(parts)).cpu().numpy()
-            plots.save_samples(path, values, self.scaling.limits, self.conditions.names(self.count))
+            names, given = self.conditions.names(self.count), self.conditions.images(self.count)
+            plots.save_samples(path, values, self.scaling.limits, names, given)

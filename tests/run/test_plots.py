@@ -43,6 +43,19 @@ def test_images_of_one_name_are_a_row_next_to_it(tmp_path: Path):
     assert (grid[:52, :margin] < 200).sum() < (grid[52:, :margin] < 200).sum() / 5  # b is shorter
 
 
+@pytest.mark.parametrize("fields", [False, True])
+def test_given_images_are_on_the_left_of_their_samples(fields: bool, tmp_path: Path):
+    samples, given = np.full((2, 3, 8, 8), 1.0), np.stack([np.full((1, 8, 8), -1.0), np.zeros((1, 8, 8))])
+    if fields:
+        samples, given = (values[:, :, None].repeat(5, axis=2) for values in (samples, given))
+    plots.save_samples(tmp_path / "pairs.png", samples, (-1, 1), ["a", "b"], given)
+    plots.save_samples(tmp_path / "bare.png", samples, (-1, 1), ["a", "b"])
+    pairs, bare = pixels(tmp_path / "pairs.png"), pixels(tmp_path / "bare.png")
+    assert pairs.shape[1] == bare.shape[1] + 48
+    left, right = pairs[:, -98:-50], pairs[:, -50:-2]
+    assert [left[10, 10, 0], left[60, 10, 0]] == [0, 128] and (right[[10, 60], 10] == 255).all()
+
+
 @pytest.mark.parametrize("shape", [(2,), (1,), (2, 9), (1, 3, 8, 8)])
 def test_samples_of_any_kind_may_have_names(shape: tuple, tmp_path: Path):
     samples = np.random.default_rng(0).normal(size=(6, *shape))

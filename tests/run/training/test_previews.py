@@ -19,7 +19,7 @@ CPU = torch.device("cpu")
 def drawn(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     """The samples that are drawn for pictures."""
     samples: list[np.ndarray] = []
-    monkeypatch.setattr(plots, "save_samples", lambda path, x, limits, names: samples.append(x))
+    monkeypatch.setattr(plots, "save_samples", lambda path, x, *others: samples.append(x))
     return samples
 
 
