@@ -84,25 +84,65 @@ def save_image_grid(
     levels = _rgb(images, limits)
     if given is not None:
         levels = np.concatenate([_rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None), levels], axis=3)
-    n, _, height, width = levels.shape
     scale = max(1, SHORT_SIDE // min(images.shape[2:]))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
-    columns = math.ceil(math.sqrt(n))
-    cells = [divmod(k, columns) for k in range(n)]
-    if names is not None:
-        cells = _cells_of_rows(names)
-    rows, columns = (1 + max(ends) for ends in zip(*cells, strict=True))
-    step_y, step_x = height * scale + GAP, width * scale + GAP
-    grid = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), 96, dtype=np.uint8)
-    for image, (row, column) in zip(levels, cells, strict=True):
-        top, left = row * step_y + GAP, column * step_x + GAP
-        grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
-    picture = Image.fromarray(grid)
-    if names is not None:
-        picture = _with_names(picture, list(dict.fromkeys(names)), step_y)
+    columns = math.ceil(math.sqrt(len(levels)))
+    if names is None:
+        picture = _grid(levels, [divmod(k, columns) for k in range(len(levels))])
+    else:
+        picture = _named_grid(levels, names)
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG")
     write_atomic(path, buffer.getvalue())
+
+
+def _grid(levels: np.ndarray, cells: Sequence[tuple[int, int]]) -> Image.Image:
+    """Images, uint8 (n, 3, H, W), at their rows and columns."""
+    _, _, height, width = levels.shape
+    rows, columns = (1 + max(ends) for ends in zip(*cells, strict=True))
+    step_y, step_x = height + GAP, width + GAP
+    grid = np.full((rows * step_y + GAP, columns * step_x + GAP, 3), 96, dtype=np.uint8)
+    for image, (row, column) in zip(levels, cells, strict=True):
+        top, left = row * step_y + GAP, column * step_x + GAP
+        grid[top : top + height, left : left + width] = image.transpose(1, 2, 0)
+    return Image.fromarray(grid)
+
+
+def _named_grid(levels: np.ndarray, names: Sequence[str]) -> Image.Image:
+    """Images, uint8 (n, 3, H, W), with a row for each name; many short rows stand side by side in blocks."""
+    members: dict[str, list[int]] = {}
+    for k, name in enumerate(names):
+        members.setdefault(name, []).append(k)
+    font = ImageFont.truetype(FONT, FONT_SIZE)
+    margin = math.ceil(max(font.getlength(shortened(name)) for name in members)) + 4 * GAP
+    step_y, step_x = levels.shape[2] + GAP, levels.shape[3] + GAP
+    width = margin + max(map(len, members.values())) * step_x
+    blocks = max(1, round(math.sqrt(len(members) * step_y / width)))
+    rows = math.ceil(len(members) / blocks)
+    pictures = []
+    for first in range(0, len(members), rows):
+        named = list(members.items())[first : first + rows]
+        cells = {k: (row, column) for row, (_, ks) in enumerate(named) for column, k in enumerate(ks)}
+        grid = _grid(levels[list(cells)], list(cells.values()))
+        picture = Image.new("RGB", (margin + grid.width, grid.height), (255, 255, 255))
+        picture.paste(grid, (margin, 0))
+        draw = ImageDraw.Draw(picture)
+        for row, (name, _) in enumerate(named):
+            middle = row * step_y + (step_y + GAP) // 2
+            draw.text((margin - 2 * GAP, middle), shortened(name), (0, 0, 0), font, anchor="rm")
+        pictures.append(picture)
+    return _side_by_side(pictures)
+
+
+def _side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    whole = Image.new(
+        "RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), (255, 255, 255)
+    )
+    left = 0
+    for picture in pictures:
+        whole.paste(picture, (left, 0))
+        left += picture.width
+    return whole
 
 
 def _rgb(images: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
@@ -113,31 +153,6 @@ def _rgb(images: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     images = np.nan_to_num(images, nan=low).clip(low, high)
     levels = ((images - low) * (255 / (high - low))).round().astype(np.uint8)
     return levels if colour else levels.repeat(3, axis=1)
-
-
-def _cells_of_rows(names: Sequence[str]) -> list[tuple[int, int]]:
-    """Row and column of each sample, where each name has a row, in the order of their first samples."""
-    row_of = {name: row for row, name in enumerate(dict.fromkeys(names))}
-    used = dict.fromkeys(names, -1)
-    cells = []
-    for name in names:
-        used[name] += 1
-        cells.append((row_of[name], used[name]))
-    return cells
-
-
-def _with_names(grid: Image.Image, names: Sequence[str], step_y: int) -> Image.Image:
-    """A grid of images with a name on the left of each row."""
-    font = ImageFont.truetype(FONT, FONT_SIZE)
-    shown = [shortened(name) for name in names]
-    margin = math.ceil(max(font.getlength(name) for name in shown)) + 4 * GAP
-    picture = Image.new("RGB", (grid.width + margin, grid.height), (255, 255, 255))
-    picture.paste(grid, (margin, 0))
-    draw = ImageDraw.Draw(picture)
-    for row, name in enumerate(shown):
-        middle = row * step_y + (step_y + GAP) // 2
-        draw.text((margin - 2 * GAP, middle), name, (0, 0, 0), font, anchor="rm")
-    return picture
 
 
 def shortened(name: str) -> str:

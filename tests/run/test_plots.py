@@ -43,6 +43,13 @@ def test_images_of_one_name_are_a_row_next_to_it(tmp_path: Path):
     assert (grid[:52, :margin] < 200).sum() < (grid[52:, :margin] < 200).sum() / 5  # b is shorter
 
 
+def test_many_classes_of_few_images_are_side_by_side(tmp_path: Path):
+    images = np.linspace(-1, 1, 60 * 64).reshape(60, 1, 8, 8)
+    plots.save_samples(tmp_path / "grid.png", images, (-1, 1), [f"class {k}" for k in range(60)])
+    height, width, _ = pixels(tmp_path / "grid.png").shape
+    assert 0.5 < height / width < 2
+
+
 @pytest.mark.parametrize("fields", [False, True])
 def test_given_images_are_on_the_left_of_their_samples(fields: bool, tmp_path: Path):
     samples, given = np.full((2, 3, 8, 8), 1.0), np.stack([np.full((1, 8, 8), -1.0), np.zeros((1, 8, 8))])
