@@ -11,7 +11,7 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -194,6 +194,14 @@ def apply_overrides(
         _set(config, name, value)
     check(config)
     refuse_options_of_others([name for name, _ in overrides], config)
+    return config.lock()
+
+
+def with_values(config: ConfigDict, values: Mapping[str, object]) -> ConfigDict:
+    """A locked copy of a configuration with some keys, by their full names, set to values that are theirs."""
+    config = config.copy_and_resolve_references()
+    for name, value in values.items():
+        _set(config, name, value)
     return config.lock()
 
 

@@ -67,19 +67,9 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "fit_to_data": {"build", "config", "console", "data", "errors"},
     "python": {
         *("build", "build_guidance", "build_inference", "build_restoration", "build_training"),
-        *(
-            "checkpoints",
-            "commands",
-            "config",
-            "data",
-            "distributed",
-            "errors",
-            "files",
-            "fit_to_data",
-            "inference",
-            "json_files",
-        ),
-        *("key_types", "keys", "plots", "resolve_auto", "tasks", "training"),
+        *("checkpoints", "commands", "config", "constructor_keys", "data", "distributed", "errors"),
+        *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
+        *("plots", "resolve_auto", "tasks", "training"),
     },
     "standard_streams": set(),
     "main": {

@@ -111,13 +111,13 @@ def load_chosen_weights(
     Raises:
         UserError: If they were not tracked in training, or no checkpoint is intact.
     """
-    saved = _checkpoint(workdir, choice.checkpoint)
+    saved = chosen_checkpoint(workdir, choice.checkpoint)
     weights, words = _average(workdir, saved, choice, tracked)
     checkpoint.load_weights(model, weights, workdir)
     return saved.step, words
 
 
-def _checkpoint(workdir: Path, choice: str | int) -> Checkpoint:
+def chosen_checkpoint(workdir: Path, choice: str | int) -> Checkpoint:
     """The checkpoint of a step, or the one that a name of `CHECKPOINTS` stands for."""
     return checkpoint.at_step(workdir, choice) if isinstance(choice, int) else CHECKPOINTS[choice](workdir)
 

@@ -6,7 +6,9 @@ bit those of `--mode sample`.
 
 from __future__ import annotations
 
+import functools
 import math
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -33,6 +35,7 @@ from score_diffusion.run.inference.conditioning import ALL
 from score_diffusion.run.inference.sample_files import draw, sampling_score
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.python.hub import SharedRun, download, upload
 from score_diffusion.run.python.restoring import restore_arrays
 from score_diffusion.run.python.results import LogLikelihoods, Restorations, Samples
 from score_diffusion.samplers import ODESampler, interpolate
@@ -304,6 +307,83 @@ class Run:
         config = apply_overrides(self.config, overrides, "restore")
         trained = as_prior(self._trained(config), config, self.path)
         return restore_arrays(trained, config.restore, x, known, measured)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        *,
+        revision: str | None = None,
+        token: str | None = None,
+        device: str = "auto",
+    ) -> Run:
+        """The run of a folder, or of a repository of the Hugging Face hub, of which nothing is executed.
+
+        Args:
+            name_or_path: A run directory, or OWNER/NAME.
+            revision: Branch, tag or commit of the repository.
+            token: Of the hub; None for the one that is saved on this machine.
+            device: As for `load_run`.
+
+        Raises:
+            UserError: If there is no such run.
+        """
+        folder = expanded(str(name_or_path))
+        return load_run(folder if folder.is_dir() else download(str(name_or_path), revision, token), device)
+
+    def save_pretrained(
+        self, folder: str | Path, *, licence: str | None = None, name: str | None = None, samples: int = 16
+    ) -> Path:
+        """Writes the run to a new folder as it is shared: configuration, weights, results, samples and card.
+
+        The weights are those of one checkpoint, without the optimizer's moments; paths of this machine are
+        left out of the configuration.
+
+        Args:
+            folder: Where to; must not exist or be empty.
+            licence: Of the weights, an identifier of the hub such as "apache-2.0"; None if none is stated.
+            name: What the card calls the run, OWNER/NAME; None for the folder's.
+            samples: Samples in the picture on the card; 0 for no picture.
+
+        Raises:
+            UserError: If the folder holds something, or the run is that of a network of your own.
+        """
+        target = expanded(str(folder))
+        draw_picture = functools.partial(self._save_picture, samples) if samples else None
+        shared = SharedRun(self.config, self._trained(self.config), self.path, name or target.name, licence)
+        shared.write(target, draw_picture)
+        return target
+
+    def _save_picture(self, samples: int, path: Path) -> None:
+        self.sample(samples).save(path)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        *,
+        licence: str | None = None,
+        private: bool = False,
+        token: str | None = None,
+        samples: int = 16,
+        message: str = "Add a run of score-diffusion",
+    ) -> str:
+        """Uploads what `save_pretrained` writes to a repository of the Hugging Face hub; returns its address.
+
+        Args:
+            repository: OWNER/NAME, created if need be.
+            licence: As for `save_pretrained`.
+            private: Whether a new repository is private.
+            token: Of the hub; None for the one that is saved on this machine.
+            samples: As for `save_pretrained`.
+            message: Of the commit.
+
+        Raises:
+            UserError: If the hub refuses it, or as for `save_pretrained`.
+        """
+        with tempfile.TemporaryDirectory() as folder:
+            target = Path(folder) / "run"
+            self.save_pretrained(target, licence=licence, name=repository, samples=samples)
+            return upload(target, repository, private, token, message)
 
     def _trained(self, config: ConfigDict) -> TrainedModel:
         """The model with the weights that a configuration chooses, loaded once."""
