@@ -1,4 +1,4 @@
-"""Runs that are shared: the round trip through a folder, the model card, and the calls of the hub's client."""
+"""Runs that are shared: the round trip through a folder, the card, and the calls of the hub's client."""
 
 from __future__ import annotations
 
