@@ -117,7 +117,7 @@ def restore_with(trained: TrainedModel, section: ConfigDict, measurements: Measu
         return build_restorer(section, InverseProblem(trained.sde, operator, y, section.noise, std))
 
     restored = draw_posteriors(trained, restorer, measurements, restore_request(section))
-    if restored is None or section.noise > 0:
+    if restored is None or section.noise > 0 or measurements.task.is_guide:
         return restored
     return with_known_elements(restored, measurements, trained.data.scaling)
 

@@ -6,9 +6,9 @@ A task is a function (shape, seed, *, <options>) -> Task. Its options are keys `
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from torch import Tensor
 from score_diffusion.run.data.decoding import ImagePreparation, open_image
 from score_diffusion.run.data.image_source import reason
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers.inverse import (
     METHODS,
@@ -60,7 +61,7 @@ def inpaint(shape: Sequence[int], seed: int, *, mask: str = "center") -> Task:
     Args:
         mask: What is missing: center, left, random:SHARE, or the black part of a black and white image file.
     """
-    known = read_mask(mask, shape) if Path(mask).expanduser().is_file() else named_mask(mask, shape, seed)
+    known = read_mask(mask, shape) if os.path.isfile(expanded(mask)) else named_mask(mask, shape, seed)
     return inpaint_known(known, shape, f"mask {mask}")
 
 
@@ -236,7 +237,7 @@ def read_mask(name: str, shape: Sequence[int]) -> Tensor:
     if len(shape) != 3:
         raise UserError(f"a mask in an image file needs samples that are images, got shape {tuple(shape)}")
     try:
-        with open_image(Path(name).expanduser(), MASK_MEGAPIXELS) as image:
+        with open_image(expanded(name), MASK_MEGAPIXELS) as image:
             levels = ImagePreparation(channels=1)(image)[0]
     except Exception as error:  # decoders raise whatever they stumble upon
         raise UserError(f"mask {name} cannot be read ({reason(error)}): give another image file") from error

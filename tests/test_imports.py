@@ -33,7 +33,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "json_files": {"errors", "key_types"},
     "data": {"console", "distributed", "errors", "files", "json_files", "key_types", "machine"},
     "keys": {"errors", "key_types"},
-    "tasks": {"data", "errors", "key_types"},
+    "tasks": {"data", "errors", "files", "key_types"},
     "build": {"console", "data", "errors", "key_types", "machine"},
     "constructor_keys": {"build", "errors", "key_types", "keys", "tasks"},
     "configs": {"constructor_keys", "key_types", "keys"},

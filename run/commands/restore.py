@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from ml_collections import ConfigDict
 
@@ -63,8 +64,16 @@ def _quality_rows(quality: Quality) -> list[tuple[str, object]]:
     if quality.ssim is not None:
         rows.append(("SSIM", f"{quality.ssim.mean():.4f} of the mean"))
     if quality.coverage is not None:
-        shares = quality.coverage.mean(1)
-        held = ", ".join(f"{q:.0%} intervals hold {s:.1%}" for q, s in zip(LEVELS, shares, strict=True))
+        held = ", ".join(
+            f"{level:.0%} intervals hold {share}"
+            for level, share in zip(LEVELS, map(_share, quality.coverage), strict=True)
+        )
         rows.append(("truth", f"{held}: {quality.verdict}"))
     rows.append(("error/deviation", f"{quality.error_over_deviation:.2f}, 1 if deviations are right"))
     return rows
+
+
+def _share(each: np.ndarray) -> str:
+    """The mean over inputs of a share, with its standard error where there are several."""
+    error = f" ± {each.std(ddof=1) / len(each) ** 0.5:.1%}" if len(each) > 1 else ""
+    return f"{each.mean():.1%}{error}"

@@ -8,6 +8,7 @@ floating-point numbers                 the user's units: brightness from -1 to 1
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from score_diffusion.run.data.images import FileImages, Files, Folder, Zip
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 
 ARRAYS = (".npy", ".npz")
 Shape = tuple[int, ...]
@@ -171,13 +173,13 @@ def named_paths(text: str) -> list[Path]:
     Raises:
         UserError: If there is none.
     """
-    whole = Path(text).expanduser()
-    if whole.exists():
+    whole = expanded(text)
+    if os.path.exists(whole):  # unlike Path.exists also where a long list is no possible name
         return [whole]
     paths: list[Path] = []
     for part in text.split(","):
-        path = Path(part).expanduser()
-        matches = [path] if path.exists() else [Path(match) for match in sorted(glob.glob(str(path)))]
+        path = expanded(part)
+        matches = [path] if os.path.exists(path) else [Path(match) for match in sorted(glob.glob(str(path)))]
         if not matches:
             raise UserError(f"input {part!r} does not exist: give a file, a folder, a pattern or held_out")
         paths += matches

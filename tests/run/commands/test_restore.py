@@ -113,6 +113,12 @@ def test_its_own_file_as_measurement(task: str, restore: Callable, trained: Path
     assert "truth" not in read and "PSNR" not in capsys.readouterr().out
 
 
+def test_a_guide_is_not_what_comes_out(restore: Callable, trained: Path):
+    assert restore("--task=edit", "--noise=0") == 0
+    arrays = load(trained, "edit-sdedit")
+    assert np.mean(arrays["samples"] != arrays["measurement"][:, None]) > 0.3 and arrays["deviation"].any()
+
+
 def test_settings_are_those_that_decide_the_samples(restore: Callable, trained: Path):
     assert restore("--sampler=heun", "--nfe=5", "--method=pigdm", "--config.restore.data_std=0.7") == 0
     arrays = load(trained, "inpaint-pigdm")
@@ -178,6 +184,8 @@ BAD = [
     (("--noise=-0.1",), "restore.noise' must be a number of at least 0, got -0.1"),
     (("--mask=random:1.5",), "the mask must be center, left, random:SHARE"),
     (("--mask=nowhere.png",), "or an image file that exists, got 'nowhere.png'"),
+    (("--mask=" + "x" * 300,), "or an image file that exists"),
+    (("--mask=~no_such_user/mask.png",), "no such home directory"),
     (("--mask=random:0.999",), "leaves no pixel known"),
     (("--mask=random:0.001",), "leaves no pixel missing"),
     (("--mask={black}",), "black.png leaves no pixel known"),

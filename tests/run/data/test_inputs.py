@@ -19,7 +19,7 @@ RNG = np.random.default_rng(0)
 COLOURS = RNG.integers(0, 256, (3, 6, 8, 3), np.uint8)
 
 
-def reader(levels: int | None = 256, most: int = 10, **options: object) -> InputReader:
+def reader(levels: int | None = 256, most: int = 50, **options: object) -> InputReader:
     return InputReader(DataOptions(workers=2, **options), Scaling(levels=levels), most)
 
 
@@ -42,6 +42,7 @@ def test_images_by_file_list_pattern_folder_and_zip(folder: Path):
     for text, numbers in (
         (f"{folder}/1.png", [1]),
         (f"{folder}/2.png,{folder}/0.png", [2, 0]),
+        (",".join([f"{folder}/1.png"] * 50), [1] * 50),
         (f"{folder}/[02].png", [0, 2]),
         (str(folder), [0, 1, 2]),
         (f"{folder}/images.zip", [0, 1, 2]),
