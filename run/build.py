@@ -87,6 +87,7 @@ CONDITION_KEYS = {
     "vector": "vector_dim",
     "tokens": "token_dim",
     "image": "image_channels",
+    "text": "text_words",
 }
 """The argument of a network that is the size of a kind of condition. 0 follows from the data in training."""
 # Arguments of ScoreModel among the keys of the section `model`.

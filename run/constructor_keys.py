@@ -192,7 +192,7 @@ def _as_clause(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-OLDER_RUNS_LACK = MODEL | OF_NO_RUN | {"sampling.guidance": KEYS["sampling.guidance"]}
+OLDER_RUNS_LACK = MODEL | OF_NO_RUN | {name: KEYS[name] for name in ("sampling.guidance", "data.num_images")}
 
 
 def complete(config: ConfigDict) -> None:

@@ -58,7 +58,8 @@ SEED = {
 DATA = _section("data", (*NEW_RUN, "data"), False, {
     "name": Key(
         "digits",
-        "data set: digits, swiss_roll, moons, checkerboard, 8gaussians, or hf:NAME from the Hugging Face hub",
+        "data set: digits, mnist5k, captioned_digits, shapes, single_shapes, swiss_roll, moons, "
+        "checkerboard, 8gaussians, or hf:NAME from the Hugging Face hub",
     ),
     "path": Key(
         "",
@@ -67,7 +68,8 @@ DATA = _section("data", (*NEW_RUN, "data"), False, {
         modes=DATA_ACCESS, may_change=True,  # the content of the data is compared instead
     ),
     "num_points": Key(20000, "2-D toys: points drawn for training, and again for the held-out set", least=1),
-    "seed": Key(0, "seed of the toys' points and of the held-out split of your own data"),
+    "num_images": Key(10_000, "captioned shapes: images drawn for training", least=1),
+    "seed": Key(0, "seed of the toys' points, the captioned shapes and the held-out split of your own data"),
     "image_size": Key(
         0, "size that images are brought to, one number or height,width; 0 keeps them as they are",
         kind=int | tuple[int, int],

@@ -33,6 +33,9 @@ SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 
 GAP = 2
 FONT, FONT_SIZE = f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", 15
 NAME_LENGTH = 24  # characters of a name that are shown
+CAPTION_WIDTH, CAPTION_SIZE = 112, 11  # pixels of an image with a caption below, at least, and of the letters
+CAPTION_LENGTH = 90  # characters of a caption that are shown
+CAPTION_FROM = 9  # characters of a caption, on average, at least
 MOST_IN_LEGEND = 20
 PANELS = 16  # signals in a picture
 MISSING = (0.55, 0.65, 0.85)  # the colour of pixels that are not there
@@ -78,17 +81,21 @@ def save_image_grid(
 ) -> None:
     """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged.
 
-    With names, images of one name are a row of their own, with the name on its left. Given images of the same
-    size are shown on the left of each.
+    With names, images of one name are a row of their own, with the name on its left. Where few images share
+    a name and names are long, as captions are, each has its own below. Given images of the same size are
+    shown on the left of each.
     """
     levels = _rgb(images, limits)
     if given is not None:
         levels = np.concatenate([_rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None), levels], axis=3)
-    scale = max(1, SHORT_SIDE // min(images.shape[2:]))
+    captioned = names is not None and _are_captions(names)
+    scale = max(1, (CAPTION_WIDTH if captioned else SHORT_SIDE) // min(images.shape[2:]))
     levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
     columns = math.ceil(math.sqrt(len(levels)))
     if names is None:
         picture = _grid(levels, [divmod(k, columns) for k in range(len(levels))])
+    elif captioned:
+        picture = _captioned_grid(levels, names)
     else:
         picture = _named_grid(levels, names)
     buffer = io.BytesIO()
@@ -155,10 +162,41 @@ def _rgb(images: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     return levels if colour else levels.repeat(3, axis=1)
 
 
-def shortened(name: str) -> str:
-    """A name that may be that of any folder, on one line of `NAME_LENGTH` characters at most."""
+def _are_captions(names: Sequence[str]) -> bool:
+    """Whether names are long ones that few images share."""
+    return len(set(names)) > 0.4 * len(names) and sum(map(len, names)) > CAPTION_FROM * len(names)
+
+
+def _captioned_grid(levels: np.ndarray, captions: Sequence[str]) -> Image.Image:
+    """A grid of images (n, 3, H, W), each with its caption below, in lines of its width."""
+    n, _, height, width = levels.shape
+    font = ImageFont.truetype(FONT, CAPTION_SIZE)
+    texts = [_lines(shortened(caption, CAPTION_LENGTH), width, font) for caption in captions]
+    columns = math.ceil(math.sqrt(n))
+    step_x = width + 4 * GAP
+    step_y = height + 4 * GAP + max(text.count("\n") + 1 for text in texts) * (CAPTION_SIZE + 4)
+    picture = Image.new("RGB", (columns * step_x, math.ceil(n / columns) * step_y), (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    for k, (image, text) in enumerate(zip(levels, texts, strict=True)):
+        left, top = k % columns * step_x + 2 * GAP, k // columns * step_y + 2 * GAP
+        picture.paste(Image.fromarray(image.transpose(1, 2, 0)), (left, top))
+        draw.multiline_text((left, top + height + 1), text, (0, 0, 0), font, spacing=2)
+    return picture
+
+
+def _lines(text: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+    """A text with line breaks between words, so that each line has at most a width in pixels if it can."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        lines = [*lines[:-1], longer] if font.getlength(longer) <= width or not lines[-1] else [*lines, word]
+    return "\n".join(lines)
+
+
+def shortened(name: str, most: int = NAME_LENGTH) -> str:
+    """A name that may be that of any folder, on one line of so many characters at most."""
     name = "".join(character if character.isprintable() else "?" for character in name)
-    return name if len(name) <= NAME_LENGTH else name[: NAME_LENGTH - 1] + "…"
+    return name if len(name) <= most else name[: most - 1] + "…"
 
 
 def save_image_table(

@@ -39,11 +39,14 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         shown = shown[dataset.labels[shown].argsort(stable=True)]
         names = [class_name(label, dataset.classes) for label in dataset.labels[shown].tolist()]
     values = dataset.scaling.stored_to_user(stored[shown]).numpy()
+    if dataset.vocabulary is not None and stored is dataset.train:
+        names = [dataset.vocabulary.decode(ids) for ids in dataset.conditions["text"][shown]]
     plots.save_samples(picture, values, dataset.scaling.limits, names)
     rows: list[tuple[str, object]] = [
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {DataInfo.of(dataset).kind}"),
         *_held_out(dataset),
         ("classes", _classes(dataset)),
+        *_captions(dataset),
         *_conditions(dataset),
         *_memory(dataset, stored),
         *_range(dataset, stored),
@@ -94,8 +97,17 @@ def _classes(dataset: Dataset) -> str:
     return ", ".join(shown[:20]) + (f", and {len(shown) - 20} more" if len(shown) > 20 else "")
 
 
+def _captions(dataset: Dataset) -> list[tuple[str, object]]:
+    if dataset.vocabulary is None:
+        return []
+    words, text = dataset.vocabulary, dataset.conditions["text"]
+    example = _printable(words.decode(text[0]))
+    count = f"{len(words.words):,} different words, up to {words.length} in a caption"
+    return [("captions", f"{count}, such as: {example}")]
+
+
 def _conditions(dataset: Dataset) -> list[tuple[str, object]]:
-    own = {kind: values for kind, values in dataset.conditions.items() if kind != "label"}
+    own = {kind: values for kind, values in dataset.conditions.items() if kind not in ("label", "text")}
     return [
         (
             f"cond_{kind}",

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.sources import Samples
+from score_diffusion.run.data.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,8 @@ class Dataset:
     scaling: Scaling
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
     """What a network may be conditioned on, under the names of models/conditions.py, indexed as `train` is:
-    class indices, "label", int64 (N,), and the user's own conditions; empty if the source has none.
+    class indices, "label", int64 (N,), the ids of captions, "text", int64 (N, L), and the user's own
+    conditions; empty if the source has none.
     """
     test_conditions: Mapping[str, Tensor] = field(default_factory=dict)
     """Those of the test set."""
@@ -38,6 +40,8 @@ class Dataset:
     validation: Samples | None = None
     """Held-out samples for the loss during training; None where the source has no third part."""
     validation_conditions: Mapping[str, Tensor] = field(default_factory=dict)
+    vocabulary: Vocabulary | None = None
+    """The words that the ids of captions stand for; None without captions."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -71,7 +75,7 @@ class Dataset:
     @property
     def condition_sizes(self) -> dict[str, int]:
         """The kinds of conditions with their sizes: the number of classes, of the entries of a vector or a
-        token, of the channels of an image.
+        token, of the channels of an image, of the ids of a vocabulary.
         """
         sizes = {
             kind: value.shape[-1] for kind, value in self.conditions.items() if kind in ("vector", "tokens")
@@ -80,4 +84,6 @@ class Dataset:
             sizes["label"] = max(len(self.classes), int(self.conditions["label"].max()) + 1)
         if "image" in self.conditions:
             sizes["image"] = self.conditions["image"].shape[1]
+        if self.vocabulary is not None:
+            sizes["text"] = self.vocabulary.size
         return sizes

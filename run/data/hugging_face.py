@@ -6,7 +6,8 @@
 
 The split `train` is trained on. `test` is scored, and `validation` is for the loss during training; one of
 them serves for both, and without either a tenth of `train` is held out.
-The one column of images is read, and the first column of class labels if there is one.
+The one column of images is read, and with it the column `text` of captions, else the first column of class
+labels, if there is one.
 
 Reference:
     Datasets: A Community Library for Natural Language Processing (Lhoest et al., 2021),
@@ -20,10 +21,12 @@ import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from score_diffusion.run.data.captions import checked_captions
 from score_diffusion.run.data.decoding import ImagePreparation, open_image
 from score_diffusion.run.data.image_source import image_split
 from score_diffusion.run.data.images import Images, size_and_checksum
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
 HUB = "hf:"
+TEXT = "text"  # the column of captions
 SAFE_VERSION = 4  # of the package: the first that runs no code of a data set
 HELD_OUT = (("test",), ("validation", "valid", "val", "dev"))  # names of the test and the validation set
 
@@ -89,11 +93,13 @@ def find_on_hub(name: str, options: DataOptions) -> Splits:
     if not splits.get("train"):
         raise UserError(f"data set {name} must have a split 'train', it has {', '.join(splits) or 'none'}")
     column, label_column, classes = _columns(splits["train"], name)
+    captioned = _has_captions(splits["train"])
 
     def read(key: str) -> Split:
         images = HubImages(splits[key], column, f"{name}, split {key}", options.max_megapixels)
-        labels = None if label_column is None else _labels(splits[key], label_column)
-        return image_split(images, labels, prepare, options)
+        labels = None if label_column is None or captioned else _labels(splits[key], label_column)
+        captions = _captions(splits[key], f"{name}, split {key}") if captioned else None
+        return image_split(images, labels, prepare, options).with_captions(captions)
 
     prepare = ImagePreparation.of(options)
     train = read("train")
@@ -152,6 +158,17 @@ def _columns(split: Dataset, name: str) -> tuple[str, str | None, tuple[str, ...
             "function of your own, data.path=FILE.py:FUNCTION"
         )
     return images[0], *((labels[0], tuple(columns[labels[0]].names)) if labels else (None, ()))
+
+
+def _has_captions(split: Dataset) -> bool:
+    return getattr(split.features.get(TEXT), "dtype", None) in ("string", "large_string")
+
+
+def _captions(split: Dataset, source: str) -> np.ndarray:
+    if not _has_captions(split):
+        raise UserError(f"{source} must have a column {TEXT!r} of captions, as the split 'train' has")
+    captions = [caption or "" for caption in split[TEXT]]
+    return checked_captions(captions, [f"image {i} of {source}" for i in range(len(captions))])
 
 
 def _labels(split: Dataset, column: str) -> Tensor | None:

@@ -5,6 +5,8 @@
     cats/1.png, dogs/2.png                 classes of one set, a tenth of which is held out
     00000/img00000000.png, dataset.json    EDM's archives: the file has the labels, folders mean nothing
 
+Images with captions (captions.py) are conditioned on these and have no classes.
+
 Folders around all of these are ignored.
 """
 
@@ -19,6 +21,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.console import warn
+from score_diffusion.run.data.captions import LARGEST_METADATA, captions_of_files
 from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.image_source import image_split
 from score_diffusion.run.data.images import SUFFIXES, FileImages, Folder, Zip
@@ -50,13 +53,16 @@ def find_images(path: Path, options: DataOptions) -> Splits:
     common = common_folder(images.paths)
     paths = [image.relative_to(common) for image in images.paths]
     prepare = ImagePreparation.of(options)
-    metadata = _metadata(path, images, (common / METADATA).as_posix())
+    captions = captions_of_files(images, path)
+    metadata = None if captions is not None else _metadata(path, images, (common / METADATA).as_posix())
     if metadata is not None:
         labels, classes = _labels_of_metadata(metadata, paths, path)
         return Splits({"train": image_split(images, labels, prepare, options)}, prepare.levels, classes)
     parts, paths = split_by_folders(paths, path)
-    labels, classes = _classes_of_folders(paths, [part == "train" for part in parts])
-    whole = image_split(images, labels, prepare, options)
+    labels, classes = None, ()
+    if captions is None:
+        labels, classes = _classes_of_folders(paths, [part == "train" for part in parts])
+    whole = image_split(images, labels, prepare, options).with_captions(captions)
     found = np.array(parts)[whole.samples.indices.numpy()]
     splits = {
         part: _without_unknown(whole.select(torch.from_numpy(found == part)), part)
@@ -145,7 +151,7 @@ def _without_unknown(split: Split, part: str) -> Split:
 def _metadata(path: Path, images: FileImages, name: str) -> dict | None:
     """The content of an EDM archive's dataset.json; None if there is no such file."""
     try:
-        content = images.read(name) if isinstance(images, Zip) else _read_file(path / name)
+        content = images.read(name, LARGEST_METADATA)
         if content is None:
             return None
         metadata = json.loads(content)
@@ -154,10 +160,6 @@ def _metadata(path: Path, images: FileImages, name: str) -> dict | None:
             f"{name} of {path} cannot be read ({error}): copy it again, or take it away"
         ) from error
     return metadata if isinstance(metadata, dict) and "labels" in metadata else None
-
-
-def _read_file(path: Path) -> bytes | None:
-    return path.read_bytes() if path.is_file() else None
 
 
 def _labels_of_metadata(

@@ -94,6 +94,19 @@ class FileImages(Images):
         return self._fingerprint(file) + (b"" if page is None else page.to_bytes(4, "big"))
 
     @abstractmethod
+    def read(self, name: str, most: int) -> bytes | None:
+        """The content of any file next to the images; None if there is no such file.
+
+        Args:
+            name: Its path from the folder that the paths of the images start from.
+            most: Bytes that it may have.
+
+        Raises:
+            Exception: Whatever the file system or the archive raises.
+            ValueError: If it has more bytes.
+        """
+
+    @abstractmethod
     def _file(self, file: int) -> Path | io.BytesIO:
         """What to open file number `file` by."""
 
@@ -128,6 +141,15 @@ class Files(FileImages):
 
     def __init__(self, paths: Sequence[Path | str], max_megapixels: float, folder: Path = Path()) -> None:
         super().__init__(folder, [str(path) for path in paths], max_megapixels)
+
+    def read(self, name: str, most: int) -> bytes | None:
+        path = self._path / name
+        if not path.is_file():
+            return None
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        _check_bytes(len(content), most)
+        return content
 
     def _file(self, file: int) -> Path:
         return self._path / self._names[file]
@@ -243,12 +265,13 @@ class Zip(FileImages):
         self._members = [members[name] for name in names]
         super().__init__(path, names, max_megapixels)
 
-    def read(self, name: str) -> bytes | None:
-        """The content of any file in the archive; None if there is no such file."""
+    def read(self, name: str, most: int) -> bytes | None:
         try:
-            return self._content(self._archive.getinfo(name))
+            member = self._archive.getinfo(name)
         except KeyError:
             return None
+        _check_bytes(member.file_size, most)
+        return self._content(member)
 
     def _file(self, file: int) -> io.BytesIO:
         return io.BytesIO(self._content(self._members[file]))
@@ -264,6 +287,11 @@ class Zip(FileImages):
                 f"data.max_file_mib={self._max_file_mib:g}"
             )
         return self._archive.read(member)
+
+
+def _check_bytes(size: int, most: int) -> None:
+    if size > most:
+        raise ValueError(f"it has more than {most:,} bytes")
 
 
 def is_image(name: str) -> bool:

@@ -12,6 +12,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
@@ -28,6 +29,8 @@ FIELDS = {
     "classes": Values(kind=tuple[str, ...]),
     "digest": Values(kind=str),
 }
+OF_CAPTIONS = {"words": Values(kind=tuple[str, ...]), "text_length": Values(kind=int, least=0)}
+"""Fields that older files lack."""
 SCALING_FIELDS = {
     "levels": Values(kind=int | None, least=2, below=2**32 + 1),
     "shift": Values(kind=tuple[float, ...]),
@@ -52,11 +55,22 @@ class DataInfo:
     """Names of the classes, in the order of their indices; empty for data without labels."""
     digest: str = ""
     """Of all contents; empty for built-in data sets."""
+    words: tuple[str, ...] = ()
+    """The vocabulary of the captions; empty for data without."""
+    text_length: int = 0
+    """Words of a caption that are read at most; 0 for data without."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
-        return cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.classes, dataset.digest)
+        info = cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.classes, dataset.digest)
+        words = dataset.vocabulary
+        return info if words is None else replace(info, words=words.words, text_length=words.length)
+
+    @property
+    def vocabulary(self) -> Vocabulary | None:
+        """The words of the captions; None for data without."""
+        return Vocabulary(self.words, self.text_length) if self.text_length else None
 
     @property
     def levels(self) -> int | None:
@@ -81,7 +95,8 @@ class DataInfo:
     def is_same(self, other: DataInfo) -> bool:
         """Whether other data are the same by counts and digest, under whatever name."""
         counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
-        return self.fits(other) and counts and len({self.digest, other.digest} - {""}) <= 1
+        content = len({self.digest, other.digest} - {""}) <= 1 and self.words == other.words
+        return self.fits(other) and counts and content
 
 
 def is_data_picture(path: Path) -> bool:
@@ -101,15 +116,16 @@ def read_data_info(workdir: Path) -> DataInfo:
     """
     path, advice = workdir / DATA_FILE, "restore it, or train in another --workdir"
     record = read_json(path, FIELDS, advice)
+    fields = FIELDS | {name: values for name, values in OF_CAPTIONS.items() if name in record}
     try:
-        check_fields(record, FIELDS, others=False)
+        check_fields(record, fields, others=False)
         check_fields(record["scaling"], SCALING_FIELDS, "scaling.", others=False)
         scaling = Scaling(**{key: _as_tuple(record["scaling"][key]) for key in SCALING_FIELDS})
         if not 1 <= len(record["shape"]) <= 4:
             raise ValueError(f"shape must have 1 to 4 axes, got {len(record['shape'])}")
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
-    return DataInfo(**{key: _as_tuple(record[key]) for key in FIELDS} | {"scaling": scaling})
+    return DataInfo(**{key: _as_tuple(record[key]) for key in fields} | {"scaling": scaling})
 
 
 def _as_tuple(value: Any) -> Any:  # noqa: ANN401

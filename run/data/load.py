@@ -8,12 +8,14 @@ numbers are standardized by the training set, and data that fit in data.memory_g
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from score_diffusion.run.data.archives import CIFAR_CLASSES, find_cifar, find_idx, read_cifar, read_idx
 from score_diffusion.run.data.array_files import array_splits, is_array_folder, read_array_files
 from score_diffusion.run.data.arrays import standardize
+from score_diffusion.run.data.captioned_digits import load_captioned_digits
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.hugging_face import HUB, find_on_hub
@@ -21,9 +23,10 @@ from score_diffusion.run.data.image_folders import find_images
 from score_diffusion.run.data.image_source import BadFile, all_bad_files
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.data.shapes import SHAPE_SETS, load_shapes
 from score_diffusion.run.data.sources import GIB, Samples, Stream, load_into_memory
-from score_diffusion.run.data.splits import Splits, hold_out
-from score_diffusion.run.data.toys import TOYS, load_digits, load_toy
+from score_diffusion.run.data.splits import Splits, encode_captions, hold_out
+from score_diffusion.run.data.toys import TOYS, load_digits, load_mnist5k, load_toy
 from score_diffusion.run.data.user_function import arrays_of, call_function, names_function
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.machine import refuse_beyond_memory
@@ -52,19 +55,29 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, stream
     return dataset
 
 
+BUILT_IN: dict[str, Callable[[DataOptions], Dataset]] = {
+    "digits": lambda options: load_digits(),
+    "captioned_digits": lambda options: load_captioned_digits(),
+    "mnist5k": lambda options: load_mnist5k(),
+    **dict.fromkeys(SHAPE_SETS, load_shapes),
+    **dict.fromkeys(TOYS, load_toy),
+}
+"""The data sets that need no file of the user's."""
+
+
 def _load_built_in(options: DataOptions) -> Dataset:
-    if options.name not in ("digits", *TOYS):
+    if options.name not in BUILT_IN:
         raise UserError(
-            f"unknown data set {options.name!r}; choose one of digits, {', '.join(TOYS)}, {HUB}NAME of the "
+            f"unknown data set {options.name!r}; choose one of {', '.join(BUILT_IN)}, {HUB}NAME of the "
             "Hugging Face hub, or set data.path"
         )
-    if ImagePreparation.of(options) != ImagePreparation(crop=options.crop):
-        raise UserError(
-            f"data.image_size, data.channels and data.bits are for your own images, not {options.name}"
-        )
+    sized = ImagePreparation(options.image_size if options.name in SHAPE_SETS else None, options.crop)
+    if ImagePreparation.of(options) != sized:
+        keys = "data.channels and data.bits" if sized.size else "data.image_size, data.channels and data.bits"
+        raise UserError(f"{keys} are for your own images, not {options.name}")
     if options.standardize == "per_channel" or options.layout != "auto":
         raise UserError(f"data.standardize and data.layout are for your own arrays, not {options.name}")
-    return load_digits() if options.name == "digits" else load_toy(options)
+    return BUILT_IN[options.name](options)
 
 
 def _load_own(options: DataOptions, scaling: Scaling | None, streamed: bool) -> Dataset:
@@ -96,6 +109,7 @@ def _dataset(
 ) -> Dataset:
     """The data set of a source: held out, standardized, and in memory if it fits."""
     splits, digest = hold_out(splits, options.seed, source)
+    splits, vocabulary = encode_captions(splits, source)
     if splits.levels is None:
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:
@@ -114,6 +128,7 @@ def _dataset(
         digest=digest,
         validation=loaded.get("validation"),
         validation_conditions=conditions.get("validation", {}),
+        vocabulary=vocabulary,
     )
 
 

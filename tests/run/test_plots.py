@@ -63,6 +63,19 @@ def test_given_images_are_on_the_left_of_their_samples(fields: bool, tmp_path: P
     assert [left[10, 10, 0], left[60, 10, 0]] == [0, 128] and (right[[10, 60], 10] == 255).all()
 
 
+def test_captions_stand_below_their_images(tmp_path: Path):
+    """Where few images share a name and names are long; a very long one takes several lines."""
+    images = np.full((4, 3, 16, 16), -1.0)
+    for first in ("a red square", "a red square " * 9):
+        names = [first, "a blue circle", "a green cross", "a triangle"]
+        plots.save_image_grid(tmp_path / "grid.png", images, (-1, 1), names)
+        grid = pixels(tmp_path / "grid.png")
+        assert grid.shape[1] == 2 * (112 + 8) and (grid[4:116, 4:116] == 0).all()
+        below = grid[116 : grid.shape[0] // 2 - 4]
+        assert (below[:, :120].min(2) < 100).any() and (below[:, 120:].min(2) < 100).any()
+        assert (grid[:, 0] == 255).all()
+
+
 @pytest.mark.parametrize("shape", [(2,), (1,), (2, 9), (1, 3, 8, 8)])
 def test_samples_of_any_kind_may_have_names(shape: tuple, tmp_path: Path):
     samples = np.random.default_rng(0).normal(size=(6, *shape))

