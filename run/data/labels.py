@@ -26,7 +26,8 @@ def check_labels(labels: np.ndarray, count: int, source: str) -> np.ndarray:
     if labels.shape != (count,) or not any(np.issubdtype(labels.dtype, kind) for kind in kinds):
         raise UserError(
             f"{source} must be class indices or names, whole numbers or strings of shape ({count},), got "
-            f"{labels.dtype} of shape {labels.shape}: leave it out if it is something else"
+            f"{labels.dtype} of shape {labels.shape}: leave it out if it is something else, or name it "
+            "cond_vector_train if a network is to be conditioned on these numbers"
         )
     if np.issubdtype(labels.dtype, np.signedinteger) and len(labels) and labels.min() < 0:
         raise UserError(

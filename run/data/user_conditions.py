@@ -65,13 +65,13 @@ def check_same_sizes(first: Mapping[str, Tensor], other: Mapping[str, Tensor], s
 
 
 def _numbers(name: str, array: np.ndarray, count: int, ndim: int, shape: str) -> Tensor:
-    if array.ndim != ndim or len(array) != count or array.size == 0 or array.dtype.kind not in "fiu":
+    if array.ndim != ndim or len(array) != count or array.size == 0 or array.dtype.kind not in "fiub":
         raise UserError(
             f"{name} must be numbers of shape {shape} with N = {count}, the number of samples, got "
             f"{array.dtype} of shape {array.shape}"
         )
     with np.errstate(over="ignore"):
-        values = np.ascontiguousarray(array, np.float32)
+        values = np.array(array, np.float32, order="C")  # a copy: a mapped file cannot be written to
     if not np.isfinite(values).all():
         raise UserError(f"{name} holds NaN or infinite values: remove those samples")
     return torch.from_numpy(values)
@@ -91,7 +91,7 @@ def _mask(name: str, array: np.ndarray, count: int, shape: Sequence[int]) -> Ten
             f"{name} must be true or false for each token, of shape (N, L) with N = {count}, the number of "
             f"samples, got {array.dtype} of shape {array.shape}"
         )
-    return torch.from_numpy(np.ascontiguousarray(array, bool))
+    return torch.from_numpy(np.array(array, bool, order="C"))
 
 
 def _image(name: str, array: np.ndarray, count: int, shape: Sequence[int]) -> Tensor:

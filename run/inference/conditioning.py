@@ -52,9 +52,8 @@ def chosen_conditions(
         return unconditional(sizes, info)
     rows = check_kinds(read_given(), sizes, "the conditions to draw under") if set(sizes) - {"label"} else {}
     if "label" in sizes and (asks_for_classes or "label" not in rows):
-        labels = (
-            parse_labels(label, info.classes, sizes["label"]) if asks_for_classes else range(sizes["label"])
-        )
+        count = len(info.classes) or sizes["label"]  # the network may have more than the data
+        labels = parse_labels(label, info.classes, count) if asks_for_classes else range(count)
         rows["label"] = torch.tensor(labels)
     return SampleConditions(rows, info.classes)
 
@@ -113,5 +112,5 @@ def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "samp
         wrong = text.split(",")[labels.index(-1)].strip()
         listed = ", ".join([*by_name][:LISTED]) + (", ..." if len(by_name) > LISTED else "")
         names = f"{listed}" if not by_index else f"0 to {count - 1}" + (f" or {listed}" if listed else "")
-        raise UserError(f"{key} must be classes of the {count} that the network has, {names}; got {wrong!r}")
+        raise UserError(f"{key} must be classes of the {count} that the model knows, {names}; got {wrong!r}")
     return labels

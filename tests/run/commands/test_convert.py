@@ -145,7 +145,7 @@ def test_classes(tmp_path, refused):
     )
     assert np.array_equal(second, again) and not np.array_equal(first, second)
     wrong = main([*draw, "--config.sampling.label=3"])
-    assert "classes of the 3 that the network has, 0 to 2; got '3'" in refused(wrong)
+    assert "classes of the 3 that the model knows, 0 to 2; got '3'" in refused(wrong)
 
 
 def test_a_run_that_draws_a_class_is_written(tmp_path):

@@ -62,6 +62,15 @@ def test_each_row_stays_with_its_sample(tmp_path: Path):
         torch.testing.assert_close(data.scaling.stored_to_user(samples).float(), cond["vector"])
 
 
+def test_arrays_that_are_mapped_from_files_are_copied(tmp_path: Path, recwarn: pytest.WarningsRecorder):
+    arrays = {"x_train": POINTS, "cond_vector_train": np.float32(VECTOR), "cond_tokens_train": TOKENS}
+    for name, array in {**arrays, "cond_mask_train": MASK}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    data = load(tmp_path)
+    assert data.condition_sizes == {"vector": 3, "tokens": 2} and not recwarn.list
+    data.conditions["vector"].zero_()
+
+
 def test_masks_tokens_and_labels_come_together(tmp_path: Path):
     arrays = dict(x_train=IMAGES, y_train=np.arange(N) % 3, cond_tokens_train=TOKENS, cond_mask_train=MASK)
     data = load(save(tmp_path / "a.npz", **arrays))

@@ -47,10 +47,10 @@ def test_classes_are_named_by_name_or_index(text: str, classes: tuple[str, ...],
 @pytest.mark.parametrize(
     ("text", "classes", "message"),
     [
-        ("bird", ANIMALS, "the 3 that the network has, 0 to 2 or cat, dog, a, b; got 'bird'"),
+        ("bird", ANIMALS, "the 3 that the model knows, 0 to 2 or cat, dog, a, b; got 'bird'"),
         ("cat,3", ANIMALS, "got '3'"),
-        ("0", ("5", "7", "9"), "has, 5, 7, 9; got '0'"),
-        ("3", (), "has, 0 to 2; got '3'"),
+        ("0", ("5", "7", "9"), "knows, 5, 7, 9; got '0'"),
+        ("3", (), "knows, 0 to 2; got '3'"),
         ("1,", (), "got ''"),
         ("-2", (), "got '-2'"),
     ],
@@ -65,6 +65,10 @@ def test_without_a_choice_every_class_has_its_turn():
     conditions = chosen_conditions("all", {"label": 10}, info, True, dict)
     assert conditions.labels(12).tolist() == [*range(10), 0, 1]
     assert conditions.names(3) == ["0", "1", "2"]
+    larger = chosen_conditions("all", {"label": 1000}, info, True, dict)  # a network for more classes
+    assert larger.labels(12).tolist() == [*range(10), 0, 1]
+    with pytest.raises(UserError, match="the 10 that the model knows"):
+        chosen_conditions("10", {"label": 1000}, info, True, dict)
     assert chosen_conditions("-1", {"label": 10}, info, True, dict).names(2) == ["no class"] * 2
     for sizes, conditional in (({}, True), ({"label": 10}, False)):
         for label in ("all", "-1"):
