@@ -7,17 +7,17 @@ The law of the reference is a mixture around the 1,797 digits of scikit-learn: a
 [-1, 1], with noise of standard deviation 0.1. Samples come from the same law (perfect), or with noise of
 standard deviation 0.3 (noisy). Both are drawn anew, n of each, again and again. Columns:
 
-    truth       the figure of the laws: the Fréchet distance is known, distances of perfect samples are 0
-    mean        of the figure over the repeats
-    corrected   mean of the figure less its change on halving: without a bias that falls as 1/n
-    spread      standard deviation of the figure over the repeats
-    ± reported  mean of the standard errors that are reported with it
+    truth            the figure of the laws: distances of perfect samples are 0, the Fréchet distance is known
+    n                mean of the figure over the repeats, and in brackets the mean of the figure less its
+                     change on halving: without a bias that falls as 1/n
+    spread, ±        standard deviation of the figure over the repeats, and mean of the standard errors that
+                     are reported with it, for the largest n
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from sklearn.datasets import load_digits
@@ -25,10 +25,10 @@ from sklearn.datasets import load_digits
 from score_diffusion.run.evaluation.feature_set import FeatureSet
 from score_diffusion.run.evaluation.manifolds import expected_coverage
 from score_diffusion.run.evaluation.metrics import measure
+from score_diffusion.run.evaluation.resampling import Estimate
 
 NUMBERS = (64, 256, 1024)
 NOISE = {"perfect": 0.1, "noisy": 0.3}
-HEADER = ("figure", "samples", "n", "truth", "mean", "corrected", "spread", "± reported")
 DISTANCES = ("frechet_distance", "kernel_distance", "sliced_wasserstein", "exact_wasserstein")
 
 
@@ -58,36 +58,39 @@ def truth(name: str, samples: str, n: int) -> float | None:
     return float(((stds[0] - stds[1]) ** 2).sum())
 
 
-def rows(samples: str, n: int, repeats: int) -> Iterator[tuple[str, ...]]:
-    """A row of the table for each figure."""
-    generators = map(np.random.default_rng, range(repeats))
-    runs = [measure(draw(NOISE[samples], n, rng), draw(NOISE["perfect"], n, rng)) for rng in generators]
-    for name in runs[0]:
-        values = np.array([run[name].value for run in runs])
-        errors = np.array([run[name].standard_error for run in runs], float)
-        changes = np.array([run[name].change_on_halving for run in runs], float)
-        known = truth(name, samples, n)
-        columns = (values.mean(), (values - changes).mean(), values.std(ddof=1), errors.mean())
-        first = "" if known is None else f"{known:.3g}"
-        yield name.replace("_", " "), samples, f"{n:,}", first, *(f"{x:.2g}" for x in columns)
+def row(name: str, samples: str, numbers: Sequence[int], runs: dict[int, list[dict[str, Estimate]]]) -> str:
+    """A row of the table."""
+    known = truth(name, samples, numbers[-1])
+    cells = [name.replace("_", " "), samples, "" if known is None else f"{known:.3g}"]
+    for n in numbers:
+        values = np.array([run[name].value for run in runs[n]])
+        changes = np.array([run[name].change_on_halving for run in runs[n]], float)
+        cells.append(f"{values.mean():.2g} ({(values - changes).mean():.2g})")
+    errors = np.array([run[name].standard_error for run in runs[numbers[-1]]], float)
+    return " | ".join([*cells, f"{values.std(ddof=1):.2g}", f"{errors.mean():.2g}"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS)
-    parser.add_argument("--samples", nargs="+", choices=NOISE, default=list(NOISE))
     parser.add_argument("--repeats", type=int, default=10)
     arguments = parser.parse_args(argv)
-    print(f"| {' | '.join(HEADER)} |\n|{'---|' * len(HEADER)}")
-    found = [
-        row
-        for samples in arguments.samples
-        for n in arguments.numbers
-        for row in rows(samples, n, arguments.repeats)
-    ]
-    names = [name for name, *_ in found]
-    for row in sorted(found, key=lambda row: names.index(row[0])):
-        print(f"| {' | '.join(row)} |")
+    numbers = arguments.numbers
+    runs = {
+        samples: {
+            n: [
+                measure(draw(noise, n, rng), draw(NOISE["perfect"], n, rng))
+                for rng in map(np.random.default_rng, range(arguments.repeats))
+            ]
+            for n in numbers
+        }
+        for samples, noise in NOISE.items()
+    }
+    header = ("figure", "samples", "truth", *(f"n = {n:,}" for n in numbers), "spread", "±")
+    print(f"| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for name in runs["perfect"][numbers[0]][0]:
+        for samples in NOISE:
+            print(f"| {row(name, samples, numbers, runs[samples])} |")
 
 
 if __name__ == "__main__":

@@ -344,7 +344,10 @@ class ErrorBars:
 
 
 def error_curves(
-    panels: Mapping[str, Mapping[str, ErrorBars]], ylabel: str, level: float | None = None
+    panels: Mapping[str, Mapping[str, ErrorBars]],
+    ylabel: str,
+    level: float | None = None,
+    yscale: str = "linear",
 ) -> Figure:
     """Lines with error bars in panels next to each other, which share their y-axis.
 
@@ -352,12 +355,13 @@ def error_curves(
         panels: The lines of each panel by their names, under what its x-axis, which is logarithmic, shows.
         ylabel: What the y-axis shows.
         level: Where to draw a horizontal line; None for none.
+        yscale: Scale of the y-axis.
     """
     figure = Figure(figsize=(6 * len(panels), 4.5), layout="constrained")
     for axes, (xlabel, lines) in zip(
         figure.subplots(1, len(panels), sharey=True, squeeze=False)[0], panels.items(), strict=True
     ):
-        axes.set(xlabel=xlabel, xscale="log")
+        axes.set(xlabel=xlabel, xscale="log", yscale=yscale)
         _mark_points(axes, [x for line in lines.values() for x in line.x])
         for name, line in lines.items():
             axes.errorbar(line.x, line.y, line.errors, label=_plain(name), marker=".", capsize=3)
@@ -373,9 +377,9 @@ def _mark_points(axes: Axes, x: Sequence[float]) -> None:
     """Ticks of a logarithmic x-axis at the points themselves, as far as their labels have room."""
     ticks: list[float] = []
     for value in sorted(set(x)):
-        if not ticks or value > 1.2 * ticks[-1]:
+        if not ticks or math.log(value / ticks[-1]) > math.log(max(x) / min(x)) / 10:
             ticks.append(value)
-    axes.set_xticks(ticks, [f"{value:.3g}" for value in ticks])
+    axes.set_xticks(ticks, [f"{value:.2g}" for value in ticks])
     axes.set_xticks([], minor=True)
 
 

@@ -14,7 +14,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
-    "evaluation": ("--numbers 32 64 --repeats 2", "| frechet distance | noisy | 64 |"),
+    "evaluation": ("--numbers 32 64 --repeats 2", "| frechet distance | noisy | 1.12 |"),
     "exact_mixtures": ("--law ring --sde vp --samples 20", "| 2-D, 8 modes | vp |"),
     "inverse": (
         "--problem ring --noise 0.3 --samples 8 --nfe 12",

@@ -178,7 +178,10 @@ def _picture(records: Sequence[Record], metric: str) -> plots.Figure:
         for key, label in (("nfe", "network evaluations"), ("seconds_per_sample", "seconds per sample"))
     }
     real = next((figure_of(record, metric, "real") for record in records), None)
-    return plots.error_curves(panels, name_in_words(metric), None if real is None else real.value)
+    level = None if real is None else real.value
+    values = [y for line in panels["network evaluations"].values() for y in line.y]
+    wide = min(values) > 0 and max(values) > 10 * min(values) and (level is None or level > 0)
+    return plots.error_curves(panels, name_in_words(metric), level, "log" if wide else "linear")
 
 
 def _line(records: Sequence[Record], key: str, metric: str) -> plots.ErrorBars:
