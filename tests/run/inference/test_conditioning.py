@@ -21,6 +21,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import chosen_conditions, parse_labels
 from score_diffusion.run.inference.sample_files import draw, read_sample_file
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.main import main
 from score_diffusion.samplers import make_sampler
 from score_diffusion.sde_lib import VPSDE, ScoreModel
 
@@ -204,3 +205,24 @@ def test_conditions_of_a_network_without_such_are_refused(cli: Callable, trained
     assert "needs a network that was trained with cond_vector" in refused(
         cli("sample", trained, "--config.sampling.conditions=a.npz")
     )
+
+
+@pytest.mark.slow
+def test_a_conditional_model_learns_the_law_of_each_class(tmp_path: Path):
+    """The modes of the ring, by their names; the unconditional law from the samples that were dropped."""
+    keys = ["--config.data.name=8gaussians", "--config.training.conditional=true", "--workdir", str(tmp_path)]
+    keys += ["--config.training.steps=300", "--config.training.batch_size=256"]
+    keys += ["--config.training.condition_dropout=0.2", "--config.training.preview_samples=0"]
+    assert main(["--mode", "train", "--config", "toy2d", "--config.training.learning_rate=3e-3", *keys]) == 0
+    for label in ("N,W,SE", "-1"):
+        draw = [f"--label={label}", "--nfe=20", "--config.sampling.num_samples=600"]
+        assert main(["--mode", "sample", "--workdir", str(tmp_path), *draw]) == 0
+    with np.load(tmp_path / "samples/eabm.npz") as arrays:
+        samples, labels = arrays["samples"], arrays["label"]
+    for mode, centre in ((2, (0.0, 1.4)), (4, (-1.4, 0.0)), (7, (0.99, -0.99))):
+        of_mode = samples[labels == mode]
+        assert len(of_mode) == 200
+        assert np.linalg.norm(of_mode - centre, axis=1).mean() < 0.3  # 0.18 for the law itself
+    with np.load(tmp_path / "samples/eabm-2.npz") as arrays:
+        angles = np.arctan2(*arrays["samples"].T[::-1]) / (np.pi / 4)
+    assert np.bincount(angles.round().astype(int) % 8, minlength=8).min() > 30  # all eight, of 75 each
