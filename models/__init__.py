@@ -2,6 +2,8 @@
 
 from torch import nn
 
+from score_diffusion.models.classifier import Classifier
+from score_diffusion.models.clip import Clip, caption_bytes
 from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from score_diffusion.models.mlp import MLP
@@ -13,8 +15,13 @@ IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsn": NCSN, "ncsnv
 """Networks for x of shape (B, C, *size), by their names in a configuration."""
 POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
 """Networks for x of shape (B, D), by their names in a configuration."""
+ENCODERS: dict[str, type[nn.Module]] = {"classifier": Classifier, "clip": Clip}
+"""Networks of noisy images that guide others, by their names in a configuration."""
 
 __all__ = [
+    "Classifier",
+    "Clip",
+    "ENCODERS",
     "IMAGE_NETWORKS",
     "MLP",
     "NCSN",
@@ -25,6 +32,7 @@ __all__ = [
     "NCSNv2",
     "SinusoidalEmbedding",
     "UNet",
+    "caption_bytes",
 ]
 
 if __name__ == "models":  # in a checkout: the names above, no second copy of the files

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
+from score_diffusion.models import ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.models.conditions import null_condition
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
@@ -39,6 +39,7 @@ from score_diffusion.sde_lib import (
     VESDE,
     VPSDE,
     CosineVPSDE,
+    NoisyDataModel,
     RectifiedFlowSDE,
     ScoreModel,
     SubVPSDE,
@@ -76,7 +77,7 @@ SDES: dict[str, Callable[..., SDE]] = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS}
+MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS, **ENCODERS}
 FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 BYTES_PER_LEVEL = 64  # of an SDE's tables
 BYTES_PER_STEP = 2048  # of a sampler's coefficients
@@ -126,6 +127,27 @@ def build_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreMod
     return model
 
 
+def build_encoder(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> NoisyDataModel:
+    """The classifier or the encoders of a `model` section for images of a shape, with initial weights.
+
+    Raises:
+        UserError: If the name is that of another network, or it refuses its arguments or such images.
+    """
+    options = section.to_dict()
+    name = options.pop("name")
+    for key in ("prediction", *SCORE_OPTIONS):
+        options.pop(key, None)
+    if len(shape) == 1:
+        raise UserError(f"model {name!r} takes images, the data are points of shape {tuple(shape)}")
+    make = functools.partial(choose(ENCODERS, name, "model"), shape[0], **options, dims=len(shape) - 1)
+    with refusing_arguments():
+        _refuse_too_large(make)
+        model = NoisyDataModel(make(), sde)
+        with torch.no_grad():
+            model(torch.zeros(1, *shape), torch.full((1,), sde.T))
+    return model
+
+
 def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
     """Runs the network once, so that a size it does not take is refused before anything is written.
 
@@ -133,7 +155,7 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
         UserError: If the network refuses it.
     """
     cond = null_condition(condition_sizes(model), shape[1:]) or None
-    with _refusing_arguments(), torch.no_grad():
+    with refusing_arguments(), torch.no_grad():
         model(torch.zeros(1, *shape), torch.full((1,), model.sde.T), cond)
 
 
@@ -154,6 +176,11 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
     if of_score.get("noise_input") == AUTO:
         del of_score["noise_input"]
     network = choose(MODELS, name, "model")
+    if name in ENCODERS:
+        raise UserError(
+            f"model {name!r} has no score and draws no samples, it guides those of another run: give "
+            f"--workdir of a score model, with --guidance {name} --config.sampling.{name}.run=RUN"
+        )
     fitting = POINT_NETWORKS if len(shape) == 1 else IMAGE_NETWORKS  # (D,) or (C, *size)
     if name not in fitting:
         raise UserError(
@@ -161,7 +188,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
         )
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
     make = functools.partial(network, shape[0], **options)
-    with _refusing_arguments():
+    with refusing_arguments():
         _refuse_too_large(make)
         return ScoreModel(make(), sde, prediction, **of_score)
 
@@ -196,7 +223,7 @@ def _refuse_too_large(make: Callable[[], nn.Module]) -> None:
 
 
 @contextlib.contextmanager
-def _refusing_arguments() -> Iterator[None]:
+def refusing_arguments() -> Iterator[None]:
     """Turns the ValueError of a network that refuses its arguments or its input into a UserError."""
     try:
         yield

@@ -10,37 +10,52 @@ from typing import Any
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import condition_sizes
-from score_diffusion.run.build_inference import load_trained, load_unconditioned
-from score_diffusion.run.config import differing_keys, read_config
+from score_diffusion.models import caption_bytes
+from score_diffusion.run.build import build_encoder, condition_sizes, refusing_arguments
+from score_diffusion.run.build_inference import load_unconditioned, trains_conditions, with_conditions
+from score_diffusion.run.config import CONFIG_FILE, differing_keys, read_config
+from score_diffusion.run.data.info import DataInfo, read_data_info
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
-from score_diffusion.run.inference.conditioning import NONE, parse_labels
-from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
-from score_diffusion.samplers.guidance import Autoguidance, ClassifierFreeGuidance, guidance_options
+from score_diffusion.run.inference.conditioning import ALL, NONE, parse_labels
+from score_diffusion.run.inference.trained_model import (
+    TrackedAverages,
+    TrainedModel,
+    WeightsChoice,
+    in_fixed_batches,
+    load_chosen_weights,
+)
+from score_diffusion.samplers.guidance import (
+    Autoguidance,
+    ClassifierFreeGuidance,
+    ClassifierGuidance,
+    ClassLogProbability,
+    EmbeddingGuidance,
+    WithoutCondition,
+    guidance_options,
+)
+from score_diffusion.sde_lib import ScoreFunction
 
 
 def load_guided(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The model of `load_trained` with the guidance that the section `sampling` chooses.
+    """The model of a run under the conditions and with the guidance that the section `sampling` chooses.
 
     Raises:
         UserError: As for `load_trained`, or if the guidance does not fit the model.
     """
-    return guided(load_trained(workdir, config, device), workdir, config)
+    return with_guidance(load_unconditioned(workdir, config, device), config, workdir)
 
 
-def guided(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
-    """A model of a run, under its conditions, with the guidance that the section `sampling` chooses.
+def with_guidance(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    """A model of a run under the conditions and with the guidance that the section `sampling` chooses.
 
     Raises:
-        UserError: If the guidance does not fit the model.
+        UserError: If there is no such class, or the guidance does not fit the model.
     """
-    name = config.sampling.guidance
-    if name not in GUIDES:
-        return trained
-    trained = GUIDES[name](trained, workdir, config)
-    trained.guide(trained.score)  # for the checks of its options
-    return trained
+    guided = GUIDES.get(config.sampling.guidance, with_conditions)(trained, config, workdir)
+    guided.guide(guided.score)  # for the checks of its options
+    return guided
 
 
 def _options(section: ConfigDict, name: str) -> dict[str, Any]:
@@ -48,8 +63,15 @@ def _options(section: ConfigDict, name: str) -> dict[str, Any]:
     return {option: section[name][option] for option in guidance_options(name)}
 
 
-def _cfg(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
+def _words(name: str, options: dict[str, Any], by: str = "") -> str:
+    """A guidance in words, which tell its samples apart from others."""
+    chosen = ", ".join(f"{option} {value}" for option, value in options.items() if value is not None)
+    return f"{name}, {chosen}" + (f", by {by}" if by else "")
+
+
+def _cfg(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
     section, of = config.sampling, config.sampling.cfg
+    trained = with_conditions(trained, config, workdir)
     if not trained.conditions.rows:
         raise UserError(
             "sampling.guidance=cfg needs a network that was trained with conditions, and this one was not: "
@@ -84,7 +106,7 @@ def _cfg(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedMod
     )
 
 
-def _autoguidance(trained: TrainedModel, workdir: Path, config: ConfigDict) -> TrainedModel:
+def _autoguidance(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
     section, of = config.sampling, config.sampling.autoguidance
     if not of.run and of.checkpoint == section.checkpoint:
         raise UserError(
@@ -92,10 +114,14 @@ def _autoguidance(trained: TrainedModel, workdir: Path, config: ConfigDict) -> T
             "--config.sampling.autoguidance.run=RUN, or an earlier checkpoint of this run by "
             "--config.sampling.autoguidance.checkpoint=STEP"
         )
+    trained = with_conditions(trained, config, workdir)
     run = expanded(of.run) if of.run else workdir
-    worse = _load_worse(run, of.checkpoint, config, trained.device)
-    if trained.data.scaling != worse.data.scaling or not trained.data.fits(worse.data):
-        raise UserError(f"the model of {run} is for {worse.data}, and this one for {trained.data}")
+    own = read_config(run).copy_and_resolve_references()
+    _check_same_sde(own, config, run)
+    with own.ignore_type():
+        own.sampling.checkpoint = of.checkpoint
+    worse = load_unconditioned(run, own, trained.device)
+    _check_same_data(worse.data, trained.data, run)
     if condition_sizes(trained.score) != condition_sizes(worse.score):
         raise UserError(f"the networks of {run} and of this run must take the same conditions")
     guide, options = in_fixed_batches(worse.score), _options(section, "autoguidance")
@@ -106,24 +132,94 @@ def _autoguidance(trained: TrainedModel, workdir: Path, config: ConfigDict) -> T
     )
 
 
-def _load_worse(run: Path, checkpoint: int | str, config: ConfigDict, device: torch.device) -> TrainedModel:
-    """The model of a run under the same SDE."""
-    own = read_config(run).copy_and_resolve_references()
+def _classifier(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    section, options = config.sampling, _options(config.sampling, "classifier")
+    if section.label == NONE:
+        raise UserError(
+            "sampling.guidance=classifier guides to a class, and sampling.label=-1 is none: set --label, or "
+            "leave it out for all classes"
+        )
+    model, info, by = _load_encoder("classifier", trained, config)
+    classes = model.net.num_classes
+    sizes = condition_sizes(trained.score) if trains_conditions(config, trained.data) else {}
+    if sizes not in ({}, {"label": classes}):
+        raise UserError(
+            f"the classifier has {classes} classes, and the network is conditioned on "
+            f"{', '.join(sizes)}: guide a network without conditions, or with the same classes"
+        )
+    log_prob = ClassLogProbability(in_fixed_batches(model))
+    if sizes:
+        trained = with_conditions(trained, config, workdir)
+    else:
+        labels = (
+            range(classes) if section.label == ALL else parse_labels(section.label, info.classes, classes)
+        )
+        trained = replace(trained, conditions=SampleConditions.of_classes(labels, info.classes))
+
+    def guide(score: ScoreFunction) -> ScoreFunction:
+        return ClassifierGuidance(score if sizes else WithoutCondition(score), log_prob, **options)
+
+    return replace(trained, guide=guide, guided_by=_words("classifier", options, by))
+
+
+def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    prompt, options = config.sampling.clip.prompt, _options(config.sampling, "clip")
+    if not prompt:
+        raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
+    trained = with_conditions(trained, config, workdir)
+    model, _, by = _load_encoder("clip", trained, config)
+    with refusing_arguments(), torch.no_grad():
+        text = model.net.encode_text(caption_bytes([prompt]).to(trained.device))
+    image_encoder = in_fixed_batches(model)
+    return replace(
+        trained,
+        guide=lambda score: EmbeddingGuidance(score, image_encoder, text, **options),
+        guided_by=_words("clip", options, f"{prompt!r} and {by}"),
+    )
+
+
+RECIPES = {"classifier": "classifier --config.training.run=RUN", "clip": "clip_digits"}
+
+
+def _load_encoder(name: str, trained: TrainedModel, config: ConfigDict) -> tuple[Any, DataInfo, str]:
+    """The classifier or the encoders that guide a model, their data, and what they are in words.
+
+    Raises:
+        UserError: If the run holds something else, or was trained under another SDE or for other data.
+    """
+    run = expanded(config.sampling[name].run)
+    if not (run / CONFIG_FILE).exists():
+        raise UserError(
+            f"sampling.{name}.run={run} holds no run: train one there by --mode train --config "
+            f"{RECIPES[name]} --workdir {run}"
+        )
+    own, info = read_config(run), read_data_info(run)
+    if own.model.name != name:
+        raise UserError(f"{run} holds a {own.model.name}, and --guidance {name} needs the run of a {name}")
+    _check_same_sde(own, config, run)
+    _check_same_data(info, trained.data, run)
+    model = build_encoder(own.model, trained.sde, info.shape)
+    step, _ = load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((own.training.ema_decay,)))
+    model.to(trained.device).eval().requires_grad_(False)
+    return model, info, f"{run} after {step:,} training steps"
+
+
+def _check_same_sde(own: ConfigDict, config: ConfigDict, run: Path) -> None:
     other = [key for key in differing_keys(own, config) if key.startswith("sde.")]
     if other:
-        raise UserError(f"{run} was trained under another SDE ({', '.join(other)}): both must be the same")
-    with own.ignore_type():
-        own.sampling.checkpoint = checkpoint
-    return load_unconditioned(run, own, device)
+        raise UserError(
+            f"{run} was trained under another SDE than this run ({', '.join(other)}): both must be the same"
+        )
 
 
-def _words(name: str, options: dict[str, Any], by: str = "") -> str:
-    """A guidance in words, which tell its samples apart from others."""
-    chosen = ", ".join(f"{option} {value}" for option, value in options.items() if value is not None)
-    return f"{name}, {chosen}" + (f", by {by}" if by else "")
+def _check_same_data(found: DataInfo, expected: DataInfo, run: Path) -> None:
+    if found.scaling != expected.scaling or not found.fits(expected):
+        raise UserError(f"the network of {run} is for {found}, and that of this run for {expected}")
 
 
-GUIDES: dict[str, Callable[[TrainedModel, Path, ConfigDict], TrainedModel]] = {
+GUIDES: dict[str, Callable[[TrainedModel, ConfigDict, Path], TrainedModel]] = {
     "cfg": _cfg,
     "autoguidance": _autoguidance,
+    "classifier": _classifier,
+    "clip": _clip,
 }

@@ -6,12 +6,21 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build import CONDITION_KEYS, build_model, build_sde, choose, condition_sizes
+from score_diffusion.run.build import (
+    CONDITION_KEYS,
+    build_encoder,
+    build_model,
+    build_sde,
+    choose,
+    condition_sizes,
+)
+from score_diffusion.run.build_encoders import ENCODER_OF, build_encoder_objective, check_encoder
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import differing_keys, read_config
 from score_diffusion.run.data.dataset import Dataset
@@ -48,6 +57,7 @@ from score_diffusion.sde_lib import (
     ImportanceTimes,
     LogNormalTimes,
     MinSNRWeighting,
+    NoisyDataModel,
     ScoreModel,
     TrainingTimes,
     UniformTimes,
@@ -170,7 +180,7 @@ def check_batch_size(section: ConfigDict) -> None:
         )
 
 
-def _check_conditions(model: ScoreModel, dataset: Dataset) -> None:
+def _check_conditions(model: ScoreModel | NoisyDataModel, dataset: Dataset) -> None:
     """Refuses `training.conditional` where the network and the data do not have the same conditions."""
     taken, given = condition_sizes(model), dataset.condition_sizes
     if not given:
@@ -216,8 +226,11 @@ def build_trainer(
         UserError: If a setting is unknown or does not fit the others.
     """
     check_batch_size(config.training)
+    check_encoder(config)
     torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-    model = build_model(config.model, build_sde(config.sde), dataset.shape)
+    encoder = config.training.objective in ENCODER_OF
+    make = build_encoder if encoder else build_model
+    model = make(config.model, build_sde(config.sde), dataset.shape)
     _refuse_beyond_memory(config.training, model, dataset.shape, device)
     if initial is not None:
         checkpoint.load_weights(model, initial, expanded(config.training.init_from))
@@ -225,7 +238,7 @@ def build_trainer(
 
 
 def assemble_trainer(
-    config: ConfigDict, dataset: Dataset, model: ScoreModel, device: torch.device
+    config: ConfigDict, dataset: Dataset, model: ScoreModel | NoisyDataModel, device: torch.device
 ) -> Trainer:
     """The trainer of a model with its initial weights, by the sections `data` and `training` and the seed.
 
@@ -244,7 +257,12 @@ def assemble_trainer(
     averages = Averages(model, section.ema_decay, section.extra_ema_decays, section.ema_sigma_rels)
     times = build_times(section, sde).to(device)
     pixels = bool(dataset.levels) and not config.data.dequantize
-    objective = build_objective(section, model, times, dataset.levels if pixels else None).to(device)
+    objective: Objective[Any]
+    if isinstance(model, NoisyDataModel):
+        objective = build_encoder_objective(config, dataset)
+    else:
+        objective = build_objective(section, model, times, dataset.levels if pixels else None)
+    objective.to(device)
     if ranks and ranks.sharded and any(True for _ in objective.parameters()):
         raise UserError(
             f"training.objective={section.objective} has weights of its own, which are not sharded: set "
@@ -269,7 +287,9 @@ def assemble_trainer(
     )
 
 
-def needed_memory(section: ConfigDict, model: ScoreModel, shape: tuple[int, ...]) -> TrainingMemory:
+def needed_memory(
+    section: ConfigDict, model: ScoreModel | NoisyDataModel, shape: tuple[int, ...]
+) -> TrainingMemory:
     """The memory that a `training` section takes in this process."""
     batch_size = section.batch_size // processes.world_size()
     n_averages = 1 + len(section.extra_ema_decays) + len(section.ema_sigma_rels)
@@ -277,7 +297,7 @@ def needed_memory(section: ConfigDict, model: ScoreModel, shape: tuple[int, ...]
 
 
 def _refuse_beyond_memory(
-    section: ConfigDict, model: ScoreModel, shape: tuple[int, ...], device: torch.device
+    section: ConfigDict, model: ScoreModel | NoisyDataModel, shape: tuple[int, ...], device: torch.device
 ) -> None:
     """Refuses a training that takes more memory than there is by an estimate that is rather too low."""
     memory = needed_memory(section, model, shape)

@@ -20,6 +20,7 @@ from score_diffusion.run.config import Overrides, apply_overrides, load_config
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.follow_run import follow_run
 
 COARSEST_SIDE = 7  # of a level, at least: 28 pixels are halved twice, 32 too
 MOST_ATTENDED = 256  # positions
@@ -39,7 +40,7 @@ def experiment(name: str, overrides: Overrides, mode: str = "train") -> ConfigDi
     config = load_config(name)
     if name == "auto" and mode == "train":
         return fit_to_data(config, overrides)
-    return apply_overrides(config, overrides, mode)
+    return follow_run(apply_overrides(config, overrides, mode), overrides)
 
 
 def fit_to_data(config: ConfigDict, overrides: Overrides) -> ConfigDict:

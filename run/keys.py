@@ -179,6 +179,7 @@ TRAINING = _section("training", NEW_RUN, False, {
     "init_from": Key(
         "", "run directory whose averaged weights a new training starts from (fine-tuning); empty for none"
     ),
+    "run": Key("", "run whose data and SDE a classifier or encoders are trained with; empty for their own"),
     "conditional": Key(
         False,
         "condition the network on what the data come with, class labels or cond_* arrays, whose sizes the "
@@ -220,8 +221,8 @@ TRAINING = _section("training", NEW_RUN, False, {
     "objective": Key(
         "dsm",
         "dsm: denoising score matching; uncertainty: dsm divided by a learned loss of each noise level; "
-        "hybrid: with the variational bound, for model.learned_variance",
-        kind=Literal["dsm", "uncertainty", "hybrid"],
+        "hybrid: with the variational bound; classification, contrastive: of model classifier, clip",
+        kind=Literal["dsm", "uncertainty", "hybrid", "classification", "contrastive"],
     ),
     "vlb_weight": Key(1e-3, "weight of the bound in objective hybrid", least=0),
     "grad_clip": Key(1.0, "largest norm of the gradient; 0 for no bound", least=0),
@@ -292,19 +293,16 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     ),
 })  # fmt: skip
 
-GUIDING = {
-    f"sampling.{name}": replace(key, modes=SAMPLES, may_change=True)
-    for name, key in {
-        "cfg.negative": Key("", "class that samples are guided away from, by name or index; empty for none"),
-        "autoguidance.run": Key("", "run directory of the worse model; empty for this run"),
-        "autoguidance.checkpoint": Key(
-            "latest", "checkpoint of the worse model", kind=int | Literal["latest", "best"]
-        ),
-        "classifier.run": Key("runs/classifier", "run directory of the classifier"),
-        "clip.run": Key("runs/clip_digits", "run directory of the image and text encoders"),
-        "clip.prompt": Key("", "caption that samples are guided to"),
-    }.items()
-}
+GUIDING = _section("sampling", SAMPLES, True, {
+    "cfg.negative": Key("", "class that samples are guided away from, by name or index; empty for none"),
+    "autoguidance.run": Key("", "run directory of the worse model; empty for this run"),
+    "autoguidance.checkpoint": Key(
+        "latest", "checkpoint of the worse model", kind=int | Literal["latest", "best"]
+    ),
+    "classifier.run": Key("runs/classifier", "run directory of the classifier"),
+    "clip.run": Key("runs/clip_digits", "run directory of the image and text encoders"),
+    "clip.prompt": Key("", "caption that samples are guided to"),
+})  # fmt: skip
 """Options of guidance methods besides those of their constructors."""
 
 LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {

@@ -29,6 +29,7 @@ from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.training.precision import fastest_precision
 from score_diffusion.sde_lib import largest_distance, number_of_levels
 
+CLASSIFIER = "classifier"
 LEVEL_KEYS = ("sigma_max", "N")  # of the section sde
 
 
@@ -84,10 +85,14 @@ def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     Raises:
         UserError: If the network takes no condition of a kind that the data have.
     """
-    if not config.training.conditional:
+    if config.model.name == CLASSIFIER:
+        sizes = {"label": dataset.condition_sizes.get("label", 0)}
+    elif config.training.conditional:
+        sizes = dataset.condition_sizes
+    else:
         return config
     found: dict[str, object] = {}
-    for kind, size in dataset.condition_sizes.items():
+    for kind, size in sizes.items():
         key = CONDITION_KEYS[kind]
         if key not in config.model:
             fitting = POINT_NETWORKS if len(dataset.shape) == 1 else IMAGE_NETWORKS
@@ -115,7 +120,7 @@ def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
         config = _with(config, "training", {"precision": saved.training.precision})
     levels = {key: saved.sde[key] for key in _unresolved_levels(config) if key in saved.sde}
     config = _with(config, "sde", levels)
-    if not config.training.conditional:
+    if not config.training.conditional and config.model.name != CLASSIFIER:
         return config
     sizes = {
         key: saved.model[key]

@@ -41,6 +41,7 @@ from score_diffusion.sde_lib.ncsn_levels import (
     relative_step_size,
     variance_ratio,
 )
+from score_diffusion.sde_lib.noisy_data_model import NoisyDataModel
 from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
 from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
 from score_diffusion.sde_lib.score import ScoreModel, tweedie
@@ -106,6 +107,7 @@ __all__ = [
     "Likelihood",
     "LogNormalTimes",
     "MinSNRWeighting",
+    "NoisyDataModel",
     "RectifiedFlowSDE",
     "ReverseSDE",
     "SampleNoise",

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import build_model, build_sampler, build_sde, data_options
+from score_diffusion.run.build import build_encoder, build_model, build_sampler, build_sde, data_options
+from score_diffusion.run.build_encoders import ENCODER_OF, check_encoder
 from score_diffusion.run.build_training import (
     build_objective,
     build_times,
@@ -25,7 +26,7 @@ from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.machine import LOWER, in_words, machine_memory
 from score_diffusion.run.resolve_auto import resolve_conditions, resolve_levels, resolve_precision
 from score_diffusion.run.training.memory import TrainingMemory
-from score_diffusion.sde_lib import ScoreModel
+from score_diffusion.sde_lib import NoisyDataModel, ScoreModel
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0  # at most
 
@@ -40,9 +41,14 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     else:
         data = read_data_info(workdir)
     sde, shape = build_sde(config.sde), data.shape
-    model = build_model(config.model, sde, shape)
-    build_sampler(config.sampling, sde)  # these two for their checks
-    build_objective(config.training, model, build_times(config.training, sde), data.levels)
+    build_sampler(config.sampling, sde)  # this and what follows for their checks
+    check_encoder(config)
+    model: ScoreModel | NoisyDataModel
+    if config.training.objective in ENCODER_OF:
+        model = build_encoder(config.model, sde, shape)
+    else:
+        model = build_model(config.model, sde, shape)
+        build_objective(config.training, model, build_times(config.training, sde), data.levels)
     print(config_text(config))
     memory = needed_memory(config.training, model, shape)
     rows = [("data", f"samples of shape {tuple(shape)}"), *_costs(config, model, memory)]
@@ -52,7 +58,9 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def _costs(config: ConfigDict, model: ScoreModel, memory: TrainingMemory) -> list[tuple[str, object]]:
+def _costs(
+    config: ConfigDict, model: ScoreModel | NoisyDataModel, memory: TrainingMemory
+) -> list[tuple[str, object]]:
     """Size and memory of a training, next to what the machine has."""
     micro_batch = config.training.batch_size // config.training.accumulate
     available, where = machine_memory("cuda")

@@ -38,6 +38,7 @@ from score_diffusion.run.data.info import (
 )
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.resolve_auto import resolve, take_resolved
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
@@ -72,7 +73,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         config = take_resolved(config, read_config(workdir))
     _check_same_run(config, workdir, resumes)
     _check_ranks_agree(config)
-    dataset = load_data(data_options(config.data), read_data_info(workdir) if resumes else None)
+    dataset = load_data(data_options(config.data), _recorded_data(config, workdir, resumes))
     config = resolve(config, dataset, device)
     initial = None if resumes else initial_weights(config, dataset)
     trainer = build_trainer(config, dataset, device, initial)
@@ -80,6 +81,13 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         if _has_checkpoint(workdir) != resumes:
             raise UserError(f"another training has just started in {workdir}: give the same command again")
         return _run(config, dataset, trainer, workdir)
+
+
+def _recorded_data(config: ConfigDict, workdir: Path, resumes: bool) -> DataInfo | None:
+    """What the run, or the one that it follows, has recorded about its data; None for a new run."""
+    if resumes:
+        return read_data_info(workdir)
+    return read_data_info(expanded(config.training.run)) if config.training.run else None
 
 
 def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) -> int:
@@ -153,6 +161,11 @@ def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> 
         ("images", f"{step * section.batch_size:,}"),
         ("time", format_duration(outcome.seconds)),
         *([] if outcome.loss is None else [("loss", f"{outcome.loss:.4f}")]),
+        *(
+            []
+            if outcome.accuracy is None
+            else [("accuracy", f"{outcome.accuracy:.1%} of held-out samples at all noise levels")]
+        ),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{step:08d}"),
         ("samples", preview_path(workdir, step)),
         ("loss curve", workdir / LOSS_CURVE),

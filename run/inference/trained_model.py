@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
@@ -30,7 +30,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
 from score_diffusion.run.training.post_hoc_averages import reconstruct
 from score_diffusion.samplers import FixedBatches
-from score_diffusion.sde_lib import SDE, ConditionalScore, ScoreFunction, ScoreModel, score_device
+from score_diffusion.sde_lib import SDE, ConditionalScore, ScoreFunction, score_device
 
 NETWORK_BATCH = {"cpu": 32, "cuda": 256}  # samples in one evaluation of the network
 CHECKPOINTS = {"latest": checkpoint.latest, "best": checkpoint.best}
@@ -101,7 +101,7 @@ def in_fixed_batches(score: ScoreFunction) -> ScoreFunction:
 
 
 def load_chosen_weights(
-    model: ScoreModel, workdir: Path, choice: WeightsChoice, tracked: TrackedAverages
+    model: nn.Module, workdir: Path, choice: WeightsChoice, tracked: TrackedAverages
 ) -> tuple[int, str]:
     """Loads the chosen weights of a run into a model.
 

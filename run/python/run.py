@@ -17,7 +17,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_guidance import guided
+from score_diffusion.run.build_guidance import with_guidance
 from score_diffusion.run.build_inference import (
     build_trained_sampler,
     load_unconditioned,
@@ -144,8 +144,8 @@ class Run:
         named |= dict(batch_size=batch_size, guidance=guidance)
         if scale is not None:
             named[f"{guidance or self.config.sampling.guidance}.scale"] = scale
-        config, trained = self._configured(named, label, settings)
-        section, trained = config.sampling, guided(trained, self.path, config)
+        config, trained = self._configured(named, label, settings, with_guidance)
+        section = config.sampling
         chosen = build_trained_sampler(section, trained, self.path)
         batches = draw(trained, chosen, range(section.num_samples), section.seed, section.batch_size)
         return self._samples([values for values, _ in batches], max(nfe for _, nfe in batches), trained)
@@ -394,7 +394,11 @@ class Run:
         return self._loaded[key]
 
     def _configured(
-        self, named: Settings, label: Label | None = None, settings: Settings | None = None
+        self,
+        named: Settings,
+        label: Label | None = None,
+        settings: Settings | None = None,
+        complete: Callable[[TrainedModel, ConfigDict, Path], TrainedModel] = with_conditions,
     ) -> tuple[ConfigDict, TrainedModel]:
         """The configuration with some keys of `sampling` set, and the model under the classes it chooses."""
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
@@ -402,7 +406,7 @@ class Run:
             chosen["label"] = _label_text(label)
         overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
         config = apply_overrides(self.config, overrides, "sample")
-        return config, with_conditions(self._trained(config), config, self.path)
+        return config, complete(self._trained(config), config, self.path)
 
     def _class_or_none(self, label: Label | None) -> Label:
         """The classes, or no class where the model knows p(x) without one."""

@@ -34,11 +34,14 @@ FIELDS = {
     "held_out_loss": NUMBER,
     "level_edges": Values(kind=tuple[float, ...]),
     "level_losses": Values(kind=tuple[float | None, ...]),
+    "held_out_accuracy": NUMBER,
+    "level_accuracies": Values(kind=tuple[float | None, ...]),
 }
 
 
 class Recorder:
-    """Appends to the logs of a run; `loss` is the last logged loss.
+    """Appends to the logs of a run; `loss` is the last logged loss, `accuracy` the last accuracy on
+    held-out samples, if there is one.
 
     Args:
         workdir: The run directory.
@@ -54,6 +57,7 @@ class Recorder:
                 file.write("\n")
         self._total, self._last = total, (step, time.perf_counter())
         self.loss: float | None = None
+        self.accuracy: float | None = None
 
     def __enter__(self) -> Recorder:
         self._previous_hook = threading.excepthook
@@ -85,11 +89,13 @@ class Recorder:
         learning_rate: float,
         seconds: float,
         held_out_loss: float | None,
+        accuracy: tuple[float, list[float]] | None = None,
     ) -> None:
         """Adds one point to every log.
 
         `level_losses` are the mean losses between the values `level_edges` of log(σ/α); the first and the
-        last bin are open.
+        last bin are open. `level_accuracies` are those of held-out samples in the same bins, where the
+        objective has an accuracy.
         """
         now = time.perf_counter()
         rate = (step - self._last[0]) / max(1e-9, now - self._last[1])
@@ -104,6 +110,9 @@ class Recorder:
             held_out_loss=held_out_loss,
         )
         levels = dict(level_edges=summary.level_edges, level_losses=summary.level_losses)
+        if accuracy is not None:
+            self.accuracy, levels["level_accuracies"] = accuracy
+            row["held_out_accuracy"] = self.accuracy
         with open(self._workdir / LOG_FILE, "a") as file:
             file.write(json.dumps(_null_for_nan(dict(step=step, **row, **levels))) + "\n")
         scalars = row | {f"level_loss/{k}": value for k, value in enumerate(summary.level_losses)}
@@ -128,6 +137,7 @@ class NullRecorder:
     """Records nothing: for all ranks but rank 0."""
 
     loss: float | None = None
+    accuracy: float | None = None
 
     def __enter__(self) -> NullRecorder:
         return self
@@ -145,6 +155,7 @@ class NullRecorder:
         learning_rate: float,
         seconds: float,
         held_out_loss: float | None,
+        accuracy: tuple[float, list[float]] | None = None,
     ) -> None:
         """Does nothing."""
 

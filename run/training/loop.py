@@ -128,7 +128,8 @@ class TrainingLoop:
         if log:
             rate = trainer.settings.learning_rate(trainer.step - 1)
             held_out_loss = state.held_out_loss if state else None
-            self.recorder.log(trainer.step, summary, rate, self.seconds, held_out_loss)
+            accuracy = trainer.held_out_accuracy() if state else None
+            self.recorder.log(trainer.step, summary, rate, self.seconds, held_out_loss, accuracy)
             self._announce_days()
         if trainer.averages.power and self._is_due(settings.snapshot_every):
             # before the checkpoint: a run resumed from it would not make the snapshot again

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.models.conditions import null_condition
-from score_diffusion.sde_lib import ConditionalScore, ScoreModel, denoising_score_matching
+from score_diffusion.sde_lib import ConditionalScore, NoisyDataModel, ScoreModel, denoising_score_matching
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,11 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: ScoreModel, shape: Sequence[int], batch_size: int, micro_batches: int, n_averages: int
+    model: ScoreModel | NoisyDataModel,
+    shape: Sequence[int],
+    batch_size: int,
+    micro_batches: int,
+    n_averages: int,
 ) -> TrainingMemory:
     """The memory of a training; the network is run once.
 
@@ -52,7 +56,7 @@ def training_memory(
     )
 
 
-def activation_bytes(model: ScoreModel, shape: Sequence[int]) -> int:
+def activation_bytes(model: ScoreModel | NoisyDataModel, shape: Sequence[int]) -> int:
     """Bytes that autograd keeps for the backward pass of one sample."""
     seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
     total = 0
@@ -66,8 +70,11 @@ def activation_bytes(model: ScoreModel, shape: Sequence[int]) -> int:
         return tensor
 
     x, t = torch.zeros(1, *shape), torch.full((1,), model.sde.T)
-    cond = null_condition(getattr(model.net, "condition_sizes", {}), shape[1:])
-    score = ConditionalScore(model, cond) if cond else model
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
+        if isinstance(model, ScoreModel):
+            cond = null_condition(getattr(model.net, "condition_sizes", {}), shape[1:])
+            score = ConditionalScore(model, cond) if cond else model
+            denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
+        else:
+            model(x, t)
     return total

@@ -9,20 +9,26 @@ set `uses_times = False`, and none are drawn.
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from score_diffusion.models import caption_bytes
 from score_diffusion.run.training.batches import Batch
 from score_diffusion.sde_lib import (
     SDE,
     ConditionalScore,
     LearnedUncertainty,
+    NoisyDataModel,
     ScoreFunction,
     ScoreModel,
     Weighting,
     chain_times,
     denoising_score_matching,
+    expand,
     hybrid_loss,
 )
 
@@ -38,6 +44,10 @@ class Objective(nn.Module, Generic[Model]):
     @abstractmethod
     def forward(self, model: Model, batch: Batch) -> Tensor:
         """The loss of each sample, shape (B,)."""
+
+    def recognized(self, model: Model, batch: Batch) -> Tensor | None:
+        """Whether the model recognizes each sample, bool (B,); None where that has no meaning."""
+        return None
 
 
 def conditioned(model: ScoreModel, batch: Batch, conditional: bool) -> ScoreFunction:
@@ -114,3 +124,56 @@ class Hybrid(Objective[ScoreModel]):
             self.levels,
             self.vlb_weight,
         )
+
+
+def noisy_data(model: NoisyDataModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """x_t and t of a batch."""
+    assert batch.times is not None and batch.noise is not None  # uses_times
+    t = batch.times.t
+    alpha, sigma = expand(model.sde.alpha(t), batch.x_0), expand(model.sde.sigma(t), batch.x_0)
+    return alpha * batch.x_0 + sigma * batch.noise, t
+
+
+class Classification(Objective[NoisyDataModel]):
+    """The cross-entropy of a classifier of noisy data, for guidance (Dhariwal & Nichol, 2021, Section 4)."""
+
+    def forward(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        return F.cross_entropy(model(*noisy_data(model, batch)), batch.conditions["label"], reduction="none")
+
+    def recognized(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        return model(*noisy_data(model, batch)).argmax(1) == batch.conditions["label"]
+
+
+class Contrastive(Objective[NoisyDataModel]):
+    """The symmetric cross-entropy of images and captions (Radford et al., 2021, Section 2.3).
+
+    Each image of a batch is to find its caption among those of the batch, and each caption its image. Images
+    of one class share captions, which bounds the loss from below. A sample's phrasing goes by its place in
+    the batch.
+
+    Args:
+        captions: The phrasings of each class.
+    """
+
+    captions: Tensor
+
+    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
+        super().__init__()
+        self.phrasings = len(captions[0])
+        flat = caption_bytes([caption for of_class in captions for caption in of_class])
+        self.register_buffer(
+            "captions", flat.unflatten(0, (-1, self.phrasings)), persistent=False
+        )  # (K, P, L)
+
+    def forward(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        phrasing = torch.arange(len(batch), device=batch.x_0.device) % self.phrasings
+        captions = self.captions[batch.conditions["label"], phrasing]  # (B, L)
+        logits = model(*noisy_data(model, batch), captions)  # (B, B)
+        target = torch.arange(len(batch), device=logits.device)
+        of_images = F.cross_entropy(logits, target, reduction="none")
+        return (of_images + F.cross_entropy(logits.T, target, reduction="none")) / 2
+
+    def recognized(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        """Whether the class's first phrasing is the best among those of all classes."""
+        logits = model(*noisy_data(model, batch), self.captions[:, 0])  # (B, K)
+        return logits.argmax(1) == batch.conditions["label"]

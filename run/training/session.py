@@ -29,6 +29,8 @@ class Outcome:
     """Seconds of training, all starts together."""
     loss: float | None
     """The last logged loss; None if none was logged."""
+    accuracy: float | None = None
+    """The last logged accuracy on held-out samples; None if there is none."""
 
 
 def train_in_directory(
@@ -60,7 +62,8 @@ def train_in_directory(
     with StopRequest() as stop, recorder:
         loop = TrainingLoop(trainer, settings, preview, workdir, recorder, stop, seconds)
         ended = loop.run()
-    return Outcome(ended, stop.signal if ended == "signal" else 0, loop.seconds, recorder.loss)
+    number = stop.signal if ended == "signal" else 0
+    return Outcome(ended, number, loop.seconds, recorder.loss, recorder.accuracy)
 
 
 def _restore(trainer: Trainer, workdir: Path) -> float:

@@ -85,10 +85,7 @@ class TrainingStatistics(nn.Module):
         values = torch.stack([loss.double(), norm.double(), torch.ones_like(loss, dtype=torch.float64)])
         self.sums += torch.where(ok, values, 0.0)
         if self.log_noise_level is not None and t is not None:
-            bins = torch.bucketize(self.log_noise_level(t).to(self.edges), self.edges)
-            inside = (
-                bins == torch.arange(BINS, device=bins.device)[:, None]
-            )  # (BINS, B): a fixed order of sums
+            inside = self.bins_of(t)  # a fixed order of sums
             both = torch.stack([torch.where(inside, losses.double(), 0.0).sum(1), inside.double().sum(1)])
             self.level_sums += torch.where(ok, both, 0.0)
         skipped = (~ok).long()
@@ -97,6 +94,12 @@ class TrainingStatistics(nn.Module):
         self.skipped_step.copy_(torch.where(ok, self.skipped_step, step))
         times = torch.zeros_like(losses) if t is None else t.to(losses)
         self.skipped_batch.copy_(torch.where(ok, self.skipped_batch, torch.stack([times, losses])))
+
+    def bins_of(self, t: Tensor) -> Tensor:
+        """Whether times (B,) lie in each bin, bool (BINS, B)."""
+        assert self.log_noise_level is not None
+        bins = torch.bucketize(self.log_noise_level(t).to(self.edges), self.edges)
+        return bins == torch.arange(BINS, device=bins.device)[:, None]
 
     def summary(self) -> StatisticsSummary:
         """The means; waits for the device."""

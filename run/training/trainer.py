@@ -183,6 +183,23 @@ class Trainer:
         losses = [self.objective(self.average, self.held_out[start : start + size]) for start in starts]
         return torch.cat(losses).double().mean().item()
 
+    @torch.no_grad()
+    def held_out_accuracy(self) -> tuple[float, list[float]] | None:
+        """The share of held-out samples that the average recognizes, of all and in each bin of log(σ/α), NaN
+        in an empty one; None without them, or where it has no meaning. Waits for the device.
+        """
+        if self.held_out is None or self.held_out.times is None:
+            return None
+        size, found = self.batches.order.batch_size, []
+        for start in range(0, len(self.held_out), size):
+            recognized = self.objective.recognized(self.average, self.held_out[start : start + size])
+            if recognized is None:
+                return None
+            found.append(recognized.double())
+        values = torch.cat(found)
+        inside = self.statistics.bins_of(self.held_out.times.t)
+        return values.mean().item(), ((inside * values).sum(1) / inside.sum(1)).tolist()
+
     def checkpoint(self, seconds: float) -> Checkpoint:
         """The whole state, after so many seconds of training."""
         return Checkpoint(

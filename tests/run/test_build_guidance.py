@@ -171,5 +171,5 @@ def test_models_that_do_not_match_do_not_guide(conditional: Path, trained: Path)
     with pytest.raises(UserError, match="must take the same conditions"):
         guided(conditional, guide, ("sampling.autoguidance.run", str(trained)))
     change(trained, "sde", "beta_max", 15.0)
-    with pytest.raises(UserError, match=r"was trained under another SDE \(sde.beta_max\)"):
+    with pytest.raises(UserError, match=r"was trained under another SDE than this run \(sde.beta_max\)"):
         guided(conditional, guide, ("sampling.autoguidance.run", str(trained)))

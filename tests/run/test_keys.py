@@ -8,6 +8,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
+from score_diffusion.run.build_encoders import ENCODER_OF
 from score_diffusion.run.build_training import OBJECTIVES, TIMES
 from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
@@ -52,7 +53,7 @@ def test_an_experiment_starts_from_the_declared_defaults():
         ("training.parallel", PARALLEL, ()),
         ("training.weighting", WEIGHTINGS, ("min_snr", "edm")),
         ("training.times", TIMES, ()),
-        ("training.objective", OBJECTIVES, ()),
+        ("training.objective", OBJECTIVES, tuple(ENCODER_OF)),
         ("sampling.checkpoint", CHECKPOINTS, ()),
         ("sampling.grid", GRIDS, ("fitted", "auto")),
         ("likelihood.method", FIGURES, ()),

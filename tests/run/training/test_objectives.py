@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import nn
 
-from score_diffusion.models import UNet
+from score_diffusion.models import Classifier, Clip, UNet, caption_bytes
 from score_diffusion.run.training.batches import Batch
-from score_diffusion.run.training.objectives import DenoisingScoreMatching, Hybrid, UncertaintyWeighted
+from score_diffusion.run.training.objectives import (
+    Classification,
+    Contrastive,
+    DenoisingScoreMatching,
+    Hybrid,
+    UncertaintyWeighted,
+)
 from score_diffusion.sde_lib import (
     DDPM,
     EDMSDE,
@@ -19,6 +25,7 @@ from score_diffusion.sde_lib import (
     DrawnTimes,
     EDMWeighting,
     LogNormalTimes,
+    NoisyDataModel,
     ScoreModel,
     chain_times,
     denoising_score_matching,
@@ -133,3 +140,37 @@ def test_conditional_objectives_condition_each_sample_on_its_own_label():
             expected = hybrid_loss(sde, score, x_0, chain, k, noise, None, 0.1)
             assert hybrid_losses[i] == pytest.approx(expected.item(), rel=1e-5)
         assert torch.equal(dsm(one, plain), losses) != conditional
+
+
+def noisy(batch: Batch, sde: VESDE) -> torch.Tensor:
+    alpha, sigma = (c(batch.times.t).view(-1, 1, 1, 1) for c in (sde.alpha, sde.sigma))
+    return alpha * batch.x_0 + sigma * batch.noise
+
+
+def test_a_classifier_is_trained_by_cross_entropy_of_noisy_data():
+    torch.manual_seed(0)
+    sde = VESDE()
+    model = NoisyDataModel(Classifier(1, 8, (1,), 1, (), 2, num_classes=3), sde)
+    label = torch.tensor([0, 1, 2, 0, 1, 2])
+    batch = random_batch(linear_times(), {"label": label})
+    logits = model(noisy(batch, sde), batch.times.t)
+    expected = -logits.log_softmax(1)[torch.arange(6), label]
+    torch.testing.assert_close(Classification()(model, batch), expected)
+    assert torch.equal(Classification().recognized(model, batch), logits.argmax(1) == label)
+
+
+def test_a_contrastive_pair_is_trained_by_the_symmetric_cross_entropy():
+    torch.manual_seed(0)
+    sde, captions = VESDE(), [["one", "1"], ["two", "2"], ["three", "3"]]
+    model = NoisyDataModel(Clip(1, 8, (1,), 1, (), 2, features=4, text_width=8, text_layers=1), sde).eval()
+    label = torch.tensor([0, 1, 2, 0, 1, 2])
+    batch = random_batch(linear_times(), {"label": label})
+    objective = Contrastive(captions)
+    images = model(noisy(batch, sde), batch.times.t)
+    used = [captions[k][i % 2] for i, k in enumerate(label.tolist())]
+    logits = images @ model.net.encode_text(caption_bytes(used)).T
+    both = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
+    torch.testing.assert_close(objective(model, batch), -both / 2)
+    first = images @ model.net.encode_text(caption_bytes([phrasings[0] for phrasings in captions])).T
+    assert torch.equal(objective.recognized(model, batch), first.argmax(1) == label)
+    assert objective.state_dict() == {}
