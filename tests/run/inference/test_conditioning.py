@@ -226,3 +226,9 @@ def test_a_conditional_model_learns_the_law_of_each_class(tmp_path: Path):
     with np.load(tmp_path / "samples/eabm-2.npz") as arrays:
         angles = np.arctan2(*arrays["samples"].T[::-1]) / (np.pi / 4)
     assert np.bincount(angles.round().astype(int) % 8, minlength=8).min() > 30  # all eight, of 75 each
+
+
+def test_data_without_labels_train_nothing_conditional(refused: Callable, tmp_path: Path):
+    keys = ["--config", "toy2d", "--config.training.conditional=true", "--workdir", str(tmp_path / "run")]
+    assert "the data 'swiss_roll' have none of them" in refused(main(["--mode", "train", *keys]))
+    assert not (tmp_path / "run").exists()
