@@ -178,7 +178,7 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
     settings = {
         key: value
         for key, value in section.to_dict().items()
-        if key != "batch_size" and (key in chosen or not isinstance(value, dict))
+        if key not in ("batch_size", "save") and (key in chosen or not isinstance(value, dict))
     }
     if guided_by:
         settings["guided_by"] = guided_by
@@ -191,6 +191,7 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
         section.batch_size,
         json.dumps(settings, sort_keys=True),
         find_sampler(section.sampler).cost_with(settings.get(section.sampler, {})),
+        section.save,
     )
 
 

@@ -194,6 +194,11 @@ def _parse_one(kind: Kind, text: str) -> Value:
         return (None,)[("None",).index(text)]
     if _item_types(kind, 1) == (str,):
         return tuple(word.strip() for word in text.split(",") if word.strip())
+    if _item_types(kind, 0) is not None and get_origin(get_args(kind)[0]) is Literal:
+        names = tuple(name.strip() for name in text.split(",") if name)
+        if fits(kind, names):
+            return names
+        raise ValueError("other names")
     value = ast.literal_eval(text)
     if _item_types(kind, 0) is None:
         return value
@@ -243,6 +248,8 @@ def _describe_one(kind: Kind, bounds: str) -> str:
         return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
     if _item_types(kind, 0) is not None:
         item, *rest = get_args(kind)
+        if get_origin(item) is Literal:
+            return f"some of {', '.join(map(str, get_args(item)))}, separated by commas"
         count = f"{1 + len(rest)} " if rest not in ([], [...]) else ""
         several = NAMES[item][1] if item in NAMES else f"groups of {describe(item, bounds)}"
         return f"{count}{several}{bounds if item in NAMES else ''}, separated by commas"

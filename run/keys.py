@@ -46,14 +46,10 @@ def _section(name: str, modes: tuple[str, ...], may_change: bool, keys: dict[str
     }
 
 
-SEED = {
-    "seed": Key(
-        0,
-        "seed of the initial weights, the order of the data and the noise in training",
-        modes=NEW_RUN,
-        may_change=False,
-    )
-}
+SEED = {"seed": Key(
+    0, "seed of the initial weights, the order of the data and the noise in training",
+    modes=NEW_RUN, may_change=False,
+)}  # fmt: skip
 
 DATA = _section("data", (*NEW_RUN, "data"), False, {
     "name": Key(
@@ -278,6 +274,11 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
     "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),
+    "save": Key(
+        ("npz", "grid"), "what is written: npz, the array, in any case; grid, a picture of all; png, one of "
+        "each; gif, a film and a strip of the way from noise to the first of them; safetensors, tensors",
+        kind=tuple[Literal["npz", "grid", "png", "gif", "safetensors"], ...],
+    ),
     "denoise": Key(True, "end with the denoised samples"),
     "nfe": Key(
         0, "network evaluations per sample at most, the denoising included; 0 to go by steps", least=0

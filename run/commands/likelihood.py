@@ -30,6 +30,7 @@ from score_diffusion.run.data.info import load_data
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered_json
+from score_diffusion.run.image_grids import shortened
 from score_diffusion.run.inference.classification import (
     Classification,
     by_bayes,
@@ -182,7 +183,7 @@ def _condition_rows(scored: Scored, config: ConfigDict) -> list[tuple[str, objec
         rows.append(("  unconditional", f"not computed, it may not have been trained: {why}"))
     for name, of_class in _by_class(scored).items():
         first = next(iter(of_class.values()))
-        rows.append((f"  class {plots.shortened(name)}", f"{first}, {len(first.values):,} of the samples"))
+        rows.append((f"  class {shortened(name)}", f"{first}, {len(first.values):,} of the samples"))
     return rows if len(rows) <= MOST_CLASSES else [*rows[:MOST_CLASSES], ("  ...", "see the result")]
 
 

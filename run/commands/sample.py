@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.build_inference import build_trained_sampler, sample_request
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.condition_files import name_of
+from score_diffusion.run.image_grids import shortened
 from score_diffusion.run.inference.conditioning import NONE
 from score_diffusion.run.inference.sample_files import draw_and_save
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -43,7 +43,7 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         ("grid", _grid_in_words(section, sampler)),
         *([] if step_size is None else [("step size", f"{step_size:.4g}")]),
         ("time", format_duration(time.perf_counter() - start)),
-        ("picture", files.picture),
+        *files.others,
         ("array", files.array),
     ]
     print_result(f"Samples by {section.sampler}", rows)
@@ -56,7 +56,7 @@ def _condition_rows(section: ConfigDict, trained: TrainedModel) -> list[tuple[st
     words: list[tuple[str, object]] = []
     if "label" in rows:
         names = list(dict.fromkeys(conditions.names(len(rows["label"])) or []))
-        listed = ", ".join(map(plots.shortened, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
+        listed = ", ".join(map(shortened, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
         words.append(("classes", listed + (" in turn" if len(names) > 1 else "")))
     own = [name_of(kind) for kind in rows if kind != "label"]
     if own and section.label != NONE:

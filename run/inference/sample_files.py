@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 import time
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
 from score_diffusion.run.inference.costs import announce_duration, refuse_too_many_samples
+from score_diffusion.run.inference.sample_exports import ENDINGS, check_exports, draw_frames, export
 from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.run.json_files import LARGEST_FILE, check_fields
 from score_diffusion.run.key_types import Values
@@ -51,6 +53,8 @@ class SampleRequest:
     """All settings that decide the samples, as JSON."""
     cost: Cost
     """How often the sampler evaluates the network."""
+    save: tuple[str, ...] = ("npz", "grid")
+    """What is written: the array in any case, a picture of all for "grid", and what sample_exports.py has."""
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,9 @@ class SampleFiles:
     labels: np.ndarray | None
     """Class indices, int64 (n,), -1 for none; None without classes."""
     nfe: int
-    picture: Path
     array: Path
+    others: list[tuple[str, Path]]
+    """Everything else that was asked for, with what it is."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,7 @@ def draw_and_save(
     Each rank draws a share, and rank 0 writes; the others return None.
     """
     refuse_too_many_samples(trained, request.num_samples)
+    check_exports(request.save, trained.data.shape)
     share = processes.own_share(request.num_samples)
     if request.cost.per_step is not None:
         nfe = request.cost.per_step * (len(sampler.times) - 1) + request.cost.extra
@@ -122,12 +128,25 @@ def draw_and_save(
         training_steps=trained.step,
         settings=request.settings,
     )
-    stem = write_numbered(workdir / SAMPLES / request.sampler, ".npz", buffer.getvalue(), ".png")
-    picture, array = stem.with_suffix(".png"), stem.with_suffix(".npz")
-    shown = samples if samples.ndim == 2 else samples[:PICTURED]
-    names, given = trained.conditions.names(len(shown)), trained.conditions.images(len(shown))
-    plots.save_samples(picture, shown, trained.data.scaling.limits, names, given)
-    return SampleFiles(samples, arrays.get("label"), nfe, picture, array)
+    folder = workdir / SAMPLES
+    stem = write_numbered(folder / request.sampler, ".npz", buffer.getvalue(), ".png", *ENDINGS)
+    others = _write_others(trained, sampler, request, samples, stem)
+    return SampleFiles(samples, arrays.get("label"), nfe, stem.with_suffix(".npz"), others)
+
+
+def _write_others(
+    trained: TrainedModel, sampler: Sampler, request: SampleRequest, samples: np.ndarray, stem: Path
+) -> list[tuple[str, Path]]:
+    """Writes what a request asks for besides the array; returns the paths with what they are."""
+    written = []
+    if "grid" in request.save:
+        picture = stem.with_suffix(".png")
+        written.append(("picture", picture))
+        shown = samples if samples.ndim == 2 else samples[:PICTURED]
+        names, given = trained.conditions.names(len(shown)), trained.conditions.images(len(shown))
+        plots.save_samples(picture, shown, trained.data.scaling.limits, names, given)
+    frames = functools.partial(draw_frames, trained, sampler, request.seed)
+    return written + export(request.save, stem, trained, samples, frames)
 
 
 def sampling_score(trained: TrainedModel) -> ScoreFunction:

@@ -21,7 +21,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def test_small_images_are_enlarged_pixel_by_pixel(tmp_path: Path):
     images = np.linspace(-1, 1, 5 * 64).reshape(5, 1, 8, 8)
-    plots.save_image_grid(tmp_path / "grid.png", images)
+    plots.save_samples(tmp_path / "grid.png", images)
     grid = pixels(tmp_path / "grid.png")
     assert grid.shape == (2 * (48 + 2) + 2, 3 * (48 + 2) + 2, 3)  # 5 images in 2 rows of 3
     fourth = grid[52:100, 2:50, 0]
@@ -35,7 +35,7 @@ def test_images_of_one_name_are_a_row_next_to_it(tmp_path: Path):
     plots.save_samples(tmp_path / "grid.png", images, (-1, 1), names)
     grid = pixels(tmp_path / "grid.png")
     assert grid.shape[0] == 2 * (48 + 2) + 2 and 3 * (48 + 2) + 2 < grid.shape[1] < 600
-    plots.save_image_grid(tmp_path / "bare.png", images[[0, 2, 3, 1, 4]])
+    plots.save_samples(tmp_path / "bare.png", images[[0, 2, 3, 1, 4]])
     bare, margin = pixels(tmp_path / "bare.png"), grid.shape[1] - (3 * (48 + 2) + 2)
     assert np.array_equal(grid[:, margin:], bare)
     for row in (grid[:52, :margin], grid[52:, :margin]):
@@ -68,7 +68,7 @@ def test_captions_stand_below_their_images(tmp_path: Path):
     images = np.full((4, 3, 16, 16), -1.0)
     for first in ("a red square", "a red square " * 9):
         names = [first, "a blue circle", "a green cross", "a triangle"]
-        plots.save_image_grid(tmp_path / "grid.png", images, (-1, 1), names)
+        plots.save_samples(tmp_path / "grid.png", images, (-1, 1), names)
         grid = pixels(tmp_path / "grid.png")
         assert grid.shape[1] == 2 * (112 + 8) and (grid[4:116, 4:116] == 0).all()
         below = grid[116 : grid.shape[0] // 2 - 4]
