@@ -20,6 +20,7 @@ SMALLEST = {  # arguments, and a row that the table must have
         "--problem ring --noise 0.3 --samples 8 --nfe 12",
         "| 2-D ring of 8 modes, 1 row | 0.3 |",
     ),
+    "guidance": ("--steps 2 --samples 2 --scales 1 --nfe 4 --workdir RUNS --picture PICTURE", "| clip | 1 |"),
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
     "networks": ("--rounds 1 --batch 2", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
@@ -41,6 +42,7 @@ def test_it_runs(name: str, tmp_path: Path, capsys):
         pytest.importorskip("azula")
     arguments, row = SMALLEST[name]
     picture = tmp_path / "picture.png"
-    importlib.import_module(f"benchmarks.{name}").main(arguments.replace("PICTURE", str(picture)).split())
+    arguments = arguments.replace("PICTURE", str(picture)).replace("RUNS", str(tmp_path / "runs"))
+    importlib.import_module(f"benchmarks.{name}").main(arguments.split())
     assert row in capsys.readouterr().out
-    assert picture.exists() == ("PICTURE" in arguments)
+    assert picture.exists() == (str(picture) in arguments)

@@ -17,6 +17,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_diffusion.models import ENCODERS
 from score_diffusion.run.build_guidance import with_guidance
 from score_diffusion.run.build_inference import (
     build_trained_sampler,
@@ -67,7 +68,8 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
             "Trainer again, and fit returns the run"
         )
     run = Run(read_config(workdir), lambda config: load_unconditioned(workdir, config, where), workdir)
-    run.score  # noqa: B018 - read now, so that a damaged checkpoint is named here
+    if run.config.model.name not in ENCODERS:  # they have no score, and guide others
+        run.score  # noqa: B018 - read now, so that a damaged checkpoint is named here
     return run
 
 

@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from score_diffusion import load_run
 from score_diffusion.models import caption_bytes
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
+from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
 
@@ -175,6 +177,18 @@ def test_bad_guidance_is_refused_and_nothing_is_written(
 def test_an_encoder_draws_no_samples(encoders: dict[str, Path], refused):
     message = refused(sample(encoders["classifier"]))
     assert "model 'classifier' has no score and draws no samples" in message
+    with pytest.raises(UserError, match="has no score and draws no samples"):
+        load_run(encoders["classifier"]).sample(1)
+
+
+def test_python_guides_by_encoders_too(encoders: dict[str, Path], trained: Path):
+    settings = {"classifier.run": str(encoders["classifier"])}
+    drawn = load_run(trained).sample(4, label=[3, 5], guidance="classifier", scale=2, settings=settings)
+    assert drawn.labels.tolist() == [3, 5, 3, 5]
+    command = ("--guidance", "classifier", "--classifier", settings["classifier.run"], "--label", "3,5")
+    assert sample(trained, *command, "--scale", "2", "--config.sampling.num_samples=4") == 0
+    with np.load(trained / "samples/eabm.npz") as file:
+        assert np.array_equal(file["samples"], drawn.samples)
 
 
 def test_another_sde_does_not_guide(encoders: dict[str, Path], trained: Path, refused):
