@@ -157,6 +157,7 @@ def azula_peers() -> dict[str, Peer]:
     return found
 
 
+@torch.no_grad()
 def run_peer(peer: Peer, sde: SDE, score: ScoreFunction, x_T: Tensor, nfe: int) -> Tensor | None:
     """The peer's final states with at most nfe evaluations; None if it cannot run with so few."""
     calls = 0

@@ -1,15 +1,14 @@
 """Error against the number of evaluations: every sampler of ours, diffusers and azula.
 
-    python -m benchmarks.quality_vs_nfe                                   # the exact mixtures
-    python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # only a trained model of images
+    python -m benchmarks.quality_vs_nfe                                   # the zoo, on VP
+    python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # only trained models of images
     python -m benchmarks.quality_vs_nfe --problem ring --sde vp --nfe 5 --no_laws --picture quick.png
 
 Deterministic samplers: the endpoint error, the median over samples of the distance to an accurate solution of
 the same probability-flow ODE from the same x_T to the same end time. All samplers: the sliced 2-Wasserstein
-distance between samples and true ones, divided by that between two sets of true ones. The tables are printed
-as Markdown; the picture is docs/images/quality_vs_nfe.png. Problems: a 64-D mixture of 10 components (means
-from N(0, I), standard deviations 0.2 to 0.5), the 2-D ring of 8 modes (radius 4, standard deviation 0.3),
-the trained model's score.
+distance between samples and true ones, divided by that between two sets of true ones (--laws). The tables are
+printed as Markdown; the picture is docs/images/quality_vs_nfe.png. Problems: the laws of `benchmarks/zoo.py`,
+and the scores of trained models.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,15 +26,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers import peers, run_peer
-from score_diffusion.samplers import (
-    GRIDS,
-    SAMPLERS,
-    LinearSampler,
-    ODESampler,
-    fit_grid,
-    make_sampler,
-    rk4,
-)
+from benchmarks.zoo import LAWS
+from score_diffusion.samplers import GRIDS, SAMPLERS, ODESampler, fit_solver, make_sampler, rk4
 from score_diffusion.sde_lib import (
     EDMSDE,
     SDE,
@@ -45,26 +37,17 @@ from score_diffusion.sde_lib import (
     ScoreFunction,
     SubVPSDE,
 )
-from tests.problems import ring, sampling_floor, sliced_wasserstein
+from tests.problems import sampling_floor, sliced_wasserstein
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
 
-NFES = (5, 8, 10, 15, 20, 35, 50, 100, 1000)
+NFES = (5, 6, 8, 10, 15, 20, 35, 50, 100)
 SDES: dict[str, SDE] = {"vp": VPSDE(), "sub-vp": SubVPSDE(), "ve": VESDE(), "edm": EDMSDE()}
+FITTED = "eabm, fitted"
 PICTURE = Path(__file__).parent.parent / "docs/images/quality_vs_nfe.png"
+PICTURED = ("mixture, vp", "ring, vp", "photographs, vp", "far, vp")
 SAMPLES_FOR_LAW = 2000
-
-
-def mixture() -> GaussianMixture:
-    """The 64-D mixture of 10 components."""
-    generator = torch.Generator().manual_seed(0)
-    means = torch.randn(10, 64, generator=generator, dtype=torch.float64)
-    deviations = 0.2 + 0.3 * torch.rand(10, generator=generator, dtype=torch.float64)
-    return GaussianMixture(means, deviations.square())
-
-
-LAWS: dict[str, Callable[[], GaussianMixture]] = {"mixture": mixture, "ring": ring}
 
 
 @dataclass
@@ -92,9 +75,8 @@ class Problem:
         times = GRIDS["clock"](model.sde, steps)
         # Fixed steps: with a float32 network, rounding stops an adaptive solver at tight tolerances.
         solver = rk4(model.sde, times)
-        with torch.no_grad():
-            x_T = starts(model.sde, (samples, *model.data.shape))
-            end = solver(model.score, x_T.shape, x_T=x_T).samples
+        x_T = starts(model.sde, (samples, *model.data.shape))
+        end = solver(model.score, x_T.shape, x_T=x_T).samples
         return cls(f"{workdir.name}, trained", model.sde, model.score, x_T, end)
 
     def error(self, samples: Tensor | None) -> float:
@@ -118,14 +100,9 @@ def ours(problem: Problem, name: str, nfe: int) -> Tensor | None:
 
 
 def fitted(problem: Problem, nfe: int) -> Tensor:
-    """Samples of the default sampler on a grid that was fitted to the score with other samples."""
-
-    def make(times: Tensor) -> LinearSampler:
-        return make_sampler("eabm", problem.sde, grid=times)
-
-    start = GRIDS["clock"](problem.sde, nfe)
-    grid = fit_grid(make, problem.score, problem.sde, start, problem.x_T.shape[1:], seed=5)
-    return make(grid)(problem.score, problem.x_T.shape, x_T=problem.x_T).samples
+    """Samples of the solver that was fitted to the score with other noise."""
+    fit = fit_solver(problem.score, problem.sde, nfe, problem.x_T.shape[1:], seed=5)
+    return fit.sampler(problem.score, problem.x_T.shape, x_T=problem.x_T).samples
 
 
 def endpoint_errors(problem: Problem, nfes: tuple[int, ...], with_fit: bool) -> dict[str, list[float]]:
@@ -133,10 +110,7 @@ def endpoint_errors(problem: Problem, nfes: tuple[int, ...], with_fit: bool) -> 
     names = [name for name, spec in SAMPLERS.items() if not spec.stochastic and spec.nfe_per_step]
     table = {name: [problem.error(ours(problem, name, nfe)) for nfe in nfes] for name in names}
     if with_fit:
-        largest = 20 if "trained" in problem.name else 50  # a fit takes a hundred runs
-        table["eabm, fitted grid"] = [
-            problem.error(fitted(problem, nfe)) if nfe <= largest else math.nan for nfe in nfes
-        ]
+        table[FITTED] = [problem.error(fitted(problem, nfe)) if nfe <= 50 else math.nan for nfe in nfes]
     for name, peer in peers().items():
         table[name] = [
             problem.error(run_peer(peer, problem.sde, problem.score, problem.x_T, nfe)) for nfe in nfes
@@ -149,23 +123,46 @@ def row(name: str, values: list[float], form: str = ".2g") -> str:
     return f"| {name} | " + " | ".join(cells) + " |"
 
 
-def print_endpoint_errors(problem: Problem, table: dict[str, list[float]], nfes: tuple[int, ...]) -> None:
-    of_peers = {name: values for name, values in table.items() if name in peers()}
-    best = [
-        min((values[i], name) for name, values in of_peers.items() if not math.isnan(values[i]))
-        for i in range(len(nfes))
+def best_peers(table: dict[str, list[float]], count: int) -> list[tuple[float, str]]:
+    """The smallest error of a peer at each NFE, and whose it is."""
+    known = peers()
+    return [
+        min((v[i], name) for name, v in table.items() if name in known and not math.isnan(v[i]))
+        for i in range(count)
     ]
+
+
+def print_endpoint_errors(problem: Problem, table: dict[str, list[float]], nfes: tuple[int, ...]) -> None:
+    of_peers, best = peers(), best_peers(table, len(nfes))
     print(f"\n### Endpoint error, {problem.name}\n")
     print(row("NFE", list(nfes), "d"))
     print("|---" * (1 + len(nfes)) + "|")
     for name, values in table.items():
         if name not in of_peers:
             print(row(f"`{name}`", values))
-    print(row("diffusers' default", of_peers["DPMSolver++ (default)"]))
+    print(row("diffusers' default", table["DPMSolver++ (default)"]))
     print(row(f"best of {len(of_peers)} peers", [error for error, _ in best]))
-    ratios = [a / b for a, (b, _) in zip(table["eabm"], best, strict=True)]
-    print(row("`eabm` over the best peer", ratios))
     print("\nBest peers: " + "; ".join(f"{n}: {name}" for n, (_, name) in zip(nfes, best, strict=True)) + ".")
+
+
+def print_ratios(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...]) -> None:
+    """Our error over that of the best peer at each NFE: each problem, geometric mean and worst."""
+    for name in ("eabm", FITTED):
+        rows = {
+            problem: [a / b for a, (b, _) in zip(table[name], best_peers(table, len(nfes)), strict=True)]
+            for problem, table in tables.items()
+            if name in table
+        }
+        if not rows:
+            continue
+        print(f"\n### `{name}` over the best peer at each NFE\n")
+        print(row("NFE", list(nfes), "d"))
+        print("|---" * (1 + len(nfes)) + "|")
+        for problem, ratios in rows.items():
+            print(row(problem, ratios))
+        columns = [torch.tensor([r for r in column if r == r]) for column in zip(*rows.values(), strict=True)]
+        print(row("geometric mean", [c.log().mean().exp().item() if len(c) else math.nan for c in columns]))
+        print(row("worst", [c.max().item() if len(c) else math.nan for c in columns]))
 
 
 def print_laws(law: GaussianMixture, name: str, nfes: tuple[int, ...]) -> None:
@@ -195,9 +192,14 @@ def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...], pa
         for name, values in table.items():
             if name in known:
                 ax.loglog(nfes, values, color="0.8", lw=0.7, zorder=1)
-        best = [min(v[i] for n, v in table.items() if n in known and v[i] == v[i]) for i in range(len(nfes))]
-        ax.loglog(nfes, best, "--", color="0.35", label="best peer at each NFE")
-        for name in ("dpmpp_2m", "unipc", "deis", "eabm", "eabm, fitted grid"):
+        ax.loglog(
+            nfes,
+            [error for error, _ in best_peers(table, len(nfes))],
+            "--",
+            color="0.35",
+            label="best peer at each NFE",
+        )
+        for name in ("dpmpp_2m", "unipc", "deis", "eabm", FITTED):
             if name in table:
                 ax.loglog(nfes, table[name], "o-", ms=3, lw=2.2 if name.startswith("eabm") else 1, label=name)
         ax.set(title=title, xlabel="evaluations")
@@ -211,15 +213,15 @@ def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...], pa
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--nfe", type=int, nargs="+", default=list(NFES), help="numbers of evaluations")
-    parser.add_argument("--problem", nargs="*", choices=LAWS, default=list(LAWS), help="exact mixtures")
-    parser.add_argument("--sde", nargs="+", choices=SDES, default=list(SDES), help="SDEs of the mixtures")
-    parser.add_argument("--workdir", type=Path, help="run directory of a trained model")
-    parser.add_argument("--fit", action="store_true", help="also fitted grids, on VP (slow)")
-    parser.add_argument("--no_laws", action="store_true", help="omit the Wasserstein distances")
+    parser.add_argument("--problem", nargs="*", choices=LAWS, default=list(LAWS), help="laws of the zoo")
+    parser.add_argument("--sde", nargs="+", choices=SDES, default=["vp"], help="their SDEs")
+    parser.add_argument("--workdir", type=Path, nargs="+", default=[], help="runs of trained models")
+    parser.add_argument("--fit", action="store_true", help="also fitted solvers, at up to 50 evaluations")
+    parser.add_argument("--laws", action="store_true", help="also the Wasserstein distances")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where to write the picture")
     arguments = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
-    with torch.no_grad(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         measure(arguments)
 
@@ -231,20 +233,16 @@ def measure(arguments: argparse.Namespace) -> None:
     problems = [
         Problem.exact(f"{name}, {key}", law, SDES[key]) for name, law in laws.items() for key in arguments.sde
     ]
-    if arguments.workdir:
-        problems.append(Problem.trained(arguments.workdir))
+    problems += [Problem.trained(workdir) for workdir in arguments.workdir]
     for problem in problems:
-        shorter = nfes if "trained" not in problem.name else tuple(n for n in nfes if n <= 100)
-        pictured = problem.sde is SDES["vp"] or "trained" in problem.name
-        table = endpoint_errors(problem, shorter, arguments.fit and pictured)
-        print_endpoint_errors(problem, table, shorter)
-        if pictured:
-            tables[problem.name] = {k: v + [math.nan] * (len(nfes) - len(v)) for k, v in table.items()}
-    if tables:
-        picture(tables, nfes, arguments.picture)
-    if not arguments.no_laws:
-        for name, law in laws.items():
-            print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100))
+        tables[problem.name] = endpoint_errors(problem, nfes, arguments.fit)
+        print_endpoint_errors(problem, tables[problem.name], nfes)
+    print_ratios(tables, nfes)
+    pictured = [name for name in tables if name in PICTURED or "trained" in name] or list(tables)
+    if pictured:
+        picture({name: tables[name] for name in pictured[:4]}, nfes, arguments.picture)
+    for name, law in laws.items() if arguments.laws else ():
+        print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100))
 
 
 if __name__ == "__main__":

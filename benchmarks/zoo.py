@@ -1,6 +1,5 @@
 """The zoo of laws on which samplers are compared: exact mixtures, broad and narrow, isotropic and thin, near
-and far, of 1 to 200 dimensions, some fitted to real images.
-
+and far, of 1 to 200 dimensions, some fitted to real images. No sampler is fitted to them.
 """
 
 from __future__ import annotations

@@ -82,7 +82,7 @@ FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 BYTES_PER_LEVEL = 64  # of an SDE's tables
 BYTES_PER_STEP = 2048  # of a sampler's coefficients
 MANY_STEPS = 20_000
-FITTED = "fitted"  # a grid fitted to the trained model, see inference/fitted_grid.py
+FITTED = "fitted"  # grid and coefficients fitted to the trained model, see inference/fitted_solver.py
 CONDITION_KEYS = {
     "label": "num_classes",
     "vector": "vector_dim",
@@ -258,7 +258,7 @@ def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) ->
 
 def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
     """The times of a `sampling` section's grid; for "fitted" those that fitting starts from."""
-    name: str | None = {AUTO: None, FITTED: "clock"}.get(section.grid, section.grid)
+    name: str | None = {AUTO: None, FITTED: "early"}.get(section.grid, section.grid)
     grid: str | Grid | None = name
     if section.steps and not section.nfe:
         grid = Grid(name or find_sampler(section.sampler).grid, section.steps)

@@ -27,7 +27,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import digest_of, expanded
 from score_diffusion.run.inference.conditioning import NONE, check_kinds, chosen_conditions, unconditional
 from score_diffusion.run.inference.costs import check_bound, check_ode
-from score_diffusion.run.inference.fitted_grid import fitted_times
+from score_diffusion.run.inference.fitted_solver import fitted_solver
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
     Dequantization,
@@ -43,7 +43,7 @@ from score_diffusion.run.inference.trained_model import (
     WeightsChoice,
     load_chosen_weights,
 )
-from score_diffusion.samplers import Sampler, clip_bounds, find_sampler
+from score_diffusion.samplers import DEFAULT, Sampler, clip_bounds, find_sampler, sampler_options
 from score_diffusion.sde_lib import ScoreModel, chain_times
 
 
@@ -147,28 +147,26 @@ def _weights_choice(section: ConfigDict) -> WeightsChoice:
 
 
 def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Sampler:
-    """The sampler of a section `sampling` for a trained model, on a grid fitted to it for grid "fitted".
+    """The sampler of a section `sampling` for a trained model; for grid "fitted" one that is fitted to it.
 
     Raises:
-        UserError: If a grid cannot be fitted for the sampler.
+        UserError: If the sampler is not the one that can be fitted, or its options are not the defaults.
     """
     if section.grid != FITTED:
         return build_sampler(section, trained.sde)
-    spec = find_sampler(section.sampler)
-    if spec.stochastic or spec.nfe_per_step is None:
+    if section.sampler != DEFAULT:
         raise UserError(
-            "a grid can be fitted for deterministic samplers with a given number of steps, and "
-            f"{section.sampler!r} is none: choose a sampler that --sampler list shows as ODE, or another grid"
+            f"grid=fitted fits the grid and the coefficients of {DEFAULT}, and the sampler is "
+            f"{section.sampler}: choose --sampler {DEFAULT}, or another grid"
         )
-    bare = ConfigDict({**section.to_dict(), "denoise": False})
-    times = fitted_times(
-        section.sampler,
-        lambda times: build_sampler(bare, trained.sde, times),
-        grid_times(section, trained.sde),
-        trained,
-        workdir,
-    )
-    return build_sampler(section, trained.sde, times)
+    changed = [o.name for o in sampler_options(DEFAULT).values() if section[DEFAULT][o.name] != o.default]
+    if changed:
+        raise UserError(
+            f"grid=fitted fits the coefficients of {DEFAULT} and takes its options at their defaults, and "
+            f"sampling.{DEFAULT}.{changed[0]} has another value: leave it out, or choose another grid"
+        )
+    steps = len(grid_times(section, trained.sde)) - 1
+    return fitted_solver(steps, section.denoise, trained, workdir)
 
 
 def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:

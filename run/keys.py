@@ -286,8 +286,8 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     "steps": Key(0, "steps of the time grid; 0 for the sampler's default number of evaluations", least=0),
     "grid": Key(
         AUTO,
-        "time grid; fitted is fitted to the model and kept with the run, auto is the sampler's own, to which "
-        "choosing another sampler returns",
+        "time grid; fitted fits grid and coefficients of eabm to the model and keeps them with the run, auto "
+        "is the sampler's own, to which choosing another sampler returns",
         kind=Literal[
             "clock", "early", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"
         ],

@@ -17,7 +17,7 @@ from score_diffusion.samplers.exponential import (
     eabm,
     unipc,
 )
-from score_diffusion.samplers.fit_grid import fit_grid
+from score_diffusion.samplers.fit_solver import SolverFit, fit_solver
 from score_diffusion.samplers.fixed_batches import FixedBatches
 from score_diffusion.samplers.grids import (
     GRIDS,
@@ -101,6 +101,7 @@ __all__ = [
     "ReverseDiffusion",
     "SAMPLERS",
     "SampleResult",
+    "SolverFit",
     "Sampler",
     "SamplerSpec",
     "Stage",
@@ -123,7 +124,7 @@ __all__ = [
     "euler",
     "euler_maruyama",
     "find_sampler",
-    "fit_grid",
+    "fit_solver",
     "heun",
     "interpolate",
     "karras_grid",

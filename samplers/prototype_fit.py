@@ -46,6 +46,30 @@ class Row:
     """The newest value first."""
 
 
+def rows_of(at: GridCoefficients, stages: Sequence[Stage]) -> list[Row]:
+    """The stages of a method with one evaluation per step, in x̃ and σ̃."""
+    alpha, sigma = at.alpha.tolist(), at.sigma.tolist()
+    rows = []
+    for i, stage in enumerate(stages):
+        p, q = stage.value
+        value = alpha[i] * (p - q / sigma[i] ** 2), q * alpha[i] / sigma[i] ** 2
+        weights = tuple(w / alpha[i + 1] for w in stage.weights)
+        rows.append(Row(value, stage.keep * alpha[i] / alpha[i + 1], weights))
+    return rows
+
+
+def stages_of(at: GridCoefficients, rows: Sequence[Row]) -> list[Stage]:
+    """The inverse of `rows_of`."""
+    alpha, sigma, t = at.alpha.tolist(), at.sigma.tolist(), at.t.tolist()
+    stages = []
+    for i, row in enumerate(rows):
+        a, b = row.value
+        value = (a + b) / alpha[i], b * sigma[i] ** 2 / alpha[i]
+        weights = tuple(w * alpha[i + 1] for w in row.weights)
+        stages.append(Stage(t[i], value, row.keep * alpha[i + 1] / alpha[i], weights))
+    return stages
+
+
 def fitted_stages(at: GridCoefficients, stages: Sequence[Stage]) -> list[Stage]:
     """The stages of a method with one evaluation per step, fitted to the prototype laws.
 
@@ -53,36 +77,20 @@ def fitted_stages(at: GridCoefficients, stages: Sequence[Stage]) -> list[Stage]:
         at: The SDE at the times of the grid, n + 1 of them.
         stages: The n stages to start from.
     """
-    alpha, sigma = at.alpha.tolist(), at.sigma.tolist()
-    rows = []
-    for i, stage in enumerate(stages):
-        p, q = stage.value
-        a, b = alpha[i] * (p - q / sigma[i] ** 2), q * alpha[i] / sigma[i] ** 2
-        weights = tuple(w / alpha[i + 1] for w in stage.weights)
-        rows.append(Row((a, b), stage.keep * alpha[i] / alpha[i + 1], weights))
-    fitted = _fitted_rows(tuple(at.noise_level.tolist()), tuple(rows))
-    return [
-        Stage(
-            stage.time,
-            stage.value,
-            row.keep * alpha[i + 1] / alpha[i],
-            tuple(w * alpha[i + 1] for w in row.weights),
-        )
-        for i, (stage, row) in enumerate(zip(stages, fitted, strict=True))
-    ]
+    return stages_of(at, _fitted_rows(tuple(at.noise_level.tolist()), tuple(rows_of(at, stages))))
 
 
 @lru_cache(64)
 def _fitted_rows(levels: tuple[float, ...], rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    return _Fit(_laws(), torch.tensor(levels, dtype=torch.float64), rows).solve()
+    return PrototypeFit(default_laws(), torch.tensor(levels, dtype=torch.float64), rows).solve()
 
 
 @lru_cache(1)
-def _laws() -> Prototypes:
+def default_laws() -> Prototypes:
     return prototypes()
 
 
-class _Fit:
+class PrototypeFit:
     """Levenberg-Marquardt for the coefficients of a table.
 
     The coefficients of step i are c_i = (keep, weights), shape (k_i,). They change within the plane in which
@@ -138,6 +146,19 @@ class _Fit:
         """The mean squared error of each law, shape (laws,)."""
         return errors.square().reshape(self.laws.laws, -1).mean(1)
 
+    def weight(self, errors: Tensor, floor: Tensor) -> Tensor:
+        """The weight of each path, shape (R,): one over the error of its law."""
+        return (1 / (self.per_law(errors) + floor)).sqrt().repeat_interleave(self.laws.paths_per_law)
+
+    def curvature(self) -> tuple[Tensor, list[Tensor]]:
+        """The Hessian (N, N) of the mean log squared error by z, in the Gauss-Newton approximation, and the
+        B_i.
+        """
+        errors = self.errors(self.coefficients)
+        J, bases = self.jacobian(self.coefficients)
+        J = J * self.weight(errors, FLOOR * self.per_law(errors).median())[:, None]
+        return 2 / len(J) * J.mT @ J, bases
+
     def solve(self) -> tuple[Row, ...]:
         """The fitted rows."""
         best, errors, damping = self.coefficients, self.errors(self.coefficients), DAMPING
@@ -148,7 +169,7 @@ class _Fit:
 
         least = loss(errors)
         for _ in range(ITERATIONS):
-            weight = (1 / (self.per_law(errors) + floor)).sqrt().repeat_interleave(self.laws.paths_per_law)
+            weight = self.weight(errors, floor)
             J, bases = self.jacobian(best)
             J = J * weight[:, None]
             gram, slope = J.mT @ J, J.mT @ (-errors * weight)

@@ -24,7 +24,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
     "networks": ("--rounds 1 --batch 2", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
-    "quality_vs_nfe": ("--problem ring --sde vp --nfe 5 --picture PICTURE", "| `eabm` |"),
+    "quality_vs_nfe": ("--problem ring --nfe 5 --fit --picture PICTURE", "| `eabm, fitted` |"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
 }
 NO_SCRIPT = {"inverse_peers", "peers", "zoo"}  # parts of other ones

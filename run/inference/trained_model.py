@@ -9,6 +9,7 @@ The run directory holds
     skipped/                                   a batch of training that diverged, see interruptions.py
     log.jsonl, tensorboard/, loss_curve.png    the course of training
     samples/                                   pictures and sample files
+    solvers/                                   samplers that were fitted to the model
     restored/                                  pictures and files of restored samples
     likelihood*, evaluation*                   results as JSON, a histogram as PNG
 """

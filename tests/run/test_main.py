@@ -258,10 +258,14 @@ def test_bad_input_ends_in_one_sentence(
     [
         ("sample", ["--sampler", "magic"], "must be one of eabm"),
         ("sample", ["--sampler=pc", "--config.sampling.pc.predictor=magic"], "euler_maruyama"),
-        ("sample", ["--grid=magic"], "clock, uniform, quadratic, log_snr"),
+        ("sample", ["--grid=magic"], "clock, early, uniform, quadratic, log_snr"),
         ("sample", ["--sampler=heun", "--nfe=2"], "one step costs 3 evaluations"),
         ("sample", ["--sampler=ode", "--nfe=20"], "set rtol and atol instead"),
-        ("sample", ["--sampler=pc", "--grid=fitted"], "fitted for deterministic samplers"),
+        (
+            "sample",
+            ["--sampler=pc", "--grid=fitted"],
+            "grid=fitted fits the grid and the coefficients of eabm",
+        ),
         ("sample", ["--nfe=many"], "nfe"),
         ("sample", ["--config.sampling.ode.method=magic", "--sampler=ode"], "dopri5"),
         ("sample", ["--config.sampling.steps=-1"], "steps"),

@@ -7,7 +7,7 @@ import torch
 
 from score_diffusion.samplers import Grid, ODESampler, eabm, early_grid
 from score_diffusion.samplers.linear import GridCoefficients
-from score_diffusion.samplers.prototype_fit import Row, _Fit
+from score_diffusion.samplers.prototype_fit import PrototypeFit, Row
 from score_diffusion.samplers.prototypes import Prototypes, prototypes
 from score_diffusion.sde_lib import EDMSDE, VPSDE, GaussianMixture
 from tests.problems import ALL_SDES, carry, flow, images, line, ring
@@ -40,7 +40,7 @@ def test_denoised_samples_are_the_exact_ones_with_their_derivative():
 def test_derivative_of_the_errors():
     """By finite differences, in every coordinate."""
     rows = [Row((0.1 * i, 1.0), 0.4, (0.5, 0.2)[: min(i + 1, 2)]) for i in range(3)]
-    fit = _Fit(
+    fit = PrototypeFit(
         Prototypes([LINE], torch.linspace(-1, 1, 5)), torch.tensor([8.0, 2.0, 0.5, 0.1]).double(), rows
     )
     J, bases = fit.jacobian(fit.coefficients)

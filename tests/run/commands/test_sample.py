@@ -65,16 +65,26 @@ def test_nfe_and_grid_from_the_command_line(cli: Callable, trained: Path, capsys
 
 
 @pytest.mark.slow
-def test_fitted_grid_is_kept_with_the_run(cli: Callable, trained: Path, capsys):
+def test_fitted_solver_is_kept_with_the_run(cli: Callable, trained: Path, capsys, monkeypatch):
+    monkeypatch.setattr("score_diffusion.run.inference.fitted_solver.EVALUATIONS", 12_000)
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
-    assert "fitted grid of 3 steps saved" in capsys.readouterr().out
-    times = json.loads((trained / "grids/eabm-3.json").read_text())["times"]
+    assert "fitted solver of 3 steps saved" in capsys.readouterr().out
+    path = trained / "solvers/eabm-3.json"
+    saved = json.loads(path.read_text())
+    times = saved["times"]
     assert len(times) == 4 and times[0] == 1 and times[-1] == 1e-3 and times == sorted(times, reverse=True)
+    assert saved["error"] <= saved["default_error"]
     assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
-    assert "fitted grid of" not in capsys.readouterr().out
-    (trained / "grids/eabm-3.json").write_text("{")
-    assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 2
-    assert "damaged" in capsys.readouterr().err
+    assert "fitted solver of" not in capsys.readouterr().out
+    first, again = (load(trained / f"samples/eabm{k}.npz")["samples"] for k in ("", "-2"))
+    assert (first == again).all()
+    path.write_text(json.dumps(saved | {"fitted_to": "other weights"}))
+    assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 0
+    assert json.loads(path.read_text()) == saved  # fitted again, with the same result
+    for damaged in ("{", json.dumps(saved | {"keep": [1.0]})):
+        path.write_text(damaged)
+        assert cli("sample", trained, "--nfe=4", "--grid=fitted") == 2
+        assert "damaged" in capsys.readouterr().err
 
 
 def test_list_of_samplers(capsys):
