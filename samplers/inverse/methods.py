@@ -98,7 +98,7 @@ def _clock(nfe: int, evaluations: int = 1) -> Grid:
     return Grid("clock", steps)
 
 
-def dps(problem: InverseProblem, nfe: int, *, zeta: float | None = 1.0) -> Restorer:
+def dps(problem: InverseProblem, nfe: int, *, zeta: float | None = 2.0) -> Restorer:
     """DPS with ancestral sampling.
 
     Args:
@@ -106,6 +106,7 @@ def dps(problem: InverseProblem, nfe: int, *, zeta: float | None = 1.0) -> Resto
         nfe: The largest number of evaluations per sample.
         zeta: Length of a step towards the measurement, ζ of Algorithm 1; None takes the likelihood as it is.
     """
+    # ζ = 2 is nearer than Algorithm 1's 1 to the exact posteriors of image-like mixtures at 50 steps.
     p, grid = problem, _clock(nfe)
     times = times_of(p.sde, grid)
     return Restorer(
