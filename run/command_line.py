@@ -70,8 +70,9 @@ def define_flags() -> flags.FlagValues:
     define_string(
         "config",
         None,
-        "Experiment: a name or the path of a .py file; not needed to resume training in a --workdir. By "
-        "default vpsde, or auto where --config.data.path names your own data.",
+        "Experiment: a name, the path of a .py file, or of a .json or .yaml file of settings, a run's "
+        "config.json for example; not needed to resume training in a --workdir. By default vpsde, or auto "
+        "where --config.data.path names your own data.",
     )
     define_string("workdir", None, "Run directory; by default runs/NAME.")
     define_string(
@@ -103,6 +104,7 @@ def define_flags() -> flags.FlagValues:
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")
+    define_boolean("quiet", False, "Print warnings and errors only.")
     define_boolean("dry_run", False, "Print configuration, size and memory, and stop.")
     define_string(
         "help_config",

@@ -18,6 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_diffusion.run.configs import base
 from score_diffusion.run.constructor_keys import (
     CONSTRUCTORS,
     OLDER_RUNS_LACK,
@@ -29,12 +30,13 @@ from score_diffusion.run.constructor_keys import (
     refuse_options_of_others,
 )
 from score_diffusion.run.data.info import read_data_info
-from score_diffusion.run.data.user_function import absolute, refuse_function
+from score_diffusion.run.data.user_function import absolute, names_function, refuse_function
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
 from score_diffusion.run.keys import KEYS, OF_NO_RUN, refuse_unused
+from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
@@ -62,7 +64,8 @@ def load_config(name: str) -> ConfigDict:
     Args:
         name: A name in `config_names()`, or the path of a .py file that defines get_config() -> ConfigDict. A
             file of several experiments has them as the keys of EXPERIMENTS, defines get_config(experiment),
-            and is named NAME:EXPERIMENT.
+            and is named NAME:EXPERIMENT. Or the path of a .json or .yaml file: a run's config.json, or some
+            keys that differ from the defaults, in sections.
 
     Returns:
         The complete configuration, locked.
@@ -75,11 +78,13 @@ def load_config(name: str) -> ConfigDict:
         module = importlib.import_module(f"score_diffusion.run.configs.{stem}")
     elif stem.endswith(".py"):
         module = _import_file(expanded(stem))
+    elif Path(name).suffix in SUFFIXES:
+        return _of_settings(read_settings(expanded(name)), name)
     else:
         close = difflib.get_close_matches(name, config_names(), n=1)
         raise UserError(
             f"unknown configuration {name!r}{f', did you mean {close[0]!r}?' if close else ''}; "
-            f"choose one of {', '.join(config_names())}, or give the path of a .py file"
+            f"choose one of {', '.join(config_names())}, or give the path of a .py, .json or .yaml file"
         )
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} must define get_config() -> ml_collections.ConfigDict, and does not")
@@ -95,6 +100,30 @@ def load_config(name: str) -> ConfigDict:
     check(config)
     config.data.path = absolute(config.data.path) if config.data.path else ""
     return config.lock()
+
+
+def _of_settings(settings: Overrides, source: str) -> ConfigDict:
+    """The defaults with the settings of a file, which is data: a function that it names is not called."""
+    config = base.get_config()
+    complete(config)
+    names = [setting for setting in settings if setting[0] in TABLES]
+    try:
+        config = apply_overrides(config, names)  # the other keys depend on them
+        keys = declared_keys(config)
+        values = {name: find_key(name, keys).read(name, value) for name, value in settings}
+        for name in FUNCTIONS:
+            if names_function(str(values.get(name, ""))):
+                raise UserError(
+                    f"it names the Python function {values[name]}, and a file of settings calls none: leave "
+                    f"{name} out there, and set --config.{name}={values[name]} if you trust it"
+                )
+        if values.get("data.path"):
+            values["data.path"] = absolute(str(values["data.path"]))
+        config = with_values(config, values)
+        check(config)
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+    return config
 
 
 def _import_file(path: Path) -> ModuleType:
@@ -184,7 +213,7 @@ def apply_overrides(
         key = find_key(name, keys)
         if not (also and name.startswith(also)):
             refuse_unused(name, mode, keys)
-        value = key.parse(name, given) if isinstance(given, str) else key.checked(name, given)
+        value = key.read(name, given)
         if name == "data.path" and value:
             value = absolute(value)  # the run directory is used from other folders too
         if name in CONSTRUCTORS:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
+from collections.abc import Iterator
 
 from tqdm import tqdm
 
 from score_diffusion.run.distributed.processes import is_rank_0
+
+_silent = False
+
+
+@contextlib.contextmanager
+def silence() -> Iterator[None]:
+    """Shows nothing but warnings and errors in the block."""
+    global _silent
+    before, _silent = _silent, True
+    try:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            yield
+    finally:
+        _silent = before
 
 
 def progress_bar(
@@ -26,7 +43,7 @@ def progress_bar(
         leave=leave,
         mininterval=0.1 if sys.stderr.isatty() else 10.0,
         dynamic_ncols=True,
-        disable=not is_rank_0(),
+        disable=_silent or not is_rank_0(),
     )
 
 

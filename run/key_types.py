@@ -113,13 +113,15 @@ class Key(Values):
         self.check(name, value)
         return value
 
-    def checked(self, name: str, value: Value) -> Value:
-        """A value from Python, in which a list stands for a tuple.
+    def read(self, name: str, given: Value) -> Value:
+        """A value from Python or a file, or that of the text that spells it; a list stands for a tuple.
 
         Raises:
-            UserError: If the value is not this key's.
+            UserError: If it is no value of this key.
         """
-        value = with_tuples(value)
+        if isinstance(given, str):
+            return self.parse(name, given)
+        value = with_tuples(given)
         self.check(name, value)
         return float(value) if self.type is float else value
 

@@ -36,6 +36,7 @@ from absl import flags
 from score_diffusion import __version__
 from score_diffusion.run.command_line import CommandLine, read_command_line
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.help_text import help_text
 from score_diffusion.run.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
@@ -54,7 +55,13 @@ def main(argv: list[str] | None = None) -> int:
     if argv is None:
         prepare_standard_streams()
     try:
-        return _run(read_command_line(sys.argv[1:] if argv is None else argv))
+        line = read_command_line(sys.argv[1:] if argv is None else argv)
+        if not line.flags.quiet:
+            return _run(line)
+        from score_diffusion.run.console import silence
+
+        with silence():
+            return _run(line)
     except KeyboardInterrupt:
         if os.environ.get("RANK", "0") == "0":
             print("interrupted", file=sys.stderr)
@@ -109,7 +116,7 @@ def _report_bug(error: Exception) -> None:
 def _run(line: CommandLine) -> int:
     values = line.flags
     if values.help:
-        print(f"{__doc__}\n{values.get_help()}")
+        print(help_text(str(__doc__), values.get_help()))
         return 0
     if values.version:
         print(f"score-diffusion {__version__}")

@@ -25,6 +25,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "errors": set(),
     "files": {"errors"},
     "image_grids": set(),
+    "setting_files": {"errors", "json_files"},
     "plots": {"files", "image_grids"},
     "film": {"files", "image_grids", "plots"},
     "web_page": {"plots"},
@@ -39,7 +40,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "build": {"console", "data", "errors", "key_types", "machine"},
     "constructor_keys": {"build", "errors", "key_types", "keys", "tasks"},
     "configs": {"constructor_keys", "key_types", "keys"},
-    "config": {"constructor_keys", "data", "errors", "files", "json_files", "key_types", "keys"},
+    "config": {
+        *("configs", "constructor_keys", "data", "errors", "files", "json_files", "key_types", "keys"),
+        "setting_files",
+    },
     "checkpoints": {"console", "distributed", "errors", "files", "json_files", "key_types"},
     "evaluation": {"console", "data", "errors", "files", "json_files", "key_types"},
     "training": {
@@ -69,18 +73,19 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("key_types", "keys", "machine", "plots", "resolve_auto", "training", "web_page"),
     },
     "command_line": {"errors", "files", "keys"},
+    "help_text": {"keys"},
     "follow_run": {"config", "errors", "files", "keys"},
     "fit_to_data": {"build", "config", "console", "data", "errors", "follow_run"},
     "python": {
         *("build", "build_guidance", "build_inference", "build_restoration", "build_training"),
         *("checkpoints", "commands", "config", "constructor_keys", "data", "distributed", "errors"),
         *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
-        *("plots", "resolve_auto", "tasks", "training"),
+        *("plots", "resolve_auto", "setting_files", "tasks", "training"),
     },
     "standard_streams": set(),
     "main": {
         *("command_line", "commands", "config", "console", "data", "distributed", "errors", "fit_to_data"),
-        *("keys", "machine", "standard_streams"),
+        *("help_text", "keys", "machine", "standard_streams"),
     },
 }
 

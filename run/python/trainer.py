@@ -31,8 +31,9 @@ from score_diffusion.run.json_files import read_json
 from score_diffusion.run.key_types import Values, with_tuples
 from score_diffusion.run.keys import KEYS
 from score_diffusion.run.python.run import OWN_FILE, Run
-from score_diffusion.run.python.training import dotted, stopped_by
+from score_diffusion.run.python.training import stopped_by
 from score_diffusion.run.resolve_auto import resolve_precision
+from score_diffusion.run.setting_files import dotted
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.run_directory import locked, refuse_if_checkpoints_vanished
 from score_diffusion.run.training.session import train_in_directory

@@ -14,6 +14,7 @@ from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.files import default_workdir, expanded
 from score_diffusion.run.fit_to_data import experiment
 from score_diffusion.run.python.run import Run, load_run
+from score_diffusion.run.setting_files import dotted
 
 
 def train(
@@ -53,12 +54,3 @@ def train(
 def stopped_by(number: int) -> KeyboardInterrupt:
     """The exception for a training that a signal stopped."""
     return KeyboardInterrupt(f"training stopped by {signal.Signals(number).name}: call it again to resume")
-
-
-def dotted(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, object]]:
-    """Settings as keys of the configuration by their full names."""
-    pairs: list[tuple[str, object]] = []
-    for key, value in settings.items():
-        name = f"{prefix}{key}"
-        pairs += dotted(value, f"{name}.") if isinstance(value, Mapping) else [(name, value)]
-    return pairs

@@ -14,7 +14,7 @@ from score_diffusion import load_run, train
 from score_diffusion.run.config import load_config, read_config
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.main import main
-from score_diffusion.run.python.training import dotted
+from score_diffusion.run.setting_files import dotted
 from score_diffusion.run.training.loop import TrainingLoop
 
 

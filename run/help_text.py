@@ -1,0 +1,84 @@
+"""What `--help` says: examples, modes, experiments, sections of the configuration, flags.
+
+Nothing here imports torch or an experiment: the experiments' files are read, not run.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from score_diffusion.run.keys import KEYS
+
+CONFIGS = Path(__file__).parent / "configs"
+NO_EXPERIMENTS = ("__init__", "base")
+MODES = {
+    "train": "trains, or resumes a training",
+    "sample": "draws samples",
+    "restore": "fills in, enlarges, sharpens, ... what was measured",
+    "likelihood": "scores held-out data",
+    "evaluate": "measures samples against held-out data",
+    "compare": "compares runs, samplers and numbers of evaluations",
+    "data": "describes a data set",
+    "report": "makes a page of a run",
+    "convert": "reads and writes checkpoints of other libraries",
+}
+SECTIONS = {
+    "data": "which data, and how they are prepared",
+    "sde": "the SDE and its numbers",
+    "model": "the network and what it predicts",
+    "training": "steps, batches, learning rate, objective, averages, checkpoints",
+    "sampling": "sampler, evaluations, classes, guidance, seed, what is written",
+    "restore": "what was measured, and the method",
+    "likelihood": "which figures, and how exactly",
+    "evaluation": "metrics, features, numbers of samples",
+    "compare": "what is compared",
+}
+
+
+def help_text(usage: str, flags: str) -> str:
+    """The whole text.
+
+    Args:
+        usage: What the program is for, with examples.
+        flags: The flags with their explanations.
+    """
+    parts = [
+        usage.strip(),
+        _table("Modes, --mode NAME", MODES),
+        _table("Experiments, --config NAME", experiments()),
+        _table("Sections of the configuration, --help_config NAME", SECTIONS),
+        "Flags:" + flags.strip().partition(":")[2],  # after the module that defines them
+    ]
+    return "\n\n".join(parts)
+
+
+def _table(title: str, rows: dict[str, str]) -> str:
+    width = max(map(len, rows))
+    return "\n".join([f"{title}:", *(f"  {name:<{width}}  {text}" for name, text in rows.items())])
+
+
+def experiments() -> dict[str, str]:
+    """The experiments with the first sentence of their files; NAME:EXPERIMENT for files of several."""
+    found = {}
+    for path in sorted(CONFIGS.glob("*.py")):
+        if path.stem in NO_EXPERIMENTS:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        several = any(
+            "EXPERIMENTS" in ast.dump(node) for node in tree.body if isinstance(node, ast.AnnAssign)
+        )
+        found[f"{path.stem}:NAME" if several else path.stem] = _first_sentence(ast.get_docstring(tree) or "")
+    return found
+
+
+def _first_sentence(text: str) -> str:
+    """Up to the first colon or full stop that ends a clause, on one line."""
+    line = " ".join(text.split())
+    ends = [end for mark in (". ", ": ") if (end := line.find(mark)) > 0]
+    return line[: min(ends, default=len(line))].removesuffix(".")
+
+
+def sections() -> set[str]:
+    """The sections that there are."""
+    return {name.partition(".")[0] for name in KEYS if "." in name}

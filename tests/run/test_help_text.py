@@ -1,0 +1,19 @@
+"""`--help` names all that there is."""
+
+from __future__ import annotations
+
+from score_diffusion.run import help_text
+from score_diffusion.run.config import config_names
+from score_diffusion.run.keys import MODES
+
+
+def test_every_mode_section_and_experiment_is_named():
+    assert tuple(help_text.MODES) == MODES
+    assert set(help_text.SECTIONS) == help_text.sections()
+    files = {name if ":" not in name else f"{name.partition(':')[0]}:NAME" for name in config_names()}
+    assert set(help_text.experiments()) == files
+
+
+def test_every_experiment_has_one_line_of_words():
+    for name, text in help_text.experiments().items():
+        assert 10 < len(text) < 130 and "\n" not in text, name
