@@ -9,10 +9,16 @@ from score_diffusion.run.build import refusing_arguments
 from score_diffusion.run.data.class_captions import captions_of
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.training.objectives import Classification, Contrastive, Objective
+from score_diffusion.run.training.objectives import (
+    Classification,
+    CleanClassification,
+    Contrastive,
+    Objective,
+)
 from score_diffusion.sde_lib import NoisyDataModel
 
-ENCODER_OF = {"classification": "classifier", "contrastive": "clip"}
+CLEAN = "clean_classification"
+ENCODER_OF = {"classification": "classifier", CLEAN: "classifier", "contrastive": "clip"}
 """The network that each objective of encoders trains."""
 
 
@@ -28,7 +34,7 @@ def check_encoder(config: ConfigDict) -> None:
         fitting = [objective for objective, network in ENCODER_OF.items() if network == name]
         raise UserError(
             f"training.objective={section.objective} does not train model {name!r}: "
-            + (f"set it to {fitting[0]}" if fitting else f"set model.name={encoder}")
+            + (f"set it to {' or '.join(fitting)}" if fitting else f"set model.name={encoder}")
         )
     if encoder and section.preview_samples != 0:
         raise UserError(f"model {name!r} draws no samples: set training.preview_samples=0")
@@ -54,4 +60,4 @@ def build_encoder_objective(config: ConfigDict, dataset: Dataset) -> Objective[N
             f"the data have {classes} classes, and the classifier {config.model.num_classes}: set "
             "model.num_classes=0 to take the number from the data"
         )
-    return Classification()
+    return CleanClassification() if objective == CLEAN else Classification()

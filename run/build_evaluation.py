@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
-from score_diffusion.run.build_inference import build_trained_sampler, sample_request
+from score_diffusion.run.build_encoders import CLEAN
+from score_diffusion.run.build_inference import build_trained_sampler, load_encoder, sample_request
+from score_diffusion.run.config import read_config
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.user_function import names_function
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation.evaluator import HELD_OUT, TRAIN, Evaluator
-from score_diffusion.run.evaluation.extractors import Extractor, Inception, RawValues, UserFeatures
+from score_diffusion.run.evaluation.extractors import (
+    ClassifierFeatures,
+    Extractor,
+    Inception,
+    RawValues,
+    UserFeatures,
+)
+from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.sample_files import (
     SampleFile,
     draw_and_save,
@@ -21,6 +34,7 @@ from score_diffusion.run.inference.sample_files import (
     read_sample_file,
 )
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.training.objectives import clean_data
 
 PIXELS = "pixels"
 CACHE = "reference"  # folder of a run directory
@@ -56,13 +70,45 @@ def build_extractor(features: str, dataset: Dataset, device: torch.device) -> Ex
         return RawValues(dataset.scaling)
     if names_function(features):
         return UserFeatures(features)
-    path = Path(features).expanduser()
+    path = expanded(features)
+    if path.is_dir():
+        return _classifier_features(path, dataset, device)
     if not path.is_file():
         raise UserError(
-            f"evaluation.features must be {PIXELS}, a file of Inception-v3 weights or FILE.py:FUNCTION, got "
-            f"{features!r}, which does not exist"
+            f"evaluation.features must be {PIXELS}, the run directory of --config classifier_features, a "
+            f"file of Inception-v3 weights or FILE.py:FUNCTION, got {features!r}, which does not exist"
         )
     return Inception(path, dataset.shape, device)
+
+
+def _classifier_features(run: Path, dataset: Dataset, device: torch.device) -> Extractor:
+    """The features of the classifier in a run directory.
+
+    Raises:
+        UserError: If it holds something else, or a classifier of other data.
+    """
+    config, info = read_config(run), read_data_info(run)
+    if config.training.objective != CLEAN:
+        raise UserError(
+            f"evaluation.features={run} holds no classifier of data without noise: train one by --mode train "
+            "--config classifier_features"
+        )
+    if info.scaling != dataset.scaling or info.shape != dataset.shape:
+        raise UserError(f"the classifier of {run} is for {info}, and the data are {DataInfo.of(dataset)}")
+    model, step = load_encoder(run, config, device)
+    net: Any = model.net
+    inputs: list[Tensor] = []  # of the last layer
+    net.pool.project.register_forward_pre_hook(lambda layer, arguments: inputs.append(arguments[0]))
+
+    def classify(x: Tensor) -> tuple[Tensor, Tensor]:
+        logits = model(*clean_data(model, x))
+        return inputs.pop(), logits
+
+    weights = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        weights.update(name.encode() + tensor.cpu().numpy().tobytes())
+    words = f"features of the classifier {run}, after {step:,} training steps"
+    return ClassifierFeatures(classify, dataset.scaling, device, words, weights.hexdigest())
 
 
 def find_or_draw(section: ConfigDict, trained: TrainedModel, workdir: Path) -> SampleFile | None:

@@ -11,21 +11,21 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.models import caption_bytes
-from score_diffusion.run.build import build_encoder, condition_sizes, refusing_arguments
-from score_diffusion.run.build_inference import load_unconditioned, trains_conditions, with_conditions
+from score_diffusion.run.build import condition_sizes, refusing_arguments
+from score_diffusion.run.build_encoders import CLEAN
+from score_diffusion.run.build_inference import (
+    load_encoder,
+    load_unconditioned,
+    trains_conditions,
+    with_conditions,
+)
 from score_diffusion.run.config import CONFIG_FILE, differing_keys, read_config
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.conditioning import ALL, NONE, parse_labels
-from score_diffusion.run.inference.trained_model import (
-    TrackedAverages,
-    TrainedModel,
-    WeightsChoice,
-    in_fixed_batches,
-    load_chosen_weights,
-)
+from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.samplers.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
@@ -196,11 +196,14 @@ def _load_encoder(name: str, trained: TrainedModel, config: ConfigDict) -> tuple
     own, info = read_config(run), read_data_info(run)
     if own.model.name != name:
         raise UserError(f"{run} holds a {own.model.name}, and --guidance {name} needs the run of a {name}")
+    if own.training.objective == CLEAN:
+        raise UserError(
+            f"the classifier of {run} was trained on data without noise, and guides no samples: train one by "
+            f"--mode train --config {RECIPES[name]}"
+        )
     _check_same_sde(own, config, run)
     _check_same_data(info, trained.data, run)
-    model = build_encoder(own.model, trained.sde, info.shape)
-    step, _ = load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((own.training.ema_decay,)))
-    model.to(trained.device).eval().requires_grad_(False)
+    model, step = load_encoder(run, own, trained.device)
     return model, info, f"{run} after {step:,} training steps"
 
 

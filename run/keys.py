@@ -217,8 +217,10 @@ TRAINING = _section("training", NEW_RUN, False, {
     "objective": Key(
         "dsm",
         "dsm: denoising score matching; uncertainty: dsm divided by a learned loss of each noise level; "
-        "hybrid: with the variational bound; classification, contrastive: of model classifier, clip",
-        kind=Literal["dsm", "uncertainty", "hybrid", "classification", "contrastive"],
+        "hybrid: with the variational bound; (clean_)classification, contrastive: of model classifier, clip",
+        kind=Literal[
+            "dsm", "uncertainty", "hybrid", "classification", "clean_classification", "contrastive"
+        ],
     ),
     "vlb_weight": Key(1e-3, "weight of the bound in objective hybrid", least=0),
     "grad_clip": Key(1.0, "largest norm of the gradient; 0 for no bound", least=0),
@@ -372,8 +374,8 @@ RESTORE = _section("restore", RESTORES, True, {
 EVALUATION = _section("evaluation", MEASURES, True, {
     "features": Key(
         "pixels",
-        "what distances are measured on: pixels, or points as they are standardized; a file of Inception-v3 "
-        "weights; FILE.py:FUNCTION",
+        "what distances are measured on: pixels, or points as they are standardized; the run directory of "
+        "--config classifier_features; a file of Inception-v3 weights; FILE.py:FUNCTION",
     ),
     "reference": Key(
         "held_out",
@@ -402,16 +404,8 @@ COMPARE = _section("compare", ("compare",), True, {
     "metric": Key(
         "frechet_distance", "the metric that the picture shows",
         kind=Literal[
-            "frechet_distance",
-            "kernel_distance",
-            "precision",
-            "recall",
-            "density",
-            "coverage",
-            "sliced_wasserstein",
-            "exact_wasserstein",
-            "classifier_score",
-            "accuracy_on_samples",
+            "frechet_distance", "kernel_distance", "precision", "recall", "density", "coverage",
+            "sliced_wasserstein", "exact_wasserstein", "classifier_score", "accuracy_on_samples",
             "accuracy_from_samples",
         ],
     ),

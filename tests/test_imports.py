@@ -63,8 +63,13 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "build_inference": {"build", "build_training", "data", "errors", "files", "inference", "training"},
     "build_restoration": {"build", "build_inference", "data", "errors", "inference", "key_types", "tasks"},
-    "build_guidance": {"build", "build_inference", "config", "data", "errors", "files", "inference"},
-    "build_evaluation": {"build_inference", "data", "distributed", "errors", "evaluation", "inference"},
+    "build_guidance": {
+        *("build", "build_inference", "build_encoders", "config", "data", "errors", "files", "inference"),
+    },
+    "build_evaluation": {
+        *("build_inference", "build_encoders", "config", "data", "distributed", "errors", "evaluation"),
+        *("files", "inference", "training"),
+    },
     "commands": {
         "build_encoders",
         *("build", "build_evaluation", "build_guidance", "build_inference", "build_restoration"),

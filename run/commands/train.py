@@ -9,6 +9,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sde, condition_sizes, data_options
+from score_diffusion.run.build_encoders import CLEAN
 from score_diffusion.run.build_training import (
     build_loop_settings,
     build_preview,
@@ -156,6 +157,7 @@ def _check_ranks_agree(config: ConfigDict) -> None:
 
 
 def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> None:
+    noise = "" if section.objective == CLEAN else " at all noise levels"
     rows: list[tuple[str, object]] = [
         ("steps", f"{step:,} of {total_training_steps(section):,}"),
         ("images", f"{step * section.batch_size:,}"),
@@ -164,7 +166,7 @@ def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> 
         *(
             []
             if outcome.accuracy is None
-            else [("accuracy", f"{outcome.accuracy:.1%} of held-out samples at all noise levels")]
+            else [("accuracy", f"{outcome.accuracy:.1%} of held-out samples{noise}")]
         ),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{step:08d}"),
         ("samples", preview_path(workdir, step)),

@@ -2,6 +2,7 @@
 
     pixels                the samples themselves
     FILE.py:FUNCTION      what a function of the user's returns
+    RUN                   the last features of a classifier that --config classifier_features has trained
     WEIGHTS.pth           the Inception-v3 network of FID, with weights on the disk
 
 An extractor is called with samples in the user's units, pixels in [-1, 1] or numbers, and carries a digest of
@@ -13,11 +14,13 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.user_function import find_function, sentence
@@ -152,6 +155,41 @@ class Inception:
             pooled, logits = self._network(batch.to(self._device))
             features.append(pooled.cpu().numpy())
             probabilities.append(logits.softmax(1).cpu().numpy())
+        return np.concatenate(features), np.concatenate(probabilities)
+
+
+class ClassifierFeatures:
+    """The last features of a classifier that was trained on the data, and its probabilities of the classes.
+
+    Args:
+        classify: `classify(x)` gives features (n, F) and logits (n, K) of model inputs x, on their device.
+        scaling: That of the data.
+        device: Where to compute.
+        words: What to call the features.
+        weights: Digest of the classifier.
+    """
+
+    is_standard = False
+
+    def __init__(
+        self,
+        classify: Callable[[Tensor], tuple[Tensor, Tensor]],
+        scaling: Scaling,
+        device: torch.device,
+        words: str,
+        weights: str,
+    ) -> None:
+        self._classify, self._scaling, self._device = classify, scaling, device
+        self.words, self.digest = words, digest_of("classifier", weights)
+
+    def __call__(self, samples: np.ndarray) -> Extracted:
+        inputs = samples if self._scaling.levels else self._scaling.user_to_stored(samples)
+        features, probabilities = [], []
+        for batch in torch.from_numpy(np.ascontiguousarray(inputs, np.float32)).split(BATCH):
+            with torch.no_grad():
+                found, logits = self._classify(batch.to(self._device))
+            features.append(found.float().cpu().numpy())
+            probabilities.append(logits.float().softmax(1).cpu().numpy())
         return np.concatenate(features), np.concatenate(probabilities)
 
 

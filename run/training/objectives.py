@@ -144,6 +144,24 @@ class Classification(Objective[NoisyDataModel]):
         return model(*noisy_data(model, batch)).argmax(1) == batch.conditions["label"]
 
 
+class CleanClassification(Objective[NoisyDataModel]):
+    """The cross-entropy of a classifier of data without noise, whose features samples are measured on."""
+
+    uses_times = False
+
+    def forward(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        logits = model(*clean_data(model, batch.x_0))
+        return F.cross_entropy(logits, batch.conditions["label"], reduction="none")
+
+    def recognized(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        return model(*clean_data(model, batch.x_0)).argmax(1) == batch.conditions["label"]
+
+
+def clean_data(model: NoisyDataModel, x_0: Tensor) -> tuple[Tensor, Tensor]:
+    """Data without noise and the time that a classifier of such data is called with, always the same."""
+    return x_0, torch.full((len(x_0),), model.sde.sampling_eps, device=x_0.device)
+
+
 class Contrastive(Objective[NoisyDataModel]):
     """The symmetric cross-entropy of images and captions (Radford et al., 2021, Section 2.3).
 

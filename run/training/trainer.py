@@ -186,9 +186,10 @@ class Trainer:
     @torch.no_grad()
     def held_out_accuracy(self) -> tuple[float, list[float]] | None:
         """The share of held-out samples that the average recognizes, of all and in each bin of log(σ/α), NaN
-        in an empty one; None without them, or where it has no meaning. Waits for the device.
+        in an empty one, without times in none; None without them, or where it has no meaning. Waits for the
+        device.
         """
-        if self.held_out is None or self.held_out.times is None:
+        if self.held_out is None:
             return None
         size, found = self.batches.order.batch_size, []
         for start in range(0, len(self.held_out), size):
@@ -197,6 +198,8 @@ class Trainer:
                 return None
             found.append(recognized.double())
         values = torch.cat(found)
+        if self.held_out.times is None:
+            return values.mean().item(), []
         inside = self.statistics.bins_of(self.held_out.times.t)
         return values.mean().item(), ((inside * values).sum(1) / inside.sum(1)).tolist()
 

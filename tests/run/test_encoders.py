@@ -13,8 +13,12 @@ import torch
 
 from score_diffusion import load_run
 from score_diffusion.models import caption_bytes
+from score_diffusion.run.build import data_options
+from score_diffusion.run.build_evaluation import build_extractor
 from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.build_inference import load_encoder
 from score_diffusion.run.config import apply_overrides, read_config
+from score_diffusion.run.data.info import load_data
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
@@ -245,3 +249,37 @@ def test_the_dry_run_knows_encoders(tmp_path: Path, capsys):
     for config in ("classifier", "clip_digits"):
         assert train_encoder(config, tmp_path / config, "--dry_run") == 0
         assert "parameters" in capsys.readouterr().out and not (tmp_path / config).exists()
+
+
+def test_samples_are_measured_on_the_features_of_a_classifier(
+    trained: Path, encoders: dict[str, Path], tmp_path: Path, refused: Callable
+):
+    run = tmp_path / "features"
+    assert train_encoder("classifier_features", run) == 0
+    saved = [row for row in rows(run) if "held_out_accuracy" in row]
+    assert [row["step"] for row in saved] == [2, 4] and 0 <= saved[-1]["held_out_accuracy"] <= 1
+    measure = ["--mode", "evaluate", "--workdir", str(trained), "--config.sampling.num_samples=6"]
+    assert main([*measure, f"--config.evaluation.features={run}"]) == 0
+    record = json.loads((trained / "evaluation.json").read_text())
+    assert record["measured_on"] == f"features of the classifier {run}, after 4 training steps"
+    assert 1 <= record["samples"]["classifier_score"] <= 10
+    assert list(record["copies"]) == ["raw pixels", record["measured_on"]]
+    message = refused(main([*measure, f"--config.evaluation.features={encoders['classifier']}"]))
+    assert "no classifier of data without noise" in message
+    guide = ("--guidance", "classifier", f"--config.sampling.classifier.run={run}")
+    assert "was trained on data without noise, and guides no samples" in refused(sample(trained, *guide))
+
+
+def test_the_features_of_a_classifier_are_what_its_last_layer_gets(finished_run: Path, tmp_path: Path):
+    run = tmp_path / "features"
+    assert train_encoder("classifier_features", run) == 0
+    dataset = load_data(data_options(read_config(finished_run).data))
+    extractor = build_extractor(str(run), dataset, CPU)
+    samples = dataset.scaling.stored_to_user(dataset.test[:70]).numpy()
+    features, probabilities = extractor(samples)
+    model, _ = load_encoder(run, read_config(run), CPU)
+    with torch.no_grad():
+        logits = model(torch.from_numpy(samples), torch.full((70,), model.sde.sampling_eps))
+        again = model.net.pool.project(torch.from_numpy(features))
+    np.testing.assert_allclose(probabilities, logits.softmax(1), rtol=1e-4)
+    np.testing.assert_allclose(again, logits, rtol=1e-4, atol=1e-5)
