@@ -33,7 +33,8 @@ from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.conditioning import ALL
-from score_diffusion.run.inference.sample_files import draw, sampling_score
+from score_diffusion.run.inference.latents import decode, encode
+from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.hub import SharedRun, download, upload
@@ -204,13 +205,7 @@ class Run:
             Codes, float32 (n, *shape), about N(0, `sde.prior_std`² I).
         """
         sampler, section, trained = self._flow(label, rtol, atol)
-        score, stored = sampling_score(trained), self._stored(x)
-        codes = []
-        for first in range(0, len(stored), section.batch_size):
-            batch = trained.data.scaling.stored_to_model(stored[first : first + section.batch_size])
-            cond = trained.conditions.of(range(first, first + len(batch)), trained.device)
-            codes.append(sampler.encode(score, batch.to(trained.device), cond).cpu())
-        return torch.cat(codes).numpy()
+        return encode(trained, sampler, self._stored(x), section.batch_size)
 
     def decode(
         self, codes: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
@@ -228,14 +223,8 @@ class Run:
         if x_T.shape[1:] != self.data.shape or not len(x_T):
             expected = f"(n, {', '.join(map(str, self.data.shape))})"
             raise UserError(f"codes must have the shape {expected}, got {tuple(x_T.shape)}")
-        score, parts, nfe = sampling_score(trained), [], 0
-        for first in range(0, len(x_T), section.batch_size):
-            batch = x_T[first : first + section.batch_size].to(trained.device)
-            cond = trained.conditions.of(range(first, first + len(batch)))
-            result = sampler(score, batch.shape, cond=cond, x_T=batch)
-            parts.append(trained.data.scaling.model_to_user(result.samples).cpu().numpy())
-            nfe = max(nfe, result.nfe)
-        return self._samples(parts, nfe, trained)
+        samples, nfe = decode(trained, sampler, x_T, section.batch_size)
+        return self._samples([samples], nfe, trained)
 
     def interpolate(
         self,
@@ -406,6 +395,9 @@ class Run:
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         if label is not None:
             chosen["label"] = _label_text(label)
+        chosen = {
+            key: chosen[key] for key in sorted(chosen, key=lambda key: key != "sampler")
+        }  # resets the grid
         overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
         config = apply_overrides(self.config, overrides, "sample")
         return config, complete(self._trained(config), config, self.path)

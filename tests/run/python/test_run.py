@@ -55,6 +55,14 @@ def test_samples_are_those_of_the_command_bit_for_bit(trained: Path, cli: Callab
     assert samples.labels is None and run.sample().samples.shape == (5, 1, 8, 8)
 
 
+def test_a_grid_holds_for_a_sampler_that_is_a_setting(trained: Path):
+    run = load_run(trained)
+    settings = {"sampler": "heun"}
+    samples = run.sample(2, grid="uniform", nfe=5, settings=settings)
+    assert np.array_equal(samples.samples, run.sample(2, sampler="heun", grid="uniform", nfe=5).samples)
+    assert not np.array_equal(samples.samples, run.sample(2, sampler="heun", nfe=5).samples)
+
+
 def test_a_run_says_what_it_is(trained: Path):
     run = load_run(str(trained))
     assert isinstance(run.sde, VPSDE) and run.data.shape == (1, 8, 8) and run.data.levels == 17

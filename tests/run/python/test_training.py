@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -82,3 +84,27 @@ def test_it_works_in_a_thread(call: Callable | None, tiny: str, finished_run: Pa
     thread.join()
     assert results == [8 if call is None else 0]
     assert weights(tmp_path / "run") == weights(finished_run)
+
+
+class NotebookStream(io.TextIOBase):
+    """What stands for stdout in a notebook: no file and no terminal."""
+
+    encoding = "utf-8"
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+
+def test_it_works_where_the_output_is_no_file(tiny: str, tmp_path: Path, monkeypatch):
+    stream = NotebookStream()
+    monkeypatch.setattr(sys, "stdout", stream)
+    monkeypatch.setattr(sys, "stderr", stream)
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    run = train(tiny, tmp_path / "run", {"training.steps": 2})
+    assert main(["--mode", "sample", "--workdir", str(tmp_path / "run")]) == 0
+    assert run.sample(2)._repr_png_()
+    assert "Training finished" in stream.text and "Samples by eabm" in stream.text
