@@ -25,7 +25,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import digest_of, expanded
+from score_diffusion.run.files import absolute_path, digest_of, expanded, is_writable
 from score_diffusion.run.inference.conditioning import NONE, check_kinds, chosen_conditions, unconditional
 from score_diffusion.run.inference.costs import check_bound, check_ode
 from score_diffusion.run.inference.fitted_solver import fitted_solver
@@ -166,6 +166,20 @@ def _weights_choice(section: ConfigDict) -> WeightsChoice:
     return WeightsChoice(section.checkpoint, section.ema, section.ema_sigma_rel)
 
 
+def output_folder(section: ConfigDict, workdir: Path) -> Path:
+    """Where results are written: the output folder of a section `sampling`, or the run directory.
+
+    Raises:
+        UserError: If it cannot be written, which is better known before hours of work than after them.
+    """
+    folder = absolute_path(section.output) if section.output else workdir
+    if not is_writable(folder):
+        raise UserError(
+            f"{folder} cannot be written: name a folder for results with --config.sampling.output=FOLDER"
+        )
+    return folder
+
+
 def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: Path) -> Sampler:
     """The sampler of a section `sampling` for a trained model; for grid "fitted" one that is fitted to it.
 
@@ -186,17 +200,17 @@ def build_trained_sampler(section: ConfigDict, trained: TrainedModel, workdir: P
             f"sampling.{DEFAULT}.{changed[0]} has another value: leave it out, or choose another grid"
         )
     steps = len(grid_times(section, trained.sde)) - 1
-    return fitted_solver(steps, section.denoise, trained, workdir)
+    return fitted_solver(steps, section.denoise, trained, output_folder(section, workdir))
 
 
 def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
     """The samples that a section `sampling` asks for, with the guidance in words."""
-    # The batch size decides the speed only, and the options of other samplers and guidances nothing.
+    # Batch size and output decide no samples, and options of other samplers and guidances nothing.
     chosen = (section.sampler, section.guidance)
     settings = {
         key: value
         for key, value in section.to_dict().items()
-        if key not in ("batch_size", "save") and (key in chosen or not isinstance(value, dict))
+        if key not in ("batch_size", "output", "save") and (key in chosen or not isinstance(value, dict))
     }
     if guided_by:
         settings["guided_by"] = guided_by

@@ -35,11 +35,12 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
-from score_diffusion.run.keys import KEYS, OF_NO_RUN, refuse_unused
+from score_diffusion.run.keys import KEYS, refuse_unused
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
+SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
 """Keys that may name a function of the user's, and what it is there for."""
 
@@ -314,12 +315,10 @@ def read_config(workdir: Path) -> ConfigDict:
             f"train one first with --mode train --workdir {workdir}"
         )
     advice = "restore it from a copy, or train in another --workdir"
-    sections, named = _structure()
-    record = read_json(path, sections, advice)
+    record = read_json(path, dict.fromkeys(SECTIONS, Values(kind=dict)), advice)
     try:
         _add_sections(record)
-        for section, fields in named.items():
-            check_fields(record[section], fields, f"{section}.")
+        _check_sections(record)
         config = ConfigDict(with_tuples(record))
         _check_has_all_keys(config, "it")
         complete(config)
@@ -354,19 +353,21 @@ def read_run(workdir: Path, overrides: Overrides, mode: str, more: Overrides = (
     return config
 
 
-def _structure() -> tuple[dict[str, Values], dict[str, dict[str, Values]]]:
-    """What stands in a configuration before its keys can be checked: its sections, and in some of them names
-    of constructors and sections of methods.
+def _check_sections(record: dict[str, Any]) -> None:
+    """Checks what must hold before the keys can be checked: sections are objects, names of constructors text.
+
+    Raises:
+        ValueError: If it does not hold.
     """
-    sections = {name.partition(".")[0]: Values(kind=dict) for name in KEYS.keys() - OF_NO_RUN if "." in name}
-    named: dict[str, dict[str, Values]] = {"sampling": {}, "restore": {}}
+    for name in (*KEYS, *option_keys()):
+        section, prefix = record, ""
+        for part in name.split(".")[:-1]:
+            if part in section:
+                check_fields(section, {part: Values(kind=dict)}, prefix)
+                section, prefix = section[part], f"{prefix}{part}."
     for name in CONSTRUCTORS:
-        section, _, key = name.partition(".")
-        named[section] = {key: Values(kind=str)}
-    for name in option_keys():
-        section, owner, _ = name.split(".")
-        named[section][owner] = Values(kind=dict)
-    return sections, named
+        part, _, key = name.partition(".")
+        check_fields(record[part], {key: Values(kind=str)}, f"{part}.")
 
 
 def _add_sections(record: dict[str, Any]) -> None:

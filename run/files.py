@@ -53,6 +53,12 @@ def digest_of(path: Path) -> str:
         return ""
 
 
+def is_writable(folder: Path) -> bool:
+    """Whether files can be written to a folder, which is created with its parents if need be."""
+    existing = next((path for path in (folder, *folder.absolute().parents) if path.exists()), folder)
+    return existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+
+
 def write_durable(path: Path, data: bytes) -> None:
     """Writes and flushes to the disk, so that a later rename cannot expose an empty file.
 

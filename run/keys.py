@@ -273,6 +273,10 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         "guidance of the samples, whose options are sampling.GUIDANCE.*: classifier-free, by a worse model, "
         "by a classifier, or by the embedding of a caption",
     ),
+    "output": Key(
+        "", "folder for samples, fitted grids and results if not the run's own; a run may be read-only",
+        modes=("sample", "likelihood", "evaluate", "restore"),
+    ),
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
     "seed": Key(0, "seed of the samples; sample k depends on the seed and k only"),

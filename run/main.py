@@ -42,8 +42,15 @@ from score_diffusion.run.standard_streams import prepare_standard_streams
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
     from ml_collections import ConfigDict
 
-SYSTEM_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EPIPE)
-"""Errors of the operating system that may come without the name of a file."""
+ADVICE = {
+    errno.EMFILE: "raise the limit on open files (ulimit -n), or lower data.workers",
+    errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space",
+    errno.EPIPE: "",
+    errno.EIO: "check the disk",
+}
+"""What to do about errors of the operating system, which may come without the name of a file."""
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -77,8 +84,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def _sentence(error: Exception) -> str | None:
     """What an error says that the user can put right; None for any other error."""
-    if isinstance(error, OSError) and (error.filename or error.errno in SYSTEM_ERRORS):
-        return f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, OSError) and (error.filename or error.errno in ADVICE):
+        named, advice = f": {error.filename}" if error.filename else "", ADVICE.get(error.errno or 0, "")
+        return f"{error.strerror or error}{named}{f' ({advice})' if advice else ''}"
+    if isinstance(error, FileNotFoundError) and not _has_working_directory():
+        return "the working directory was deleted: change to another one"
     if isinstance(error, UserError | flags.Error):
         return str(error)
     if isinstance(error, ValueError):
@@ -86,6 +96,14 @@ def _sentence(error: Exception) -> str | None:
 
         return str(error) if isinstance(error, InputError) else None
     return None
+
+
+def _has_working_directory() -> bool:
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _explain(sentence: str) -> None:

@@ -12,6 +12,7 @@ from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde, data_options
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.build_inference import output_folder
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
@@ -33,10 +34,11 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     They are drawn first, unless a sample file of this checkpoint and these settings is there.
     """
     build_sampler(config.sampling, build_sde(config.sde))  # for its checks, before the data are read
+    output = output_folder(config.sampling, workdir)
     trained = load_guided(workdir, config, device)
     dataset = load_data(data_options(config.data), trained.data)
-    evaluator = build_evaluator(config.evaluation, dataset, workdir, device)
-    file = find_or_draw(config.sampling, trained, workdir)
+    evaluator = build_evaluator(config.evaluation, dataset, output, device)
+    file = find_or_draw(config.sampling, trained, output)
     if file is None:  # on all ranks except the first
         return 0
     features = evaluator.features_of(file.samples, file.labels)
@@ -51,7 +53,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         "num_real": real.count,
         "copies": {words: _copies_record(x) for words, x in copies.items()},
     }
-    stem = write_numbered_json(workdir / "evaluation", record, COPIES_PICTURE)
+    stem = write_numbered_json(output / "evaluation", record, COPIES_PICTURE)
     picture = stem.with_name(stem.name + COPIES_PICTURE)
     if len(dataset.shape) == 3:
         _save_pairs(picture, copies[evaluator.extractor.words], file.samples, dataset)

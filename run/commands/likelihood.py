@@ -20,6 +20,7 @@ from score_diffusion.run import plots
 from score_diffusion.run.build import build_sde, data_options
 from score_diffusion.run.build_inference import (
     load_unconditioned,
+    output_folder,
     own_conditions,
     score_data,
     without_conditions,
@@ -65,6 +66,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     section = config.likelihood
     if "bound" in FIGURES[section.method] or section.dequantization == "gaussian":
         check_chain(build_sde(config.sde))
+    output = output_folder(config.sampling, workdir)
     trained = load_unconditioned(workdir, config, device)
     dataset = load_data(data_options(config.data), trained.data)
     conditioned = own_conditions(config, trained, dataset)
@@ -77,7 +79,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     scored = _score(config, conditioned, without_conditions(config, trained), dataset)
     if not scored.figures:  # on all ranks except the first
         return 0
-    _report(scored, config, dataset, workdir, time.perf_counter() - start)
+    _report(scored, config, dataset, output, time.perf_counter() - start)
     return 0
 
 
@@ -127,7 +129,7 @@ def _classify(
     return Classification(by_bayes(log_likelihoods, counts), labels, evaluations)
 
 
-def _report(scored: Scored, config: ConfigDict, dataset: Dataset, workdir: Path, seconds: float) -> None:
+def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, seconds: float) -> None:
     """Writes and prints the result."""
     trained, figures, count = (
         scored.trained,
@@ -135,7 +137,7 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, workdir: Path,
         min(len(dataset.test), config.likelihood.num_images),
     )
     record = _record(scored, config.likelihood, count, seconds)
-    stem = write_numbered_json(workdir / "likelihood", record, *HISTOGRAMS.values())
+    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values())
     histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
     for name, path in histograms.items():
         plots.save_histogram(path, figures[name].values, _quantity(trained))

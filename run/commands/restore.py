@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from score_diffusion.run.build_inference import output_folder
 from score_diffusion.run.build_restoration import (
     build_measurements,
     build_task,
@@ -29,13 +30,14 @@ def restore(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     task, noise = build_task(section, data.shape), section.noise
     measurements = build_measurements(config, task, data)
     check_restorer(config, measurements)  # before the model is read
+    output = output_folder(config.sampling, workdir)
     trained = load_prior(workdir, config, device)
     start = time.perf_counter()
     restored = restore_with(trained, section, measurements)
     if restored is None:  # on all ranks except the first
         return 0
     quality = judge(restored, measurements, data.scaling, section.seed)
-    stem = save(restored, measurements, quality, request, trained, workdir)
+    stem = save(restored, measurements, quality, request, trained, output)
     particles = [] if restored.ess is None else [("effective particles", f"{restored.ess:.1f} at least")]
     rows = [
         ("inputs", f"{len(measurements.y):,} of {measurements.found:,} of {section.input}"),

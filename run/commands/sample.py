@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.build_guidance import load_guided
-from score_diffusion.run.build_inference import build_trained_sampler, sample_request
+from score_diffusion.run.build_inference import build_trained_sampler, output_folder, sample_request
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.image_grids import shortened
@@ -27,10 +27,11 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Draws samples with a trained model; returns the exit code."""
     section = config.sampling
     build_sampler(section, build_sde(config.sde))  # for its checks, before the model is read
+    output = output_folder(section, workdir)
     trained = load_guided(workdir, config, device)
     sampler = build_trained_sampler(section, trained, workdir)
     start = time.perf_counter()
-    files = draw_and_save(trained, sampler, sample_request(section, trained.guided_by), workdir)
+    files = draw_and_save(trained, sampler, sample_request(section, trained.guided_by), output)
     if files is None:  # on all ranks except the first
         return 0
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it

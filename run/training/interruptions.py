@@ -23,6 +23,11 @@ from score_diffusion.run.training.statistics import StatisticsSummary
 from score_diffusion.run.training.trainer import Trainer
 
 SKIPPED_FOLDER = "skipped"
+FULL = {
+    errno.ENOSPC: "the disk of {} is full",
+    errno.EDQUOT: "the quota of the disk of {} is used up",
+    errno.EFBIG: "a file in {} would become larger than the limit on the size of files (ulimit -f)",
+}
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TIME_IS_OVER = 1  # shares a number with signals on the way between ranks; signal 1 is not caught
 
@@ -69,13 +74,13 @@ def full_disk_explained(workdir: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in FULL:
             raise
         steps = checkpoint.steps(workdir)
         intact = f"the checkpoint of step {steps[-1]:,} is intact" if steps else "there is no checkpoint yet"
         raise UserError(
-            f"the disk of {workdir} is full, training stopped; {intact}: "
-            "free some space and give the same command again"
+            f"{FULL[error.errno].format(workdir)}, training stopped; {intact}: "
+            "put that right and give the same command again"
         ) from error
 
 
