@@ -323,6 +323,7 @@ def read_config(workdir: Path) -> ConfigDict:
         _check_has_all_keys(config, "it")
         complete(config)
         check(config)
+        config.sampling.output = ""  # where to write is up to the command line, not to whoever made the run
     except (UserError, ValueError, KeyError, AttributeError) as error:  # the last two of odd names
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
     return config.lock()

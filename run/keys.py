@@ -442,5 +442,9 @@ def keys_in_words(mode: str, keys: dict[str, Key]) -> str:
     words = []
     for section, names in sections.items():
         taken = [name for name in names if mode in keys[name].modes]
-        words += [f"{section}.*"] if section and taken == names else taken
+        others = [name.rpartition(".")[2] for name in names if name not in taken]
+        if section and taken and len(others) <= 1:
+            words.append(f"{section}.*" + (f" except {others[0]}" if others else ""))
+        else:
+            words += taken
     return ", ".join(words) or "no keys"

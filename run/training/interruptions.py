@@ -24,9 +24,9 @@ from score_diffusion.run.training.trainer import Trainer
 
 SKIPPED_FOLDER = "skipped"
 FULL = {
-    errno.ENOSPC: "the disk of {} is full",
-    errno.EDQUOT: "the quota of the disk of {} is used up",
-    errno.EFBIG: "a file in {} would become larger than the limit on the size of files (ulimit -f)",
+    errno.ENOSPC: ("the disk of {} is full", "free some space"),
+    errno.EDQUOT: ("the quota of the disk of {} is used up", "free some space"),
+    errno.EFBIG: ("a file in {} would exceed the limit on the size of files", "raise it (ulimit -f)"),
 }
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TIME_IS_OVER = 1  # shares a number with signals on the way between ranks; signal 1 is not caught
@@ -76,11 +76,11 @@ def full_disk_explained(workdir: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in FULL:
             raise
+        problem, remedy = FULL[error.errno]
         steps = checkpoint.steps(workdir)
         intact = f"the checkpoint of step {steps[-1]:,} is intact" if steps else "there is no checkpoint yet"
         raise UserError(
-            f"{FULL[error.errno].format(workdir)}, training stopped; {intact}: "
-            "put that right and give the same command again"
+            f"{problem.format(workdir)}, training stopped; {intact}: {remedy} and give the same command again"
         ) from error
 
 

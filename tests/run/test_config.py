@@ -136,6 +136,25 @@ def test_what_differs_from_the_defaults_is_what_an_experiment_sets():
     assert len(config_text(changed).splitlines()) == len(flatten(changed))
 
 
+def test_a_run_does_not_decide_where_results_are_written(tmp_path: Path):
+    config = load_config("vpsde").to_dict()
+    config["sampling"]["output"] = "/somewhere/else"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path).sampling.output == ""
+
+
+@pytest.mark.parametrize(
+    ("section", "value"), [("evaluation", [1]), ("restore", 3), ("sampling.eabm", 3), ("sampling.pc", None)]
+)
+def test_sections_are_sections(section: str, value: object, tmp_path: Path):
+    config = load_config("vpsde").to_dict()
+    *outer, last = section.split(".")
+    (config[outer[0]] if outer else config)[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=f"config.json is damaged .{section} must be an object, got"):
+        read_config(tmp_path)
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"seed": 0}'])
 def test_a_damaged_config_file_is_refused(text: str, tmp_path: Path):
     (tmp_path / "config.json").write_text(text)

@@ -90,7 +90,7 @@ def with_few_open_files() -> None:
     [
         (without_home, None),
         (in_a_deleted_folder, "the working directory was deleted"),
-        (with_small_files, "larger than the limit on the size of files (ulimit -f), training stopped"),
+        (with_small_files, "would exceed the limit on the size of files, training stopped"),
         (with_few_open_files, "raise the limit on open files (ulimit -n)"),
     ],
 )

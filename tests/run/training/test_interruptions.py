@@ -57,7 +57,7 @@ def test_in_another_thread_only_the_time_stops_training():
 
 def test_a_full_disk_is_explained_and_other_errors_are_not(tmp_path: Path):
     for number in (errno.ENOSPC, errno.EDQUOT):
-        with pytest.raises(UserError, match="is full, training stopped; there is no checkpoint yet"):
+        with pytest.raises(UserError, match="training stopped; there is no checkpoint yet: free some space"):
             with full_disk_explained(tmp_path):
                 raise OSError(number, os.strerror(number))
     with pytest.raises(PermissionError):
