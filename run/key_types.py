@@ -257,3 +257,16 @@ def _describe_one(kind: Kind, bounds: str) -> str:
         return f"{count}{several}{bounds if item in NAMES else ''}, separated by commas"
     words = NAMES.get(kind, ("a Python literal", ""))[0]
     return words + (bounds if kind in (int, float) else "")
+
+
+def keys_in_words(mode: str, keys: dict[str, Key]) -> str:
+    """The keys that a mode takes, a section of which it takes all by its name."""
+    sections: dict[str, list[str]] = {}
+    for name in keys:
+        sections.setdefault(name.rpartition(".")[0], []).append(name)
+    words = []
+    for section, names in sections.items():
+        taken = [name for name in names if mode in keys[name].modes]
+        others = [f" except {name.rpartition('.')[2]}" for name in names if name not in taken]
+        words += [f"{section}.*{''.join(others)}"] if section and taken and len(others) < 2 else taken
+    return ", ".join(words) or "no keys"

@@ -15,7 +15,7 @@ from dataclasses import replace
 from typing import Literal
 
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.key_types import AUTO, Key
+from score_diffusion.run.key_types import AUTO, Key, keys_in_words
 
 MODES = ("train", "sample", "restore", "likelihood", "evaluate", "compare", "data", "report", "convert")
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
@@ -432,19 +432,3 @@ def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:
         problem = "cannot change after training and " if is_of_training else ""
         taken = keys_in_words(mode, keys)
         raise UserError(f"--config.{name} {problem}is not used by --mode {mode}, which takes {taken}")
-
-
-def keys_in_words(mode: str, keys: dict[str, Key]) -> str:
-    """The keys that a mode takes, a section of which it takes all by its name."""
-    sections: dict[str, list[str]] = {}
-    for name in keys:
-        sections.setdefault(name.rpartition(".")[0], []).append(name)
-    words = []
-    for section, names in sections.items():
-        taken = [name for name in names if mode in keys[name].modes]
-        others = [name.rpartition(".")[2] for name in names if name not in taken]
-        if section and taken and len(others) <= 1:
-            words.append(f"{section}.*" + (f" except {others[0]}" if others else ""))
-        else:
-            words += taken
-    return ", ".join(words) or "no keys"

@@ -19,7 +19,8 @@ from score_diffusion.run.distributed.model import PARALLEL
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
-from score_diffusion.run.keys import KEYS, MODES, keys_in_words, refuse_unused
+from score_diffusion.run.key_types import keys_in_words
+from score_diffusion.run.keys import KEYS, MODES, refuse_unused
 from score_diffusion.run.training.learning_rate import SCHEDULES
 from score_diffusion.run.training.precision import PRECISIONS
 from score_diffusion.samplers import GRIDS
