@@ -12,6 +12,7 @@ The run directory holds
     solvers/                                   samplers that were fitted to the model
     restored/                                  pictures and files of restored samples
     likelihood*, evaluation*                   results as JSON, a histogram as PNG
+    reference/                                 features of the data that samples are compared with
 """
 
 from __future__ import annotations

@@ -90,3 +90,12 @@ def test_the_configuration_of_an_older_run_lacks_the_keys_of_evaluation(cli: Cal
     del config["evaluation"]
     (trained / "config.json").write_text(json.dumps(config))
     assert cli("evaluate", trained) == 0
+
+
+def test_samples_of_classes_are_classified_both_ways(cli: Callable, tmp_path: Path):
+    assert cli("train", tmp_path / "run", "--config.training.conditional=true") == 0
+    assert cli("evaluate", tmp_path / "run", "--config.sampling.num_samples=40") == 0
+    record = json.loads((tmp_path / "run/evaluation.json").read_text())
+    for name in ("accuracy_on_samples", "accuracy_from_samples"):
+        assert 0 <= record["samples"][name] < 0.6 < record["real"][name] <= 1
+        assert record["samples_standard_error"][name] >= 0
