@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     data = (data - data.mean(0)) / data.std(0)  # the noise schedules expect data of about unit scale
 
     sde = SubVPSDE()
-    model = ScoreModel(Net(), sde, prediction="noise")  # model(x, t) is the score
+    model = ScoreModel(Net(), sde, prediction="v")  # what the net predicts; model(x, t) is the score
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     for step in range(steps):
         x_0 = data[torch.randint(len(data), (256,))]
