@@ -163,3 +163,14 @@ def test_errors() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+@pytest.mark.parametrize("power", [-1.0, 1.0])
+def test_blocks_are_left_out_only_where_no_pair_can_be_the_largest(power: float):
+    """Points of equal norm, where every block counts, and of norms that differ much, where few do."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        points = torch.randn(97, 5, generator=generator)
+        points *= points.norm(dim=1, keepdim=True) ** power
+        expected = torch.cdist(points.double(), points.double()).max().item()
+        assert largest_distance(points, chunk=8) == pytest.approx(expected, rel=1e-6)
