@@ -9,6 +9,7 @@ from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedd
 from score_diffusion.models.mlp import MLP
 from score_diffusion.models.presets import PRESETS
 from score_diffusion.models.refinenet import NCSN, NCSNv2
+from score_diffusion.models.text_encoder import TextConditioned, TextEncoder
 from score_diffusion.models.unet import UNet
 
 IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
@@ -31,6 +32,8 @@ __all__ = [
     "FourierEmbedding",
     "NCSNv2",
     "SinusoidalEmbedding",
+    "TextConditioned",
+    "TextEncoder",
     "UNet",
     "caption_bytes",
 ]

@@ -7,11 +7,12 @@
     tokens    a sequence of embeddings, such as a text's, floating point (B, L, D), for cross-attention
     mask      which of the tokens are valid, bool (B, L); by default all
     image     an image of the size of x, (B, C', H, W), concatenated to x along the channels
+    text      ids of the words of a text, int64 (B, L), 0 for none; see text_encoder.py
 
 A network that takes only one kind of condition also accepts that tensor itself. A missing kind is the null
-condition: no class, a zero vector, no tokens. Classifier-free guidance trains on it. Only the image cannot be
-missing. Every weight takes part in every forward pass, with or without a condition, because
-DistributedDataParallel waits for the gradient of each.
+condition: no class, a zero vector, no tokens, a text without words. Classifier-free guidance trains on it.
+Only the image cannot be missing. Every weight takes part in every forward pass, with or without a condition,
+because DistributedDataParallel waits for the gradient of each.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 Condition = Tensor | Mapping[str, Tensor]
 
-DTYPES = {"label": torch.int64, "mask": torch.bool}  # of the other kinds: floating point
+DTYPES = {"label": torch.int64, "mask": torch.bool, "text": torch.int64}  # of the other kinds: floating point
 
 
 def read_condition(cond: Condition | None, sizes: Mapping[str, int], x: Tensor) -> dict[str, Tensor]:
@@ -82,6 +83,7 @@ def _check_shape(kind: str, value: Tensor, size: int, x: Tensor, by_kind: Mappin
         "tokens": (B, value.shape[1] if value.ndim == 3 else "L", size),
         "mask": tuple(by_kind["tokens"].shape[:2]) if "tokens" in by_kind else ("B", "L"),
         "image": (B, size, *x.shape[2:]),
+        "text": (B, value.shape[1] if value.ndim == 2 else "L"),
     }[kind]
     if tuple(value.shape) != required:
         text = ", ".join(map(str, required)) + ("," if len(required) == 1 else "")
@@ -98,13 +100,16 @@ def _check_values(kind: str, value: Tensor, size: int) -> None:
             raise ValueError(
                 f"the label of cond must lie in 0..{size - 1}, or be -1 for no class, got {value.tolist()}"
             )
+    if kind == "text" and value.device.type == "cpu" and not torch.compiler.is_compiling():
+        if not ((value >= 0) & (value < size)).all():
+            raise ValueError(f"the text of cond must be ids in 0..{size - 1}, got up to {int(value.max())}")
 
 
 def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[str, Tensor]:
     """The null condition of one sample, every kind of it spelled out.
 
     Args:
-        sizes: The kinds that a network takes, with the number of classes, V, D and C'.
+        sizes: The kinds that a network takes, with the number of classes, V, D, C' and of ids.
         size: The height and width of an image condition.
     """
     null = {
@@ -112,6 +117,7 @@ def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[s
         "vector": torch.zeros(1, sizes.get("vector", 0)),
         "tokens": torch.zeros(1, 0, sizes.get("tokens", 0)),
         "image": torch.zeros(1, sizes.get("image", 0), *size),
+        "text": torch.zeros(1, 1, dtype=torch.int64),
     }
     return {kind: null[kind] for kind in sizes}
 
@@ -119,12 +125,12 @@ def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[s
 def drop_conditions(cond: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Tensor]:
     """Conditions with the null condition, of all kinds together, where `dropped`, bool (B,), is true.
 
-    Dropped tokens stay where they are and become invalid; a dropped image is 0.
+    Dropped tokens stay where they are and become invalid; a dropped image is 0, a dropped text has no words.
     """
     cond = dict(cond)
     if "tokens" in cond:
         cond.setdefault("mask", torch.ones(cond["tokens"].shape[:2], dtype=torch.bool, device=dropped.device))
-    null: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0}
+    null: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0, "text": 0}
     return {
         kind: value
         if kind == "tokens"

@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from score_diffusion.models import ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.models.conditions import null_condition
+from score_diffusion.models.text_encoder import FROM_TEXT, TextConditioned, TextEncoder
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
 from score_diffusion.run.errors import UserError
@@ -88,9 +89,15 @@ CONDITION_KEYS = {
     "vector": "vector_dim",
     "tokens": "token_dim",
     "image": "image_channels",
-    "text": "text_words",
+    "text": "encoder_words",
 }
 """The argument of a network that is the size of a kind of condition. 0 follows from the data in training."""
+TEXT_OPTIONS = (
+    "encoder_words",
+    "encoder_width",
+    "encoder_depth",
+    "encoder_heads",
+)  # arguments of the text encoder
 # Arguments of ScoreModel among the keys of the section `model`.
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
@@ -135,7 +142,7 @@ def build_encoder(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> NoisyD
     """
     options = section.to_dict()
     name = options.pop("name")
-    for key in ("prediction", *SCORE_OPTIONS):
+    for key in ("prediction", *SCORE_OPTIONS, *TEXT_OPTIONS):
         options.pop(key, None)
     if len(shape) == 1:
         raise UserError(f"model {name!r} takes images, the data are points of shape {tuple(shape)}")
@@ -173,6 +180,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
     options = section.to_dict()
     name, prediction = options.pop("name"), options.pop("prediction")
     of_score = {key: options.pop(key) for key in SCORE_OPTIONS if key in options}
+    of_text = {key.removeprefix("encoder_"): options.pop(key) for key in TEXT_OPTIONS if key in options}
     if of_score.get("noise_input") == AUTO:
         del of_score["noise_input"]
     network = choose(MODELS, name, "model")
@@ -187,10 +195,25 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
-    make = functools.partial(network, shape[0], **options)
+    if of_text.get("words"):
+        options |= dict.fromkeys(text_arguments(name), of_text["width"])
+
+    def make() -> nn.Module:
+        net = network(shape[0], **options)
+        return TextConditioned(net, TextEncoder(**of_text)) if of_text.get("words") else net
+
     with refusing_arguments():
         _refuse_too_large(make)
         return ScoreModel(make(), sde, prediction, **of_score)
+
+
+def text_arguments(name: str) -> list[str]:
+    """The arguments of a network that are the sizes of what a text becomes: tokens and a vector."""
+    return [CONDITION_KEYS[kind] for kind in FROM_TEXT if CONDITION_KEYS[kind] in _parameters(name)]
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(MODELS[name]).parameters
 
 
 def _refuse_too_large(make: Callable[[], nn.Module]) -> None:
@@ -235,7 +258,7 @@ def _derived_arguments(
     name: str, sde: SDE, shape: Sequence[int], learned_variance: bool
 ) -> dict[str, object]:
     """Arguments of a network that follow from the SDE and the data."""
-    accepted = inspect.signature(MODELS[name]).parameters
+    accepted = _parameters(name)
     derived: dict[str, object] = {}
     if "dims" in accepted:
         derived["dims"] = len(shape) - 1

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from score_diffusion.models import caption_bytes
 from score_diffusion.run.build import condition_sizes, refusing_arguments
@@ -25,12 +26,14 @@ from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.conditioning import ALL, NONE, parse_labels
+from score_diffusion.run.inference.prompts import encoded_prompts
 from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.samplers.guidance import (
     Autoguidance,
     ClassifierFreeGuidance,
     ClassifierGuidance,
     ClassLogProbability,
+    DynamicThresholding,
     EmbeddingGuidance,
     WithoutCondition,
     guidance_options,
@@ -53,9 +56,27 @@ def with_guidance(trained: TrainedModel, config: ConfigDict, workdir: Path) -> T
     Raises:
         UserError: If there is no such class, or the guidance does not fit the model.
     """
-    guided = GUIDES.get(config.sampling.guidance, with_conditions)(trained, config, workdir)
+    section = config.sampling
+    guided = GUIDES.get(section.guidance, with_conditions)(trained, config, workdir)
+    if section.threshold:
+        guided = _thresholded(guided, section.threshold)
     guided.guide(guided.score)  # for the checks of its options
     return guided
+
+
+def _thresholded(trained: TrainedModel, quantile: float) -> TrainedModel:
+    """A model with dynamic thresholding of what its guidance gives."""
+    if not trained.data.levels:
+        raise UserError(
+            f"sampling.threshold={quantile:g} brings images back to the range of grey levels, and the data "
+            f"are {trained.data.kind}: set it to 0"
+        )
+    words = f"{trained.guided_by}, " if trained.guided_by else ""
+    return replace(
+        trained,
+        guide=lambda score: DynamicThresholding(trained.guide(score), trained.sde, quantile=quantile),
+        guided_by=f"{words}dynamic thresholding at {quantile:g}",
+    )
 
 
 def _options(section: ConfigDict, name: str) -> dict[str, Any]:
@@ -91,19 +112,26 @@ def _cfg(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMod
         )
     negative = None
     if of.negative:
-        classes = condition_sizes(trained.score).get("label", 0)
-        if not classes:
-            raise UserError(f"sampling.cfg.negative={of.negative} needs a network with classes")
-        chosen = parse_labels(of.negative, trained.data.classes, classes, "sampling.cfg.negative")
-        if len(chosen) > 1:
-            raise UserError(f"sampling.cfg.negative must be one class, got {of.negative!r}")
-        negative = {"label": torch.tensor(chosen)}
+        negative = _negative(of.negative, trained)
     options = _options(section, "cfg")
     return replace(
         trained,
         guide=lambda score: ClassifierFreeGuidance(score, trained.sde, negative, **options),
         guided_by=_words("cfg", options),
     )
+
+
+def _negative(text: str, trained: TrainedModel) -> dict[str, Tensor]:
+    """The class or the text that samples are guided away from."""
+    if trained.data.vocabulary is not None and "text" in condition_sizes(trained.score):
+        return {"text": encoded_prompts([text], trained.data.vocabulary, "sampling.cfg.negative")}
+    classes = condition_sizes(trained.score).get("label", 0)
+    if not classes:
+        raise UserError(f"sampling.cfg.negative={text} needs a network with classes, or with text")
+    chosen = parse_labels(text, trained.data.classes, classes, "sampling.cfg.negative")
+    if len(chosen) > 1:
+        raise UserError(f"sampling.cfg.negative must be one class, got {text!r}")
+    return {"label": torch.tensor(chosen)}
 
 
 def _autoguidance(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:

@@ -22,13 +22,20 @@ from score_diffusion.run.build import (
 from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions
 from score_diffusion.run.data.dataset import Dataset
-from score_diffusion.run.data.info import DataInfo, read_data_info
+from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import absolute_path, digest_of, expanded, is_writable
-from score_diffusion.run.inference.conditioning import NONE, check_kinds, chosen_conditions, unconditional
+from score_diffusion.run.inference.conditioning import (
+    NONE,
+    OWN,
+    check_kinds,
+    chosen_conditions,
+    unconditional,
+)
 from score_diffusion.run.inference.costs import check_bound, check_ode
 from score_diffusion.run.inference.fitted_solver import fitted_solver
+from score_diffusion.run.inference.prompts import CAPTIONS_FILE, encoded_prompts, read_prompts
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
     Dequantization,
@@ -78,7 +85,7 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
         UserError: If there is no such class, or the model was trained without such conditions.
     """
     section, info, sizes = config.sampling, trained.data, condition_sizes(trained.score)
-    if section.conditions and not set(sizes) - {"label"}:
+    if section.conditions and not set(sizes) & set(OWN):
         raise UserError(
             f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "
             "cond_tokens or cond_image, and this one was not"
@@ -88,11 +95,38 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
             "sampling.label=-1 draws without a condition, for which this model was not trained "
             "(training.condition_dropout=0): name classes, or leave it out"
         )
-    path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
-    conditions = chosen_conditions(
-        section.label, sizes, info, trains_conditions(config, info), lambda: read_conditions(path, info.shape)
-    )
+    conditional = trains_conditions(config, info)
+    for key in ("prompt", "prompts"):
+        if section[key] and not ("text" in sizes and conditional):
+            raise UserError(
+                f"sampling.{key}={section[key]} needs a model that was trained with captions, and this one "
+                "was not: train one, for example by --config text_shapes"
+            )
+
+    def read_given() -> dict[str, Tensor]:
+        if "text" in sizes:
+            return {"text": _prompts(section, info, workdir)}
+        path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
+        return read_conditions(path, info.shape)
+
+    conditions = chosen_conditions(section.label, sizes, info, conditional, read_given)
     return replace(trained, conditions=conditions)
+
+
+def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
+    """The texts that the section `sampling` chooses, as ids, int64 (n, L).
+
+    Raises:
+        UserError: If both keys are set, or the model cannot read a text.
+    """
+    if info.vocabulary is None:
+        raise UserError(f"{workdir / DATA_FILE} has no words, which the model was trained with: restore it")
+    if section.prompt and section.prompts:
+        raise UserError("set one of sampling.prompt and sampling.prompts, not both")
+    if section.prompt:
+        return encoded_prompts([section.prompt], info.vocabulary, "sampling.prompt")
+    path = expanded(section.prompts) if section.prompts else workdir / CAPTIONS_FILE
+    return encoded_prompts(read_prompts(path), info.vocabulary, f"a prompt of {path}")
 
 
 def trains_conditions(config: ConfigDict, info: DataInfo) -> bool:
@@ -151,7 +185,7 @@ def own_conditions(config: ConfigDict, trained: TrainedModel, dataset: Dataset) 
             f"the model is conditioned on classes, and the held-out samples of {dataset.name!r} have no "
             "labels: name data with labels, --config.data.path="
         )
-    return replace(trained, conditions=SampleConditions(rows, dataset.classes))
+    return replace(trained, conditions=SampleConditions(rows, dataset.classes, dataset.vocabulary))
 
 
 def without_conditions(config: ConfigDict, trained: TrainedModel) -> TrainedModel | None:
@@ -216,6 +250,8 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
         settings["guided_by"] = guided_by
     if section.conditions:
         settings["conditions"] = digest_of(expanded(section.conditions))  # another content, other samples
+    if section.prompts:
+        settings["prompts"] = digest_of(expanded(section.prompts))
     return SampleRequest(
         section.sampler,
         section.num_samples,

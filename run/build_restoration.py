@@ -54,7 +54,7 @@ def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> Traine
         UserError: If several classes are named, or none although the model knows no p(x) without one.
     """
     training = config.training
-    if config.sampling.label == ALL:
+    if config.sampling.label == ALL and not config.sampling.prompt:
         if training.conditional and not training.condition_dropout:
             raise UserError(
                 "this model was trained with training.condition_dropout=0 and knows no images without a "

@@ -185,8 +185,8 @@ def _check_conditions(model: ScoreModel | NoisyDataModel, dataset: Dataset) -> N
     taken, given = condition_sizes(model), dataset.condition_sizes
     if not given:
         raise UserError(
-            "training.conditional=True conditions the network on class labels, cond_vector, cond_tokens or "
-            f"cond_image of the data, and the data {dataset.name!r} have none of them"
+            "training.conditional=True conditions the network on class labels, captions, cond_vector, "
+            f"cond_tokens or cond_image of the data, and the data {dataset.name!r} have none of them"
         )
     if dataset.held_out_conditions.keys() != dataset.conditions.keys():
         raise UserError(
@@ -371,7 +371,7 @@ def _preview_conditions(config: ConfigDict, dataset: Dataset) -> SampleCondition
         return SampleConditions()
     if dataset.conditions.keys() == {"label"}:
         return SampleConditions.of_classes(range(dataset.condition_sizes["label"]), dataset.classes)
-    return SampleConditions(dataset.held_out_conditions, dataset.classes)
+    return SampleConditions(dataset.held_out_conditions, dataset.classes, dataset.vocabulary)
 
 
 def build_loop_settings(section: ConfigDict) -> LoopSettings:

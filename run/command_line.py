@@ -19,7 +19,8 @@ DEVICES = ("auto", "cpu", "cuda")
 SHORT_FLAGS = {
     **{flag: f"sampling.{flag}" for flag in ("sampler", "nfe", "grid", "label", "guidance")},
     "classifier": "sampling.classifier.run",
-    "prompt": "sampling.clip.prompt",
+    "prompt": "sampling.prompt",
+    "prompts": "sampling.prompts",
     **{flag: f"restore.{flag}" for flag in ("task", "input", "noise", "method")},
     "mask": "restore.inpaint.mask",
 }
@@ -100,7 +101,12 @@ def define_flags() -> flags.FlagValues:
     )
     define_string("scale", None, "Scale of the guidance: short for --config.sampling.GUIDANCE.scale.")
     define_string("classifier", None, "Run of the classifier: short for --config.sampling.classifier.run.")
-    define_string("prompt", None, "Caption to draw: short for --config.sampling.clip.prompt.")
+    define_string(
+        "prompt",
+        None,
+        "Text to draw: short for --config.sampling.prompt, or sampling.clip.prompt with --guidance clip.",
+    )
+    define_string("prompts", None, "File of such texts, one a line: short for --config.sampling.prompts.")
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")
@@ -136,6 +142,10 @@ def read_command_line(argv: list[str]) -> CommandLine:
     if rest and not runs:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
     keys = SHORT_FLAGS | (OF_RESTORE if values.mode == "restore" else {})
+    if values.guidance == "clip":
+        keys["prompt"] = "sampling.clip.prompt"
+    if values.prompt is not None and not values.prompt.strip():
+        raise UserError("--prompt is empty: write a text, or --label -1 to draw without one")
     overrides += [
         (key, str(values[flag].value)) for flag, key in keys.items() if values[flag].value is not None
     ]

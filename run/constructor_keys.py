@@ -192,11 +192,11 @@ def _as_clause(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-OLDER_RUNS_LACK = (
-    MODEL
-    | OF_NO_RUN
-    | {name: KEYS[name] for name in ("sampling.guidance", "data.num_images", "training.run")}
+ADDED = (
+    *("data.num_images", "training.run"),
+    *("sampling.guidance", "sampling.prompt", "sampling.prompts", "sampling.threshold"),
 )
+OLDER_RUNS_LACK = MODEL | OF_NO_RUN | {name: KEYS[name] for name in ADDED}
 
 
 def complete(config: ConfigDict) -> None:

@@ -37,9 +37,9 @@ def image_grid(
 ) -> Image.Image:
     """Images (n, C, H, W) in a nearly square grid, row by row; small ones are enlarged.
 
-    With names, images of one name are a row of their own, with the name on its left. Where few images share
-    a name and names are long, as captions are, each has its own below. Given images of the same size are
-    shown on the left of each.
+    With names, images of one name are a row of their own, with the name on its left. A single name is above
+    all of them. Where few images share a name and names are long, as captions are, each has its own below.
+    Given images of the same size are shown on the left of each.
 
     Args:
         images: The images.
@@ -58,6 +58,8 @@ def image_grid(
     if names is None:
         columns = math.ceil(math.sqrt(len(levels))) if columns is None else columns
         return _grid(levels, [divmod(k, columns) for k in range(len(levels))])
+    if len(set(names)) == 1 and len(names) > 1:
+        return _titled_grid(levels, names[0])
     return _captioned_grid(levels, names) if captioned else _named_grid(levels, names)
 
 
@@ -127,6 +129,19 @@ def contrast(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = np.percentile(finite.astype(np.float64), [1, 99])
     return (low, high) if high > low else (low - 0.5, low + 0.5)
+
+
+def _titled_grid(levels: np.ndarray, name: str) -> Image.Image:
+    """Images, uint8 (n, 3, H, W), in a nearly square grid under the name that they share."""
+    columns = math.ceil(math.sqrt(len(levels)))
+    grid = _grid(levels, [divmod(k, columns) for k in range(len(levels))])
+    font = ImageFont.truetype(FONT, CAPTION_SIZE + 1)
+    text = _lines(shortened(name, CAPTION_LENGTH), grid.width - 4 * GAP, font)
+    height = (text.count("\n") + 1) * (CAPTION_SIZE + 5) + 2 * GAP
+    picture = Image.new("RGB", (grid.width, grid.height + height), (255, 255, 255))
+    picture.paste(grid, (0, height))
+    ImageDraw.Draw(picture).multiline_text((2 * GAP, GAP), text, (0, 0, 0), font, spacing=2)
+    return picture
 
 
 def _are_captions(names: Sequence[str]) -> bool:

@@ -141,6 +141,13 @@ MODEL = _section("model", NEW_RUN, False, {
             "auto",
         ],
     ),
+    "encoder_words": Key(
+        0, "words of the text encoder, which is trained with the network; 0 follows from the data's captions",
+        least=0,
+    ),
+    "encoder_width": Key(128, "text encoder: size of its tokens; even, and divisible by its heads", least=2),
+    "encoder_depth": Key(2, "text encoder: number of its blocks", least=1),
+    "encoder_heads": Key(4, "text encoder: attention heads", least=1),
     "sigma_data": Key(0.5, "standard deviation of the data in prediction and weighting edm", above=0),
 })  # fmt: skip
 
@@ -178,7 +185,8 @@ TRAINING = _section("training", NEW_RUN, False, {
     "run": Key("", "run whose data and SDE a classifier or encoders are trained with; empty for their own"),
     "conditional": Key(
         False,
-        "condition the network on what the data come with, class labels or cond_* arrays, whose sizes the "
+        "condition the network on what the data come with, class labels, captions or cond_* arrays, whose "
+        "sizes the "
         "network takes from the data",
     ),
     "condition_dropout": Key(
@@ -266,6 +274,20 @@ SAMPLING = _section("sampling", SAMPLES, True, {
         "",
         "for a model trained with cond_* data, an .npz of such arrays: sample k is drawn under row k, and "
         "after the last row comes the first again; empty for those of the held-out set",
+    ),
+    "prompt": Key(
+        "",
+        "for a model trained with captions, the text to draw; empty for prompts, or for held-out captions",
+        modes=(*SAMPLES, "restore"),
+    ),
+    "prompts": Key(
+        "", "a UTF-8 file of texts, one a line: sample k is drawn under line k, and after the last the first"
+    ),
+    "threshold": Key(
+        0.0,
+        "dynamic thresholding (Imagen): the fraction of the elements of a denoised sample that stay within "
+        "the range, as 0.995; 0 for none",
+        least=0, below=1,
     ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
     "guidance": Key(

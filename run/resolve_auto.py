@@ -21,7 +21,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
-from score_diffusion.run.build import CONDITION_KEYS
+from score_diffusion.run.build import CONDITION_KEYS, text_arguments
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.errors import UserError
@@ -94,9 +94,11 @@ def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     found: dict[str, object] = {}
     for kind, size in sizes.items():
         key = CONDITION_KEYS[kind]
-        if key not in config.model:
+        needed = text_arguments(config.model.name) if kind == "text" else [key]
+        if not needed or any(argument not in config.model for argument in needed):
             fitting = POINT_NETWORKS if len(dataset.shape) == 1 else IMAGE_NETWORKS
-            others = [name for name, make in fitting.items() if key in inspect.signature(make).parameters]
+            of = "token_dim" if kind == "text" else key
+            others = [name for name, make in fitting.items() if of in inspect.signature(make).parameters]
             advice = f"choose {' or '.join(others)}, or " if others else ""
             raise UserError(
                 f"model {config.model.name!r} cannot be conditioned on the {kind} of the data: {advice}"

@@ -59,7 +59,9 @@ def _condition_rows(section: ConfigDict, trained: TrainedModel) -> list[tuple[st
         names = list(dict.fromkeys(conditions.names(len(rows["label"])) or []))
         listed = ", ".join(map(shortened, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
         words.append(("classes", listed + (" in turn" if len(names) > 1 else "")))
-    own = [name_of(kind) for kind in rows if kind != "label"]
+    if "text" in rows and section.label != NONE:
+        words.append(("text", section.prompt or f"{section.prompts or 'held-out captions'}, line by line"))
+    own = [name_of(kind) for kind in rows if kind not in ("label", "text")]
     if own and section.label != NONE:
         words.append(("conditions", f"{', '.join(own)} of {section.conditions or 'held-out samples'}"))
     return words

@@ -40,6 +40,7 @@ from score_diffusion.run.data.info import (
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
+from score_diffusion.run.inference.prompts import write_captions
 from score_diffusion.run.resolve_auto import resolve, take_resolved
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
@@ -110,7 +111,11 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
 def _write_description(config: ConfigDict, dataset: Dataset, workdir: Path) -> None:
     save_config(config, workdir)
     write_data_info(workdir, DataInfo.of(dataset))
-    if config.training.conditional and dataset.conditions.keys() != {"label"}:
+    if not config.training.conditional:
+        return
+    if dataset.vocabulary is not None:
+        write_captions(workdir, dataset.held_out_conditions["text"], dataset.vocabulary)
+    elif dataset.conditions.keys() != {"label"}:
         write_conditions(workdir, dataset.held_out_conditions)
 
 

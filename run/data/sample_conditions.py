@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-NO_CLASS = "no class"
+from score_diffusion.run.data.vocabulary import Vocabulary
+
+NO_CLASS, NO_TEXT = "no class", "no text"
 
 
 @dataclass(frozen=True)
@@ -20,6 +22,8 @@ class SampleConditions:
     """Tensors (n, ...) under the names of models/conditions.py, n their own; empty for no conditions."""
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their indices; a class without a name has its index."""
+    vocabulary: Vocabulary | None = None
+    """The words that the ids of texts stand for; None without texts."""
 
     @classmethod
     def of_classes(cls, labels: Sequence[int], classes: tuple[str, ...] = ()) -> SampleConditions:
@@ -37,7 +41,10 @@ class SampleConditions:
         return (self.of(range(count)) or {}).get("label")
 
     def names(self, count: int) -> list[str] | None:
-        """The names of the classes of the first samples; None without classes."""
+        """The classes or the texts of the first samples; None without either."""
+        texts = (self.of(range(count)) or {}).get("text")
+        if texts is not None and self.vocabulary is not None:
+            return [self.vocabulary.decode(ids) or NO_TEXT for ids in texts]
         labels = self.labels(count)
         return None if labels is None else [class_name(label, self.classes) for label in labels.tolist()]
 

@@ -95,5 +95,5 @@ class Vocabulary:
         if unknown:
             known = ", ".join(self.words[:LISTED]) + (", ..." if len(self.words) > LISTED else "")
             these = ", ".join(map(repr, unknown[:LISTED]))
-            return f"has {these}, which no training caption had; the model knows {known}"
+            return f"has {these}, which no training caption had; those had {known}"
         return None

@@ -32,7 +32,8 @@ def chosen_conditions(
         sizes: The kinds of conditions that the network takes, with their sizes.
         info: The data of the run, with the names of the classes.
         conditional: Whether training conditioned the model.
-        read_given: Reads a user's own conditions, where the network takes such, perhaps with classes.
+        read_given: Reads prompts or a user's own conditions, where the network takes such, perhaps with
+            classes.
 
     Raises:
         UserError: If the network has no such class, its classes were never trained, or the conditions that
@@ -55,7 +56,7 @@ def chosen_conditions(
         count = len(info.classes) or sizes["label"]  # the network may have more than the data
         labels = parse_labels(label, info.classes, count) if asks_for_classes else range(count)
         rows["label"] = torch.tensor(labels)
-    return SampleConditions(rows, info.classes)
+    return SampleConditions(rows, info.classes, info.vocabulary)
 
 
 def check_kinds(rows: Mapping[str, Tensor], sizes: Mapping[str, int], what: str) -> dict[str, Tensor]:
@@ -64,9 +65,12 @@ def check_kinds(rows: Mapping[str, Tensor], sizes: Mapping[str, int], what: str)
     Raises:
         UserError: If other ones are missing, are not taken, or are of other sizes.
     """
-    rows = {kind: values for kind, values in rows.items() if kind != "label" or "label" in sizes}
+    optional = ("label", "text")
+    rows = {kind: values for kind, values in rows.items() if kind not in optional or kind in sizes}
+    if "text" in sizes and "text" not in rows:
+        raise UserError(f"{what} must be captions, as the network takes them: name data with captions")
     found = {kind: values.shape[1 if kind == "image" else -1] for kind, values in rows.items() if kind in OWN}
-    expected = {kind: size for kind, size in sizes.items() if kind != "label"}
+    expected = {kind: size for kind, size in sizes.items() if kind in OWN}
     if found != expected:
         raise UserError(
             f"{what} must be {_in_words(expected)}, as the network takes them, got {_in_words(found)}"
@@ -85,7 +89,7 @@ def _in_words(sizes: Mapping[str, int]) -> str:
 
 def unconditional(sizes: Mapping[str, int], info: DataInfo) -> SampleConditions:
     """The null condition for all samples."""
-    return SampleConditions(null_condition(sizes, info.shape[1:]), info.classes)
+    return SampleConditions(null_condition(sizes, info.shape[1:]), info.classes, info.vocabulary)
 
 
 def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "sampling.label") -> list[int]:

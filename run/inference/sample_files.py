@@ -115,6 +115,8 @@ def draw_and_save(
     arrays: dict[str, Any] = {"samples": samples} | {
         name_of(kind): rows.numpy() for kind, rows in cond.items()
     }
+    if "text" in cond:
+        arrays["captions"] = np.array(trained.conditions.names(len(samples)), str)
     if "label" in cond:
         arrays["classes"] = np.array(trained.data.classes, str)
     buffer = io.BytesIO()

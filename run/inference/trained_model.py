@@ -8,6 +8,7 @@ The run directory holds
     checkpoints/, snapshots/                   see checkpoint.py and post_hoc_averages.py
     skipped/                                   a batch of training that diverged, see interruptions.py
     log.jsonl, tensorboard/, loss_curve.png    the course of training
+    captions.txt                               held-out captions, to draw samples under
     samples/                                   pictures and sample files
     solvers/                                   samplers that were fitted to the model
     restored/                                  pictures and files of restored samples

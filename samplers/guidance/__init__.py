@@ -13,12 +13,14 @@ from score_diffusion.samplers.guidance.classifier_free import ClassifierFreeGuid
 from score_diffusion.samplers.guidance.conditions import WithoutCondition, null_condition
 from score_diffusion.samplers.guidance.embedding import EmbeddingGuidance
 from score_diffusion.samplers.guidance.registry import GUIDANCE, guidance_options
+from score_diffusion.samplers.guidance.thresholding import DynamicThresholding
 
 __all__ = [
     "Autoguidance",
     "ClassLogProbability",
     "ClassifierFreeGuidance",
     "ClassifierGuidance",
+    "DynamicThresholding",
     "EmbeddingGuidance",
     "GUIDANCE",
     "MeanShiftSampler",

@@ -1,7 +1,7 @@
 """Conditions of a batch, and the null condition.
 
 A condition is what a network takes as its third argument: a tensor, or a dict of tensors under the names
-label, vector, tokens, mask and image, with a row for each sample. Samplers hand it to the score,
+label, vector, tokens, mask, image and text, with a row for each sample. Samplers hand it to the score,
 `sampler(score, shape, cond=cond)`; elsewhere `ConditionalScore(score, cond)` does.
 """
 
@@ -30,7 +30,7 @@ def rows_for(value: Tensor, x: Tensor, name: str) -> Tensor:
     return value.to(x.device).expand(len(x), *value.shape[1:])
 
 
-NULL: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0}
+NULL: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0, "text": 0}
 """What the tensors of the null condition are filled with; its tokens stay and become invalid."""
 
 

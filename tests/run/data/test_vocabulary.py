@@ -20,7 +20,7 @@ def test_what_is_no_prompt():
     assert vocabulary.problem("A blue square") is None
     assert vocabulary.problem(" \n ") == "has no word"
     assert vocabulary.problem("a a a a") == "has 4 words, and the model reads at most 3"
-    expected = "has 'green', which no training caption had; the model knows a, blue, circle, red, square"
+    expected = "has 'green', which no training caption had; those had a, blue, circle, red, square"
     assert vocabulary.problem("a green square") == expected
 
 
