@@ -101,12 +101,8 @@ def define_flags() -> flags.FlagValues:
     )
     define_string("scale", None, "Scale of the guidance: short for --config.sampling.GUIDANCE.scale.")
     define_string("classifier", None, "Run of the classifier: short for --config.sampling.classifier.run.")
-    define_string(
-        "prompt",
-        None,
-        "Text to draw: short for --config.sampling.prompt, or sampling.clip.prompt with --guidance clip.",
-    )
-    define_string("prompts", None, "File of such texts, one a line: short for --config.sampling.prompts.")
+    define_string("prompt", None, "Text to draw: short for --config.sampling.prompt.")
+    define_string("prompts", None, "File of texts, one a line: short for --config.sampling.prompts.")
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")
     define_string("to", None, "Convert the run's checkpoint to diffusers.")

@@ -28,6 +28,7 @@ from score_diffusion.run.constructor_keys import (
     declared_keys,
     option_keys,
     refuse_options_of_others,
+    refuse_unused,
 )
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.user_function import absolute, names_function, refuse_function
@@ -35,7 +36,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
-from score_diffusion.run.keys import KEYS, refuse_unused
+from score_diffusion.run.keys import KEYS
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIGS = Path(__file__).parent / "configs"

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.key_types import AUTO, Key
+from score_diffusion.run.key_types import AUTO, Key, keys_in_words
 from score_diffusion.run.keys import (
     GUIDING,
     KEYS,
@@ -161,6 +161,19 @@ def refuse_options_of_others(names: Iterable[str], config: ConfigDict) -> None:
                     f"--config.{name} is an option of {kind} {owner!r}, and the {kind} is {choice!r}: "
                     f"add --{kind} {owner}, or leave the option out"
                 )
+
+
+def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:
+    """Refuses a key that a mode does not use.
+
+    Raises:
+        UserError: If the mode does not use it; the message says what the mode takes.
+    """
+    if mode not in keys[name].modes:
+        is_of_training = mode != "data" and {*keys[name].modes} <= {*NEW_RUN, "data"}
+        problem = "cannot change after training and " if is_of_training else ""
+        taken = keys_in_words(mode, keys)
+        raise UserError(f"--config.{name} {problem}is not used by --mode {mode}, which takes {taken}")
 
 
 def arguments(function: Callable[..., object]) -> dict[str, Key]:

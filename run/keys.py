@@ -14,8 +14,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Literal
 
-from score_diffusion.run.errors import UserError
-from score_diffusion.run.key_types import AUTO, Key, keys_in_words
+from score_diffusion.run.key_types import AUTO, Key
 
 MODES = ("train", "sample", "restore", "likelihood", "evaluate", "compare", "data", "report", "convert")
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
@@ -186,8 +185,7 @@ TRAINING = _section("training", NEW_RUN, False, {
     "conditional": Key(
         False,
         "condition the network on what the data come with, class labels, captions or cond_* arrays, whose "
-        "sizes the "
-        "network takes from the data",
+        "sizes the network takes from the data",
     ),
     "condition_dropout": Key(
         0.1,
@@ -441,16 +439,3 @@ OF_NO_RUN = RESTORE | EVALUATION | COMPARE
 """Keys that a run's configuration may lack: they are about what is done with it."""
 
 KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | OF_NO_RUN
-
-
-def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:
-    """Refuses a key that a mode does not use.
-
-    Raises:
-        UserError: If the mode does not use it; the message says what the mode takes.
-    """
-    if mode not in keys[name].modes:
-        is_of_training = mode != "data" and {*keys[name].modes} <= {*NEW_RUN, "data"}
-        problem = "cannot change after training and " if is_of_training else ""
-        taken = keys_in_words(mode, keys)
-        raise UserError(f"--config.{name} {problem}is not used by --mode {mode}, which takes {taken}")

@@ -13,6 +13,7 @@ from score_diffusion.run.build_training import OBJECTIVES, TIMES
 from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
 from score_diffusion.run.configs import base
+from score_diffusion.run.constructor_keys import refuse_unused
 from score_diffusion.run.data.decoding import MODES as CHANNELS
 from score_diffusion.run.data.options import CROPS
 from score_diffusion.run.distributed.model import PARALLEL
@@ -20,7 +21,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
 from score_diffusion.run.key_types import keys_in_words
-from score_diffusion.run.keys import KEYS, MODES, refuse_unused
+from score_diffusion.run.keys import KEYS, MODES
 from score_diffusion.run.training.learning_rate import SCHEDULES
 from score_diffusion.run.training.precision import PRECISIONS
 from score_diffusion.samplers import GRIDS
