@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import functools
 import importlib
 import importlib.util
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,9 +20,9 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from score_diffusion.run.configs import base
+from score_diffusion.run.console import warn
 from score_diffusion.run.constructor_keys import (
     CONSTRUCTORS,
-    OLDER_RUNS_LACK,
     TABLES,
     argument_keys,
     complete,
@@ -36,12 +37,14 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
-from score_diffusion.run.keys import KEYS
+from score_diffusion.run.keys import KEYS, NEW_RUN
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
+NAMES = ("data.name", *CONSTRUCTORS)
+OF_TRAINING = [name for name, key in KEYS.items() if key.modes == NEW_RUN and not key.may_change]
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
 """Keys that may name a function of the user's, and what it is there for."""
 
@@ -97,7 +100,7 @@ def load_config(name: str) -> ConfigDict:
         )
     with _the_users_code(name):
         config = module.get_config(experiment) if experiment else module.get_config()
-    _check_has_all_keys(config, name)
+    _check_is_whole(config, name)
     complete(config)
     check(config)
     config.data.path = absolute(config.data.path) if config.data.path else ""
@@ -148,14 +151,13 @@ def _the_users_code(source: str) -> Iterator[None]:
         raise UserError(f"configuration {source} does not run: {type(error).__name__}: {error}") from error
 
 
-def _check_has_all_keys(config: ConfigDict, source: str) -> None:
-    """Refuses a configuration that lacks keys other than those that `complete` fills in."""
+def _check_is_whole(config: ConfigDict, source: str) -> None:
+    """Refuses a configuration without a section of base.py or the name of an SDE, a network or a data set."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source} must give an ml_collections.ConfigDict, it gives {type(config).__name__}")
-    filled_in = OLDER_RUNS_LACK.keys() - {"model.name"}
-    required = [key for key in KEYS if key not in filled_in]
-    present = flatten(config)
-    missing = [key for key in required if key not in present]
+    missing = [section for section in SECTIONS if section not in config] or [
+        name for name in NAMES if name not in flatten(config)
+    ]
     if missing:
         raise UserError(
             f"{source} lacks {', '.join(missing)}; start from score_diffusion.run.configs.base.get_config()"
@@ -321,13 +323,21 @@ def read_config(workdir: Path) -> ConfigDict:
         _add_sections(record)
         _check_sections(record)
         config = ConfigDict(with_tuples(record))
-        _check_has_all_keys(config, "it")
+        _check_is_whole(config, "it")
+        older = [name for name in OF_TRAINING if name not in flatten(config)]
         complete(config)
         check(config)
         config.sampling.output = ""  # where to write is up to the command line, not to whoever made the run
     except (UserError, ValueError, KeyError, AttributeError) as error:  # the last two of odd names
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
+    if older:
+        _say_older(path, ", ".join(f"{name}={KEYS[name].default!r}" for name in older))
     return config.lock()
+
+
+@functools.cache  # once, however often a command reads the file
+def _say_older(path: Path, defaults: str) -> None:
+    warn(f"{path} is from before these keys, whose defaults are taken: {defaults}")
 
 
 def read_run(workdir: Path, overrides: Overrides, mode: str, more: Overrides = ()) -> ConfigDict:

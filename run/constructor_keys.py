@@ -23,9 +23,7 @@ from score_diffusion.run.keys import (
     GUIDING,
     KEYS,
     LEVEL_RULES,
-    MODEL,
     NEW_RUN,
-    OF_NO_RUN,
     RESTORE,
     RESTORES,
     SAMPLES,
@@ -205,16 +203,9 @@ def _as_clause(text: str) -> str:
     return text[:1].lower() + text[1:] if text[1:2].islower() or text[1:2] == " " else text
 
 
-ADDED = (
-    *("data.num_images", "training.run"),
-    *("sampling.guidance", "sampling.prompt", "sampling.prompts", "sampling.threshold"),
-)
-OLDER_RUNS_LACK = MODEL | OF_NO_RUN | {name: KEYS[name] for name in ADDED}
-
-
 def complete(config: ConfigDict) -> None:
-    """Gives every argument that the configuration leaves out its default, in place."""
-    for name, key in (OLDER_RUNS_LACK | option_keys() | _arguments_of(config)).items():
+    """Gives every key that the configuration leaves out its default, in place."""
+    for name, key in (KEYS | option_keys() | _arguments_of(config)).items():
         *sections, argument = name.split(".")
         section = config
         for part in sections:

@@ -435,7 +435,6 @@ COMPARE = _section("compare", ("compare",), True, {
     ),
 })  # fmt: skip
 
-OF_NO_RUN = RESTORE | EVALUATION | COMPARE
-"""Keys that a run's configuration may lack: they are about what is done with it."""
-
-KEYS: dict[str, Key] = SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | OF_NO_RUN
+KEYS: dict[str, Key] = (
+    SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE | EVALUATION | COMPARE
+)

@@ -41,8 +41,8 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "constructor_keys": {"build", "errors", "key_types", "keys", "tasks"},
     "configs": {"constructor_keys", "key_types", "keys"},
     "config": {
-        *("configs", "constructor_keys", "data", "errors", "files", "json_files", "key_types", "keys"),
-        "setting_files",
+        *("configs", "console", "constructor_keys", "data", "errors", "files", "json_files", "key_types"),
+        *("keys", "setting_files"),
     },
     "checkpoints": {"console", "distributed", "errors", "files", "json_files", "key_types"},
     "evaluation": {"console", "data", "errors", "files", "json_files", "key_types"},

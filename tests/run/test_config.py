@@ -76,7 +76,7 @@ def test_bad_overrides_are_refused(key: str, text: str, message: str):
         ("x = 1", "must define get_config"),
         ("def get_config(): return {}['key']", "does not run: KeyError: 'key'"),
         ("get_config = dict", "ConfigDict"),
-        ("from ml_collections import ConfigDict as get_config", "lacks .*training.steps"),
+        ("from ml_collections import ConfigDict as get_config", "lacks data, sde, model, training"),
     ],
 )
 def test_bad_configuration_files_are_refused(source: str, message: str, tmp_path: Path):
@@ -160,6 +160,16 @@ def test_a_damaged_config_file_is_refused(text: str, tmp_path: Path):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(UserError, match="config.json"):
         read_config(tmp_path)
+
+
+def test_keys_newer_than_a_run_get_their_defaults(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    config = load_config("vpsde").to_dict()
+    del config["training"]["condition_dropout"], config["sampling"]["grid"], config["evaluation"]
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    for _ in range(2):
+        assert read_config(tmp_path) == load_config("vpsde")
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "training.condition_dropout=0.1" in said and "grid" not in said
 
 
 def test_a_relative_data_path_is_made_absolute():
