@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.build_guidance import GUIDES, load_guided
 from score_diffusion.run.config import apply_overrides, read_config
+from score_diffusion.run.constructor_keys import guidance_keys
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
+from score_diffusion.samplers.guidance import GUIDANCE
 from tests.run.conftest import TINY
 
 CPU = torch.device("cpu")
@@ -45,6 +47,18 @@ def drawn(workdir: Path) -> np.lib.npyio.NpzFile:
 def guided(workdir: Path, *overrides: tuple[str, str]):
     config = apply_overrides(read_config(workdir), overrides, "sample")
     return load_guided(workdir, config, CPU)
+
+
+def test_every_method_can_be_chosen_and_its_options_are_keys():
+    assert GUIDES.keys() == GUIDANCE.keys()
+    for name in GUIDANCE:
+        keys = {
+            key: declared for key, declared in guidance_keys().items() if key.startswith(f"sampling.{name}.")
+        }
+        assert f"sampling.{name}.scale" in keys
+        for key, declared in keys.items():
+            declared.check(key, declared.default)
+            assert 5 < len(declared.explanation) < 200 and set(declared.modes) >= {"sample", "evaluate"}
 
 
 def test_classifier_free_guidance_is_the_extrapolated_score(conditional: Path):
