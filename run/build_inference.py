@@ -51,8 +51,15 @@ from score_diffusion.run.inference.trained_model import (
     WeightsChoice,
     load_chosen_weights,
 )
-from score_diffusion.samplers import DEFAULT, Sampler, clip_bounds, find_sampler, sampler_options
-from score_diffusion.sde_lib import NoisyDataModel, ScoreModel, chain_times
+from score_diffusion.samplers import (
+    DEFAULT,
+    ExponentialAdams,
+    Sampler,
+    clip_bounds,
+    find_sampler,
+    sampler_options,
+)
+from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, NoisyDataModel, ScoreModel, chain_times
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
@@ -282,8 +289,7 @@ def score_data(figure: str, section: ConfigDict, trained: TrainedModel, data: Te
             seed=section.seed,
             divergence=section.divergence,
             n_probes=section.n_probes,
-            rtol=section.rtol,
-            atol=section.atol,
+            solver=build_density_solver(section),
         )
     n_terms = section.bound_terms or len(chain_times(trained.sde)) - 1
     check_bound(trained, len(data), section.batch_size, n_terms, section.bound_draws)
@@ -297,6 +303,13 @@ def score_data(figure: str, section: ConfigDict, trained: TrainedModel, data: Te
         n_terms=section.bound_terms or None,
         n_draws=section.bound_draws,
     )
+
+
+def build_density_solver(section: ConfigDict) -> DensitySolver:
+    """The solver of the probability flow of a section `likelihood`."""
+    if section.solver == "exponential_adams":
+        return ExponentialAdams(section.steps)
+    return AdaptiveSolver(section.solver, section.rtol, section.atol)
 
 
 def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequantization:

@@ -352,8 +352,14 @@ LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
         "hutchinson", "how the ODE's divergence is computed", kind=Literal["hutchinson", "exact"]
     ),
     "n_probes": Key(1, "random probes of the Hutchinson estimator", least=1),
-    "rtol": Key(1e-5, "relative tolerance of the ODE solver", above=0),
-    "atol": Key(1e-5, "absolute tolerance of the ODE solver", above=0),
+    "solver": Key(
+        "dopri5",
+        "solver of the ODE: dopri5 with adaptive steps, or exponential_adams with a fixed number of them",
+        kind=Literal["dopri5", "exponential_adams"],
+    ),
+    "rtol": Key(1e-5, "relative tolerance of solver=dopri5", above=0),
+    "atol": Key(1e-5, "absolute tolerance of solver=dopri5", above=0),
+    "steps": Key(128, "steps of solver=exponential_adams, an even number", least=8),
     "dequantization": Key(
         "uniform", "dequantization of images for the ODE: uniform noise, or the diffusion's own (gaussian)",
         kind=Literal["uniform", "gaussian"],

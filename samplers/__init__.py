@@ -17,6 +17,7 @@ from score_diffusion.samplers.exponential import (
     eabm,
     unipc,
 )
+from score_diffusion.samplers.exponential_adams import ExponentialAdams
 from score_diffusion.samplers.fit_solver import SolverFit, fit_solver
 from score_diffusion.samplers.fixed_batches import FixedBatches
 from score_diffusion.samplers.grids import (
@@ -86,6 +87,7 @@ __all__ = [
     "DDIMSampler",
     "DEFAULT",
     "EulerMaruyama",
+    "ExponentialAdams",
     "FixedBatches",
     "GRIDS",
     "Grid",

@@ -42,7 +42,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated
@@ -50,14 +50,21 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.grids import Grid, clock
-from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, add_weights
+from score_diffusion.samplers.adams_table import VARIABLES, AdamsTable
+from score_diffusion.samplers.grids import Grid
+from score_diffusion.samplers.linear import (
+    GridCoefficients,
+    LinearSampler,
+    Stage,
+    add_weights,
+    denoised_values,
+    finite_log_coefficients,
+)
 from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.samplers.predictors import REVERSE_SDE, Stochasticity, stochasticity_at
 from score_diffusion.samplers.prototype_fit import FITTED_STEPS, fitted_stages
 from score_diffusion.sde_lib import SDE, InputError
 
-QUADRATURE_POINTS = 32
 UNIPC_VARIANTS = ("bh1", "bh2")
 
 
@@ -95,106 +102,25 @@ def multistep_stages(
     return stages
 
 
-def denoised_values(at: GridCoefficients) -> list[tuple[float, float]]:
-    """(p, q) of x̂_0 = (x + σ² score)/α at each time of a grid."""
-    return list(zip((1 / at.alpha).tolist(), (at.sigma.square() / at.alpha).tolist(), strict=True))
-
-
-def noise_values(at: GridCoefficients) -> list[tuple[float, float]]:
-    """(p, q) of ε̂ = -σ score at each time of a grid."""
-    return [(0.0, -sigma) for sigma in at.sigma.tolist()]
-
-
-def finite_log_coefficients(sde: SDE, times: Tensor) -> GridCoefficients:
-    """The coefficients at the times of a grid, with λ finite everywhere.
-
-    Raises:
-        InputError: If λ = log(α/σ) is infinite at an end.
-    """
-    at = GridCoefficients(sde, times)
-    if not at.lam.isfinite().all():
-        raise InputError(
-            f"log(α/σ) must be finite at all times of the grid; it is {at.lam[0]:.4g} at the first and "
-            f"{at.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, and denoise=True"
-        )
-    return at
-
-
-VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
-    "clock": lambda sde, lam, s: clock(-lam, math.sqrt(2) * s if 0 < s < math.inf else 1.0),
-    "log_snr": lambda sde, lam, s: lam,
-    "t": lambda sde, lam, s: sde.time_at_log_noise_level(-lam),
-}
-"""The variables in which eabm may interpolate by a polynomial, as functions of the SDE, λ and s."""
-
-
-def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Tensor:
-    """Σ_m kernel_m ℓ_j(points_m) of the Lagrange polynomials ℓ_j through the nodes.
-
-    Args:
-        nodes: Shape (n, k).
-        points: Shape (n, m).
-        kernel: Shape (n, m).
-
-    Returns:
-        Shape (n, k).
-    """
-    k = nodes.shape[1]
-    weights = []
-    for j in range(k):
-        basis = torch.ones_like(points)
-        for i in range(k):
-            if i != j:
-                basis = basis * (points - nodes[:, i : i + 1]) / (nodes[:, j : j + 1] - nodes[:, i : i + 1])
-        weights.append((kernel * basis).sum(1))
-    return torch.stack(weights, 1)
-
-
 def exponential_adams_stages(
     sde: SDE, times: Tensor, order: int, corrector: bool, variable: str, data_std: float
 ) -> list[Stage]:
     """The table of the exponential Adams-Bashforth-Moulton method; arguments as for `eabm`."""
-    check_name("variable", variable, VARIABLES)
-    if order < 1 or not data_std >= 0:
-        raise InputError(
-            f"an exponential Adams method needs order >= 1 and data_std >= 0, got {order} and {data_std}"
-        )
-    at = finite_log_coefficients(sde, times)
-    lam, steps = at.lam, len(at.t) - 1
-    x, w = _gauss_legendre(QUADRATURE_POINTS)
-    span = lam.diff()[:, None]  # (n, 1)
-    points = lam[:-1, None] + span * x  # (n, m)
-    level = (-points).exp()  # σ̃ there
-    if math.isinf(data_std):
-        scale, keep, values = at.alpha, at.alpha[1:] / at.alpha[:-1], noise_values(at)
-        kernel = -level * span * w
-    else:
-        H = (data_std**2 + at.noise_level.square()).sqrt()
-        scale = at.alpha * H
-        keep = scale[1:] / scale[:-1]
-        values = list(zip((at.noise_level / scale).tolist(), (at.sigma * H).tolist(), strict=True))
-        kernel = level / (data_std**2 + level.square()) * span * w
-    kernel = scale[1:, None] * kernel
-    u, u_points = VARIABLES[variable](sde, lam, data_std), VARIABLES[variable](sde, points, data_std)
+    if order < 1:
+        raise InputError(f"an exponential Adams method needs order >= 1, got {order}")
+    table = AdamsTable(sde, times, variable, data_std)
+    scale, steps = table.scale, len(times) - 1
 
     def weights(i: int, newest: int, count: int) -> tuple[float, ...]:
-        nodes = u[newest - count + 1 : newest + 1].flip(0)[None]
-        return tuple(_interpolation_weights(nodes, u_points[i : i + 1], kernel[i : i + 1])[0].tolist())
+        nodes = range(newest, newest - count, -1)
+        return tuple((scale[i + 1] * table.weights(i, i + 1, nodes)).tolist())
 
-    rows = []
+    keep, rows = (scale[1:] / scale[:-1]).tolist(), []
     for i in range(steps):
         count = min(order, i + 1)
         correction = weights(i, i + 1, count + 1) if corrector and i < steps - 1 else None
-        rows.append(MultistepStep(keep[i].item(), weights(i, i, count), correction=correction))
-    return multistep_stages(at.t, values[:-1], rows)
-
-
-def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
-    """Nodes and weights on [0, 1], float64: eigenvalues of the Jacobi matrix (Golub & Welsch, 1969)."""
-    k = torch.arange(1, n, dtype=torch.float64)
-    beta = k / (4 * k.square() - 1).sqrt()
-    nodes, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
-    return (nodes + 1) / 2, vectors[0].square()
+        rows.append(MultistepStep(keep[i], weights(i, i, count), correction=correction))
+    return multistep_stages(table.at.t, table.values[:-1], rows)
 
 
 def dpm_solver_stages(sde: SDE, times: Tensor, order: int, stochasticity: Stochasticity = 0.0) -> list[Stage]:

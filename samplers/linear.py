@@ -178,6 +178,31 @@ class GridCoefficients:
         self.f, self.g2 = sde.dlog_alpha(self.t), sde.g2(self.t)
 
 
+def denoised_values(at: GridCoefficients) -> list[tuple[float, float]]:
+    """(p, q) of x̂_0 = (x + σ² score)/α at each time of a grid."""
+    return list(zip((1 / at.alpha).tolist(), (at.sigma.square() / at.alpha).tolist(), strict=True))
+
+
+def noise_values(at: GridCoefficients) -> list[tuple[float, float]]:
+    """(p, q) of ε̂ = -σ score at each time of a grid."""
+    return [(0.0, -sigma) for sigma in at.sigma.tolist()]
+
+
+def finite_log_coefficients(sde: SDE, times: Tensor) -> GridCoefficients:
+    """The coefficients at the times of a grid, with λ finite everywhere.
+
+    Raises:
+        InputError: If λ = log(α/σ) is infinite at an end.
+    """
+    at = GridCoefficients(sde, times)
+    if not at.lam.isfinite().all():
+        raise InputError(
+            f"log(α/σ) must be finite at all times of the grid; it is {at.lam[0]:.4g} at the first and "
+            f"{at.lam[-1]:.4g} at the last: choose a grid that ends above t = 0, and denoise=True"
+        )
+    return at
+
+
 def one_stage_per_step(
     times: Tensor,
     value: tuple[Tensor | float, Tensor | float],

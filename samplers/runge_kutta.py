@@ -26,9 +26,16 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.exponential import denoised_values, finite_log_coefficients, noise_values
 from score_diffusion.samplers.grids import Grid, karras_times
-from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, stages_of_step
+from score_diffusion.samplers.linear import (
+    GridCoefficients,
+    LinearSampler,
+    Stage,
+    denoised_values,
+    finite_log_coefficients,
+    noise_values,
+    stages_of_step,
+)
 from score_diffusion.samplers.options import Names, check_name
 from score_diffusion.sde_lib import SDE, InputError
 

@@ -19,7 +19,14 @@ from score_diffusion.sde_lib.ddpm import (
 from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
-from score_diffusion.sde_lib.likelihood import Likelihood, dequantize, log_likelihood, quantize
+from score_diffusion.sde_lib.likelihood import (
+    AdaptiveSolver,
+    DensitySolver,
+    Likelihood,
+    dequantize,
+    log_likelihood,
+    quantize,
+)
 from score_diffusion.sde_lib.losses import (
     WEIGHTINGS,
     EDMWeighting,
@@ -83,8 +90,10 @@ from score_diffusion.sde_lib.vlb import (
 from score_diffusion.sde_lib.vp_ve import VESDE, VPSDE, SubVPSDE, subVPSDE
 
 __all__ = [
+    "AdaptiveSolver",
     "BETA_TABLES",
     "DDPM",
+    "DensitySolver",
     "EDMSDE",
     "SDE",
     "SMALLEST_DIMENSION",

@@ -58,6 +58,10 @@ class Likelihood:
     """The code x_T of every sample, shape (B, *shape)."""
     nfe: int
     """Number of evaluations of the score, per sample."""
+    solver_error: Tensor
+    """Estimated error of log_prob by the solver, in nats, shape (B,): the sum of the differences from its
+    less accurate solutions. NaN where it has none; compare with tighter tolerances then.
+    """
 
 
 def dequantize(levels: Tensor, n_levels: int, u: Tensor) -> Tensor:
@@ -96,61 +100,106 @@ def _draw_probes(
     return probes_of(torch.stack([streams.normal() for _ in range(n_probes)]), probe)
 
 
-class _DensityODE:
-    """The ODE of x_t and of its log density, one estimate for each probe, as one state (B, D + P), float64.
+class DensityField:
+    """The score and its divergence along a path, in float64, with a count of the evaluations.
 
     Args:
-        sde: The SDE.
         score: The score function.
         x: Data, shape (B, *shape), for shape and dtype.
         probes: Probes, shape (P, B, *shape); None for the exact divergence, P = 1.
     """
 
-    def __init__(self, sde: SDE, score: ScoreFunction, x: Tensor, probes: Tensor | None) -> None:
-        self._sde, self._score, self._probes = sde, score, probes
-        self._shape, self._dtype, self._dimensions = x.shape, x.dtype, x[0].numel()
-        self._estimates = 1 if probes is None else len(probes)
-        self._nfe = 0
+    def __init__(self, score: ScoreFunction, x: Tensor, probes: Tensor | None) -> None:
+        self._score, self._probes = in_dtype(score, x.dtype), probes
+        self.shape, self.dimensions = x.shape, x[0].numel()
+        self.estimates = 1 if probes is None else len(probes)
+        self.nfe = 0
 
-    def start(self, x: Tensor) -> Tensor:
-        """The state at data x."""
-        return torch.nn.functional.pad(x.double().flatten(1), (0, self._estimates))
-
-    def _split(self, state: Tensor) -> tuple[Tensor, Tensor]:
-        """x_t, shape (B, *shape), and changes of the log density, shape (B, P)."""
-        return state[:, : self._dimensions].reshape(self._shape), state[:, self._dimensions :]
-
-    def __call__(self, t: Tensor, state: Tensor) -> Tensor:
-        self._nfe += 1
-        x_t, _ = self._split(state)
+    def __call__(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The score, (B, *shape), and estimates of its divergence, (B, P), at states x_t and one time t."""
+        self.nfe += 1
         s, traces = score_and_divergence(self._score, x_t, t.expand(len(x_t)), self._probes)
-        f, half_g2 = self._sde.dlog_alpha(t), self._sde.g2(t) / 2
-        dx = f * x_t - half_g2 * s
-        return torch.cat([dx.flatten(1), self._dimensions * f - half_g2 * traces.T], dim=1)
+        return s, traces.T
 
-    def norm(self, error: Tensor) -> Tensor:
-        """The solver's norm: x_t as one vector, each log density on its own."""
-        of_x, of_density = self._split(error)
-        return torch.maximum(worst_sample_norm(of_x), of_density.abs().max())
 
-    def likelihood(self, end: Tensor, prior_logp: Callable[[Tensor], Tensor], bin_width: float) -> Likelihood:
-        """The result, from the state at T."""
-        latent, change = self._split(end)
-        log_probs = prior_logp(latent)[:, None] + change  # (B, P)
-        log_prob = log_probs.mean(1)
-        if self._estimates > 1:
-            error = log_probs.std(1) / math.sqrt(self._estimates)
-        else:  # a single probe has no spread to measure: NaN, not a false 0
-            error = torch.full_like(log_prob, 0.0 if self._probes is None else math.nan)
-        to_bits = 1 / (self._dimensions * math.log(2))
-        return Likelihood(
-            log_prob=log_prob,
-            standard_error=error,
-            bits_per_dim=-(log_prob * to_bits + math.log2(bin_width)),
-            bits_standard_error=error * to_bits,
-            latent=latent.to(self._dtype),
-            nfe=self._nfe,
-        )
+@dataclass(frozen=True)
+class Solution:
+    """The end of the path of x_t and of its log density."""
+
+    latent: Tensor
+    """x_T, shape (B, *shape), float64."""
+    change: Tensor
+    """log p_ε(x) - log p_T(x_T), one estimate for each probe, shape (B, P)."""
+    coarser: tuple[Solution, ...] = ()
+    """Less accurate solutions, from whose differences the error is estimated; none for no estimate."""
+
+
+DensitySolver = Callable[[SDE, DensityField, Tensor, float], Solution]
+"""From the SDE, the field, data x (B, *shape) and the time ε of the data to the solution at T."""
+
+
+class AdaptiveSolver:
+    """An adaptive method of torchdiffeq for x_t and its log density as one state (B, D + P).
+
+    Args:
+        method: The method, one of `ADAPTIVE_METHODS`.
+        rtol: Relative tolerance, met by every sample.
+        atol: Absolute tolerance, met by every sample.
+    """
+
+    def __init__(self, method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5) -> None:
+        self.method, self.rtol, self.atol = method, rtol, atol
+
+    def __call__(self, sde: SDE, field: DensityField, x: Tensor, eps: float) -> Solution:
+        """The solution at T; it has no estimate of its error."""
+        D = field.dimensions
+
+        def dynamics(t: Tensor, state: Tensor) -> Tensor:
+            x_t = state[:, :D].reshape(field.shape)
+            s, traces = field(x_t, t)
+            f, half_g2 = sde.dlog_alpha(t), sde.g2(t) / 2
+            return torch.cat([(f * x_t - half_g2 * s).flatten(1), D * f - half_g2 * traces], dim=1)
+
+        def norm(error: Tensor) -> Tensor:  # x_t as one vector, each log density on its own
+            return torch.maximum(worst_sample_norm(error[:, :D]), error[:, D:].abs().max())
+
+        start = torch.nn.functional.pad(x.double().flatten(1), (0, field.estimates))
+        times = torch.tensor([eps, sde.T], dtype=torch.float64, device=x.device)
+        end = solve_adaptively(dynamics, start, times, self.method, self.rtol, self.atol, norm)[-1]
+        return Solution(end[:, :D].reshape(field.shape), end[:, D:])
+
+
+def _likelihood(
+    solution: Solution,
+    field: DensityField,
+    exact: bool,
+    dtype: torch.dtype,
+    prior_logp: Callable[[Tensor], Tensor],
+    bin_width: float,
+) -> Likelihood:
+    """The result, from the solution at T."""
+    log_probs = prior_logp(solution.latent)[:, None] + solution.change  # (B, P)
+    log_prob = log_probs.mean(1)
+    if not log_prob.isfinite().all():
+        raise InputError("a log-likelihood is not finite: check that the score is, or take more steps")
+    if field.estimates > 1:
+        error = log_probs.std(1) / math.sqrt(field.estimates)
+    else:  # a single probe has no spread to measure: NaN, not a false 0
+        error = torch.full_like(log_prob, 0.0 if exact else math.nan)
+    solver_error = torch.full_like(log_prob, math.nan)
+    if solution.coarser:
+        others = [prior_logp(other.latent) + other.change.mean(1) for other in solution.coarser]
+        solver_error = (torch.stack(others) - log_prob).abs().sum(0)
+    to_bits = 1 / (field.dimensions * math.log(2))
+    return Likelihood(
+        log_prob=log_prob,
+        standard_error=error,
+        bits_per_dim=-(log_prob * to_bits + math.log2(bin_width)),
+        bits_standard_error=error * to_bits,
+        latent=solution.latent.to(dtype),
+        nfe=field.nfe,
+        solver_error=solver_error,
+    )
 
 
 def _check_data(x: Tensor) -> None:
@@ -173,6 +222,7 @@ def log_likelihood(
     method: str = "dopri5",
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    solver: DensitySolver | None = None,
     eps: float = 1e-5,
     bin_width: float = 1.0,
     prior_logp: Callable[[Tensor], Tensor] | None = None,
@@ -191,6 +241,8 @@ def log_likelihood(
         method: An adaptive method of torchdiffeq.
         rtol: Relative tolerance of the solver, met by every sample.
         atol: Absolute tolerance of the solver, met by every sample.
+        solver: What solves the ODE, in place of method, rtol and atol, such as
+            `samplers.ExponentialAdams(steps=96)`; None for the adaptive method.
         eps: Start time. The result is the log density of p_eps, which tends to the data's as σ(eps) -> 0.
         bin_width: Width of the bins of dequantized data, for bits_per_dim: 2/255 for 8-bit images in [-1, 1].
             1 for densities.
@@ -209,7 +261,7 @@ def log_likelihood(
     """
     _check_data(x)
     probes = _draw_probes(x, divergence, probe, n_probes, seed, first)
-    ode = _DensityODE(sde, in_dtype(score, x.dtype), x, probes)
-    times = torch.tensor([eps, sde.T], dtype=torch.float64, device=x.device)
-    end = solve_adaptively(ode, ode.start(x), times, method, rtol, atol, ode.norm)[-1]
-    return ode.likelihood(end, prior_logp or sde.prior_logp, bin_width)
+    field = DensityField(score, x, probes)
+    solve = AdaptiveSolver(method, rtol, atol) if solver is None else solver
+    solution = solve(sde, field, x, eps)
+    return _likelihood(solution, field, probes is None, x.dtype, prior_logp or sde.prior_logp, bin_width)

@@ -164,6 +164,8 @@ def _quantity(trained: TrainedModel) -> str:
 def _score_rows(scores: Figures, quantity: str) -> list[tuple[str, object]]:
     """The figures, and the terms of the bound."""
     rows: list[tuple[str, object]] = [(quantity, scores["ode"])] if "ode" in scores else []
+    if "ode" in scores and scores["ode"].solver_error is not None:
+        rows.append(("  solver's error", f"about {scores['ode'].solver_error:.1e}, estimated by the solver"))
     if "bound" in scores:
         rows.append((f"bound, {quantity}", scores["bound"]))
         rows += [(f"  {name}", term) for name, term in scores["bound"].terms.items()]
@@ -259,7 +261,8 @@ def _record(scored: Scored, section: ConfigDict, num_images: int, seconds: float
 def _figures_record(scores: Figures, key: str) -> dict[str, object]:
     record: dict[str, object] = {}
     if "ode" in scores:
-        record |= scores["ode"].record(key) | {"nfe": scores["ode"].nfe}
+        ode = scores["ode"]
+        record |= ode.record(key) | {"nfe": ode.nfe, "solver_error": ode.solver_error}
     if "bound" in scores:
         bound = scores["bound"]
         record["bound"] = {

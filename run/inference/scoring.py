@@ -34,6 +34,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.sde_lib import (
     SDE,
+    DensitySolver,
     SampleNoise,
     chain_times,
     expand,
@@ -56,6 +57,10 @@ class Scores:
     """What the values are sums of, by name, in the same unit."""
     steps: np.ndarray | None = None
     """Means over samples of the bound's L_{N-1}, ..., L_0, shape (N,); None where not all are evaluated."""
+    solver_error: float | None = None
+    """Estimated error of a sample's value by the solver of the ODE, the mean over samples; None where the
+    solver has no estimate.
+    """
 
     @property
     def mean(self) -> float:
@@ -193,8 +198,7 @@ def score_held_out(
     seed: int,
     divergence: str = "hutchinson",
     n_probes: int = 1,
-    rtol: float = 1e-5,
-    atol: float = 1e-5,
+    solver: DensitySolver | None = None,
 ) -> Scores | None:
     """The likelihood of each sample; the noise of sample k depends on (seed, k) only.
 
@@ -208,8 +212,7 @@ def score_held_out(
         seed: Seed of the probes.
         divergence: "hutchinson" or "exact".
         n_probes: Random probes of the Hutchinson estimator.
-        rtol: Relative tolerance of the ODE solver.
-        atol: Absolute tolerance of the ODE solver.
+        solver: Solver of the ODE; None for the adaptive one.
     """
     batches = []
     for first, batch in batches_of_rank(data, batch_size, "likelihood"):
@@ -220,18 +223,20 @@ def score_held_out(
             dequantized.x,
             divergence=divergence,
             n_probes=n_probes,
-            rtol=rtol,
-            atol=atol,
+            solver=solver,
             eps=dequantized.time,
             seed=seed,
             first=first,
         )
         values = (result.bits_per_dim + dequantized.bits) * _unit(trained, batch)
-        batches.append((_array(values), result.nfe))
+        error = result.solver_error * _nats_to_unit(trained, batch)
+        batches.append((_array(values), _array(error), result.nfe))
     scored = processes.gather(batches)
     if scored is None:
         return None
-    return Scores(np.concatenate([values for values, _ in scored]), max(nfe for _, nfe in scored))
+    values, errors, nfe = zip(*scored, strict=True)
+    off = float(np.concatenate(errors).mean())
+    return Scores(np.concatenate(values), max(nfe), solver_error=None if math.isnan(off) else off)
 
 
 def bound_held_out(
@@ -294,6 +299,11 @@ def bound_held_out(
 def _unit(trained: TrainedModel, batch: Tensor) -> float:
     """The factor from bits per dimension to the unit of the scores, nats for points."""
     return 1.0 if trained.data.levels else batch[0].numel() * math.log(2)
+
+
+def _nats_to_unit(trained: TrainedModel, batch: Tensor) -> float:
+    """The factor from nats per sample to the unit of the scores."""
+    return _unit(trained, batch) / (batch[0].numel() * math.log(2))
 
 
 def _scale_bits(scaling: Scaling) -> float:

@@ -21,7 +21,7 @@ from score_diffusion.samplers import (
     eabm,
     unipc,
 )
-from score_diffusion.samplers.exponential import VARIABLES, _gauss_legendre
+from score_diffusion.samplers.adams_table import VARIABLES, _gauss_legendre
 from score_diffusion.sde_lib import VPSDE, Gaussian, InputError
 from tests.problems import ALL_SDES, carry, exact_moments, line, moments
 
@@ -186,8 +186,8 @@ def test_gauss_legendre_is_numpys():
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: eabm(VPSDE(), order=0), "needs order >= 1 and data_std >= 0, got 0"),
-        (lambda: eabm(VPSDE(), data_std=-1.0), "needs order >= 1 and data_std >= 0, got 4 and -1.0"),
+        (lambda: eabm(VPSDE(), order=0), "needs order >= 1, got 0"),
+        (lambda: eabm(VPSDE(), data_std=-1.0), "needs data_std >= 0, got -1.0"),
         (lambda: eabm(VPSDE(), variable="x"), "variable must be one of clock, log_snr, t, got 'x'"),
         (lambda: deis(VPSDE(), order=0), "needs order >= 1"),
         (lambda: unipc(VPSDE(), order=0), "the order of UniPC must be at least 1, got 0"),

@@ -41,6 +41,20 @@ def test_likelihood_does_not_depend_on_the_batch_size(cli: Callable, trained: Pa
     assert one["bits_per_dim"] == pytest.approx(three["bits_per_dim"], abs=1e-3)
 
 
+def test_a_solver_of_fixed_steps(cli: Callable, trained: Path, capsys: pytest.CaptureFixture[str]):
+    """It agrees with the adaptive one, counts its evaluations, and says how far off it may be."""
+    adams = ("--config.likelihood.solver=exponential_adams", "--config.likelihood.steps=48")
+    assert cli("likelihood", trained, "--config.likelihood.rtol=1e-6", "--config.likelihood.atol=1e-6") == 0
+    assert "solver's error" not in capsys.readouterr().out
+    assert cli("likelihood", trained, *adams) == 0
+    assert "solver's error" in capsys.readouterr().out
+    adaptive, fixed = (
+        json.loads((trained / name).read_text()) for name in ("likelihood.json", "likelihood-2.json")
+    )
+    assert adaptive["solver_error"] is None and fixed["nfe"] == 49 and 0 < fixed["solver_error"] < 1e-2
+    assert fixed["bits_per_dim"] == pytest.approx(adaptive["bits_per_dim"], abs=2e-3)
+
+
 CONDITIONAL = ("--config.training.conditional=true", "--config.training.steps=4")
 
 

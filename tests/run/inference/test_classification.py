@@ -17,7 +17,7 @@ from score_diffusion.run.inference.classification import (
 )
 from score_diffusion.run.inference.scoring import UniformDequantization, score_held_out
 from score_diffusion.run.inference.trained_model import TrainedModel
-from score_diffusion.sde_lib import SDE, VESDE, VPSDE, Gaussian, ScoreWrapper, SubVPSDE
+from score_diffusion.sde_lib import SDE, VESDE, VPSDE, AdaptiveSolver, Gaussian, ScoreWrapper, SubVPSDE
 
 LAWS = [
     Gaussian(torch.tensor([-1.0, 0.0]), torch.tensor([[0.5, 0.2], [0.2, 0.4]])),
@@ -59,10 +59,9 @@ def test_bayes_rule_counts_the_training_set():
 
 def test_likelihoods_of_each_class_give_the_exact_posterior():
     trained = model(VPSDE())
+    options = dict(batch_size=8, seed=0, divergence="exact", solver=AdaptiveSolver(rtol=1e-7))
     scores = [
-        score_held_out(
-            each, DATA, UniformDequantization(each, 0), batch_size=8, seed=0, divergence="exact", rtol=1e-7
-        )
+        score_held_out(each, DATA, UniformDequantization(each, 0), **options)
         for each in of_each_class(trained, 3)
     ]
     found = by_bayes(-np.stack([each.values for each in scores], 1), COUNTS)

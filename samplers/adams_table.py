@@ -1,0 +1,115 @@
+"""The weights of exponential Adams methods for the probability-flow ODE, in either direction of time.
+
+With x̃ = x/α, σ̃ = σ/α and H = √(s² + σ̃²) the ODE is (see `exponential.py`)
+
+    x̃_b/H_b = x̃_a/H_a - ∫_{σ̃_a}^{σ̃_b} v/H² dσ̃,    v = (x̂_0 - s²/H² x̃) H/σ̃.
+
+v is interpolated by a polynomial through its values at some times of the grid, in a variable of choice. The
+integral of the polynomial is a weighted sum of these values.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from score_diffusion.samplers.grids import clock
+from score_diffusion.samplers.linear import finite_log_coefficients, noise_values
+from score_diffusion.samplers.options import check_name
+from score_diffusion.sde_lib import SDE, InputError
+
+QUADRATURE_POINTS = 32
+
+VARIABLES: dict[str, Callable[[SDE, Tensor, float], Tensor]] = {
+    "clock": lambda sde, lam, s: clock(-lam, math.sqrt(2) * s if 0 < s < math.inf else 1.0),
+    "log_snr": lambda sde, lam, s: lam,
+    "t": lambda sde, lam, s: sde.time_at_log_noise_level(-lam),
+}
+"""The variables in which eabm may interpolate by a polynomial, as functions of the SDE, λ and s."""
+
+
+class AdamsTable:
+    """The coefficients of exponential Adams methods on a grid.
+
+    Args:
+        sde: The SDE.
+        times: Times, shape (steps + 1,), increasing or decreasing.
+        variable: Variable in which v is interpolated, one of `VARIABLES`.
+        data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for the
+            noise estimate.
+
+    Raises:
+        InputError: If the variable is unknown, data_std is negative, or log(α/σ) is infinite on the grid.
+    """
+
+    def __init__(self, sde: SDE, times: Tensor, variable: str, data_std: float) -> None:
+        check_name("variable", variable, VARIABLES)
+        if not data_std >= 0:
+            raise InputError(f"an exponential Adams method needs data_std >= 0, got {data_std}")
+        self.at = finite_log_coefficients(sde, times)
+        self._sde, self._variable, self._s = sde, variable, data_std
+        self._nodes = self._interpolated_in(self.at.lam)
+        self._x, self._w = _gauss_legendre(QUADRATURE_POINTS)
+        if math.isinf(data_std):
+            self.scale, self.values = self.at.alpha, noise_values(self.at)
+            return
+        H = (data_std**2 + self.at.noise_level.square()).sqrt()
+        self.scale = self.at.alpha * H
+        """x/scale is what the weights are added to, shape (steps + 1,); α H, or α for s = ∞."""
+        self.values = list(
+            zip((self.at.noise_level / self.scale).tolist(), (self.at.sigma * H).tolist(), strict=True)
+        )
+        """(p, q) of v = p x + q score at each time."""
+
+    def weights(self, a: int, b: int, nodes: Sequence[int]) -> Tensor:
+        """Weights of the values at the nodes in the change of x/scale from time a to time b.
+
+        Args:
+            a: Index of the time where the step starts.
+            b: Index of the time where it ends.
+            nodes: Indices of the times whose values are interpolated.
+
+        Returns:
+            Weights, shape (len(nodes),), float64.
+        """
+        lam = self.at.lam
+        span = lam[b] - lam[a]
+        points = lam[a] + span * self._x
+        level = (-points).exp()  # σ̃ there
+        kernel = (-level if math.isinf(self._s) else level / (self._s**2 + level.square())) * (span * self._w)
+        return _interpolation_weights(self._nodes[list(nodes)], self._interpolated_in(points), kernel)
+
+    def _interpolated_in(self, lam: Tensor) -> Tensor:
+        return VARIABLES[self._variable](self._sde, lam, self._s)
+
+
+def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Tensor:
+    """Σ_m kernel_m ℓ_j(points_m) of the Lagrange polynomials ℓ_j through the nodes.
+
+    Args:
+        nodes: Shape (k,).
+        points: Shape (m,).
+        kernel: Shape (m,).
+
+    Returns:
+        Shape (k,).
+    """
+    weights = []
+    for j in range(len(nodes)):
+        basis = kernel
+        for i in range(len(nodes)):
+            if i != j:
+                basis = basis * (points - nodes[i]) / (nodes[j] - nodes[i])
+        weights.append(basis.sum())
+    return torch.stack(weights)
+
+
+def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1], float64: eigenvalues of the Jacobi matrix (Golub & Welsch, 1969)."""
+    k = torch.arange(1, n, dtype=torch.float64)
+    beta = k / (4 * k.square() - 1).sqrt()
+    nodes, vectors = torch.linalg.eigh(torch.diag(beta, 1) + torch.diag(beta, -1))
+    return (nodes + 1) / 2, vectors[0].square()
