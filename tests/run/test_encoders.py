@@ -155,7 +155,7 @@ REFUSED_SAMPLES = {
     "no prompt": (("--guidance", "clip", "--config.sampling.clip.run={clip}"), "needs a caption: --prompt"),
     "a prompt without text": (
         ("--prompt", "a seven"),
-        "is an option of guidance 'clip', and the",
+        "needs a model that was trained with captions, and this one was not",
     ),
     "a long prompt": (
         ("--guidance", "clip", "--config.sampling.clip.run={clip}", "--prompt", "x" * 200),
