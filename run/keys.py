@@ -307,7 +307,10 @@ SAMPLING = _section("sampling", SAMPLES, True, {
     ),
     "denoise": Key(True, "end with the denoised samples"),
     "nfe": Key(
-        0, "network evaluations per sample at most, the denoising included; 0 to go by steps", least=0
+        0,
+        "evaluations of the score per sample at most, the denoising included; 0 to go by steps; guidance by "
+        "a second score makes each two of the network",
+        least=0,
     ),
     "steps": Key(0, "steps of the time grid; 0 for the sampler's default number of evaluations", least=0),
     "grid": Key(
