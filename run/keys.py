@@ -352,14 +352,13 @@ LIKELIHOOD = _section("likelihood", (*NEW_RUN, "likelihood"), True, {
         64, "noise levels for each sample and class in classify=denoising, one evaluation each", least=1
     ),
     "divergence": Key(
-        "hutchinson", "how the ODE's divergence is computed", kind=Literal["hutchinson", "exact"]
+        "hutchinson", "the ODE's divergence", kind=Literal["hutchinson", "hutch++", "exact"]
     ),
-    "n_probes": Key(1, "random probes of the Hutchinson estimator", least=1),
-    "solver": Key(
-        "dopri5",
-        "solver of the ODE: dopri5 with adaptive steps, or exponential_adams with a fixed number of them",
-        kind=Literal["dopri5", "exponential_adams"],
-    ),
+    "probe": Key("rademacher", "law of the probes", kind=Literal["rademacher", "gaussian", "sphere"]),
+    "n_probes": Key(1, "random probes of the divergence, not of the exact one", least=1),
+    "n_draws": Key(1, "times that a sample is scored by the ODE, each with its own noise", least=1),
+    "checked_images": Key(4, "samples scored again by a tighter solver to measure its error", least=0),
+    "solver": Key("dopri5", "adaptive or fixed-step solver", kind=Literal["dopri5", "exponential_adams"]),
     "rtol": Key(1e-5, "relative tolerance of solver=dopri5", above=0),
     "atol": Key(1e-5, "absolute tolerance of solver=dopri5", above=0),
     "steps": Key(128, "steps of solver=exponential_adams, an even number", least=8),

@@ -2,12 +2,17 @@
 
     exact         Σ_i e_iᵀ ∇s e_i             D vector-Jacobian products
     Hutchinson    E[vᵀ ∇s v]                  one vector-Jacobian product for each random v with E v vᵀ = I
+    Hutch++       tr(Qᵀ ∇s Q) + E[vᵀ P ∇s P v]    Q a basis of ∇sᵀ applied to random vectors, P = I - Q Qᵀ
 
-(Hutchinson, 1990; Skilling, 1989). Likelihoods and score matching are made of it.
+(Hutchinson, 1990; Skilling, 1989; Meyer et al., 2021). Hutch++ has less variance where few directions make up
+most of the trace. It is unbiased given Q, because v is independent of it. Likelihoods and score matching are
+made of divergences.
 
 References:
     A stochastic estimator of the trace of the influence matrix for Laplacian smoothing splines (Hutchinson,
         1990), https://doi.org/10.1080/03610919008812866.
+    Hutch++: Optimal Stochastic Trace Estimation (Meyer et al., 2021), https://arxiv.org/abs/2010.09649:
+        Algorithm 1.
 """
 
 from __future__ import annotations
@@ -80,6 +85,7 @@ def score_and_divergence(
     t: Tensor | None,
     probes: Tensor | None,
     create_graph: bool = False,
+    sketch: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The score and its divergence at x, from one evaluation.
 
@@ -90,6 +96,8 @@ def score_and_divergence(
         t: Times for score(x, t), shape (B,); None for score(x).
         probes: Probes v, shape (M, B, *shape), for M estimates; None for the exact divergence.
         create_graph: Whether the results are to be differentiable in the score's parameters.
+        sketch: Random vectors, shape (K, B, *shape), independent of the probes, for Hutch++ with a basis of K
+            vectors, 2K further products; None for Hutchinson's estimator.
 
     Returns:
         The score, shape (B, *shape), and the divergence, shape (M, B), or (1, B) if it is exact.
@@ -109,6 +117,8 @@ def score_and_divergence(
 
         if probes is None:
             divergence = _exact(vjp, x)[None]
+        elif sketch is not None:
+            divergence = _hutch_plus_plus(vjp, probes, sketch)
         else:
             divergence = torch.stack([(vjp(v) * v).flatten(1).sum(1) for v in probes])
     return (s, divergence) if create_graph else (s.detach(), divergence)
@@ -121,6 +131,21 @@ def _exact(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         basis[:, i] = 1
         trace = trace + vjp(basis.reshape(x.shape)).flatten(1)[:, i]
     return trace
+
+
+def _hutch_plus_plus(vjp: Callable[[Tensor], Tensor], probes: Tensor, sketch: Tensor) -> Tensor:
+    """Estimates of the trace for the probes, shape (M, B)."""
+
+    def quadratic_forms(rows: Tensor) -> Tensor:
+        """vᵀ ∇s v for vectors (M, B, D), shape (M, B)."""
+        vectors = rows.reshape(len(rows), *probes.shape[1:])
+        return torch.stack([(vjp(v) * v).flatten(1).sum(1) for v in vectors])
+
+    image = torch.stack([vjp(v).flatten(1) for v in sketch], dim=2)  # (B, D, K)
+    basis = torch.linalg.qr(image).Q  # (B, D, min(D, K))
+    v = probes.flatten(2)  # (M, B, D)
+    rest = v - torch.einsum("bdk,bek,mbe->mbd", basis, basis, v)
+    return quadratic_forms(basis.permute(2, 0, 1)).sum(0) + quadratic_forms(rest)
 
 
 def _check_score(s: Tensor, x: Tensor) -> None:

@@ -38,7 +38,7 @@ from score_diffusion.sde_lib.random_streams import SampleNoise
 from score_diffusion.sde_lib.score_wrapper import in_dtype
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction
 
-DIVERGENCES = ("hutchinson", "exact")
+DIVERGENCES = ("hutchinson", "hutch++", "exact")
 
 
 @dataclass(frozen=True)
@@ -54,6 +54,8 @@ class Likelihood:
     """-(log_prob + D log(bin_width))/(D log 2), shape (B,)."""
     bits_standard_error: Tensor
     """Standard error of bits_per_dim, shape (B,)."""
+    log_probs: Tensor
+    """The estimate of each probe, shape (B, P), whose mean is log_prob; P = 1 for the exact trace."""
     latent: Tensor
     """The code x_T of every sample, shape (B, *shape)."""
     nfe: int
@@ -87,17 +89,23 @@ def quantize(x: Tensor, n_levels: int) -> Tensor:
 
 def _draw_probes(
     x: Tensor, divergence: str, probe: str, n_probes: int, seed: int, first: int
-) -> Tensor | None:
-    """Probes, shape (P, B, *shape), float64, those of a sample from a stream of its own; None for exact."""
+) -> tuple[Tensor | None, Tensor | None]:
+    """Probes and the sketch of Hutch++, each (P, B, *shape), float64, or None where there are none. A sample
+    has a stream of its own.
+    """
     if divergence not in DIVERGENCES:
         raise InputError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
     check_probe(probe)
     if divergence == "exact":
-        return None
+        return None, None
     if n_probes < 1:
         raise InputError(f"n_probes must be at least 1, got {n_probes}")
-    streams = SampleNoise(seed, first, x.shape, x.device, torch.float64, purpose="probes")
-    return probes_of(torch.stack([streams.normal() for _ in range(n_probes)]), probe)
+
+    def draw(purpose: str) -> Tensor:
+        streams = SampleNoise(seed, first, x.shape, x.device, torch.float64, purpose)
+        return probes_of(torch.stack([streams.normal() for _ in range(n_probes)]), probe)
+
+    return draw("probes"), draw("sketch") if divergence == "hutch++" else None
 
 
 class DensityField:
@@ -107,10 +115,13 @@ class DensityField:
         score: The score function.
         x: Data, shape (B, *shape), for shape and dtype.
         probes: Probes, shape (P, B, *shape); None for the exact divergence, P = 1.
+        sketch: Vectors of Hutch++, (K, B, *shape); None for Hutchinson's estimator.
     """
 
-    def __init__(self, score: ScoreFunction, x: Tensor, probes: Tensor | None) -> None:
-        self._score, self._probes = in_dtype(score, x.dtype), probes
+    def __init__(
+        self, score: ScoreFunction, x: Tensor, probes: Tensor | None, sketch: Tensor | None = None
+    ) -> None:
+        self._score, self._probes, self._sketch = in_dtype(score, x.dtype), probes, sketch
         self.shape, self.dimensions = x.shape, x[0].numel()
         self.estimates = 1 if probes is None else len(probes)
         self.nfe = 0
@@ -118,7 +129,9 @@ class DensityField:
     def __call__(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """The score, (B, *shape), and estimates of its divergence, (B, P), at states x_t and one time t."""
         self.nfe += 1
-        s, traces = score_and_divergence(self._score, x_t, t.expand(len(x_t)), self._probes)
+        s, traces = score_and_divergence(
+            self._score, x_t, t.expand(len(x_t)), self._probes, sketch=self._sketch
+        )
         return s, traces.T
 
 
@@ -196,6 +209,7 @@ def _likelihood(
         standard_error=error,
         bits_per_dim=-(log_prob * to_bits + math.log2(bin_width)),
         bits_standard_error=error * to_bits,
+        log_probs=log_probs,
         latent=solution.latent.to(dtype),
         nfe=field.nfe,
         solver_error=solver_error,
@@ -235,7 +249,8 @@ def log_likelihood(
         sde: The SDE; its prior is the density at T.
         score: The score function, differentiable in x; called in the dtype of the data.
         x: Data, shape (B, *shape), floating point, finite.
-        divergence: "hutchinson" or "exact" (D vector-Jacobian products per evaluation).
+        divergence: "hutchinson" (n_probes vector-Jacobian products per evaluation), "hutch++" (three times as
+            many), or "exact" (D).
         probe: "rademacher", "gaussian" or "sphere", the law of the probes v.
         n_probes: Number of probes; the score is evaluated once for all of them.
         method: An adaptive method of torchdiffeq.
@@ -260,8 +275,8 @@ def log_likelihood(
         InputError: If x is not a finite floating-point tensor (B, *shape), or an option is unknown.
     """
     _check_data(x)
-    probes = _draw_probes(x, divergence, probe, n_probes, seed, first)
-    field = DensityField(score, x, probes)
+    probes, sketch = _draw_probes(x, divergence, probe, n_probes, seed, first)
+    field = DensityField(score, x, probes, sketch)
     solve = AdaptiveSolver(method, rtol, atol) if solver is None else solver
     solution = solve(sde, field, x, eps)
     return _likelihood(solution, field, probes is None, x.dtype, prior_logp or sde.prior_logp, bin_width)

@@ -87,6 +87,10 @@ def _score(config: ConfigDict, trained: TrainedModel, bare: TrainedModel | None,
     section = config.likelihood
     data = dataset.test[: section.num_images]
     figures = _figures(section, trained, data)
+    if "ode" in FIGURES[section.method] and section.checked_images:
+        tighter = score_data("ode", section, trained, data[: section.checked_images], tighter=True)
+        if tighter is not None:
+            figures["ode"] = figures["ode"].with_solver_error(tighter)
     return Scored(
         trained,
         figures,
@@ -163,12 +167,26 @@ def _quantity(trained: TrainedModel) -> str:
 
 def _score_rows(scores: Figures, quantity: str) -> list[tuple[str, object]]:
     """The figures, and the terms of the bound."""
-    rows: list[tuple[str, object]] = [(quantity, scores["ode"])] if "ode" in scores else []
-    if "ode" in scores and scores["ode"].solver_error is not None:
-        rows.append(("  solver's error", f"about {scores['ode'].solver_error:.1e}, estimated by the solver"))
+    rows: list[tuple[str, object]] = []
+    if "ode" in scores:
+        rows.append((quantity, scores["ode"]))
+        rows += _error_rows(scores["ode"])
     if "bound" in scores:
         rows.append((f"bound, {quantity}", scores["bound"]))
         rows += [(f"  {name}", term) for name, term in scores["bound"].terms.items()]
+    return rows
+
+
+def _error_rows(scores: Scores) -> list[tuple[str, object]]:
+    """Where the uncertainty of the figure of the ODE comes from."""
+    rows: list[tuple[str, object]] = []
+    if scores.interval is not None:
+        rows.append(("  95 % interval", "{:.4f} to {:.4f}".format(*scores.interval)))
+    if len(scores.error_parts) > 1:
+        parts = ", ".join(f"{name} {error:.4f}" for name, error in scores.error_parts.items())
+        rows.append(("  standard error of", parts))
+    if scores.solver_error is not None:
+        rows.append(("  solver's error", f"{scores.solver_error:.1e} in each sample, estimated"))
     return rows
 
 
@@ -262,7 +280,8 @@ def _figures_record(scores: Figures, key: str) -> dict[str, object]:
     record: dict[str, object] = {}
     if "ode" in scores:
         ode = scores["ode"]
-        record |= ode.record(key) | {"nfe": ode.nfe, "solver_error": ode.solver_error}
+        errors = {"standard_error_parts": ode.error_parts, "solver_error": ode.solver_error}
+        record |= ode.record(key) | {"nfe": ode.nfe} | errors
     if "bound" in scores:
         bound = scores["bound"]
         record["bound"] = {

@@ -20,21 +20,24 @@ Reference:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.error_bars import standard_errors
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.sde_lib import (
     SDE,
     DensitySolver,
+    Likelihood,
     SampleNoise,
     chain_times,
     expand,
@@ -58,9 +61,11 @@ class Scores:
     steps: np.ndarray | None = None
     """Means over samples of the bound's L_{N-1}, ..., L_0, shape (N,); None where not all are evaluated."""
     solver_error: float | None = None
-    """Estimated error of a sample's value by the solver of the ODE, the mean over samples; None where the
-    solver has no estimate.
+    """Error of a sample's value by the solver of the ODE, the mean over samples: the solver's estimate, or
+    measured by `with_solver_error`; None for neither.
     """
+    estimates: np.ndarray | None = None
+    """The values that the samples' are means of, shape (n, dequantization draws, probes)."""
 
     @property
     def mean(self) -> float:
@@ -71,9 +76,27 @@ class Scores:
         """Of the mean over samples, including that of dequantization and probes; None for one sample."""
         return float(self.values.std(ddof=1) / math.sqrt(len(self.values))) if len(self.values) > 1 else None
 
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """The 95 % interval of the mean by Student's t; None for one sample."""
+        if self.standard_error is None:
+            return None
+        width = float(stdtrit(len(self.values) - 1, 0.975)) * self.standard_error
+        return self.mean - width, self.mean + width
+
+    @property
+    def error_parts(self) -> dict[str, float]:
+        """What the standard error consists of; empty where its parts are not known."""
+        return {} if self.estimates is None else standard_errors(self.estimates)
+
     def of(self, chosen: np.ndarray) -> Scores:
         """Those of the samples for which `chosen`, bool (n,), is true."""
         return Scores(self.values[chosen], self.nfe)
+
+    def with_solver_error(self, tighter: Scores) -> Scores:
+        """These with the solver's error measured by tighter scores of the first samples at the same noise."""
+        off = np.abs(self.values[: len(tighter.values)] - tighter.values)
+        return replace(self, solver_error=float(off.mean()))
 
     def less(self, other: Scores) -> Scores:
         """The differences from other scores of the same samples."""
@@ -85,7 +108,7 @@ class Scores:
 
     def record(self, quantity: str) -> dict:
         """Mean and standard error, as they stand in the JSON file."""
-        return {quantity: self.mean, "standard_error": self.standard_error}
+        return {quantity: self.mean, "standard_error": self.standard_error, "interval": self.interval}
 
 
 def check_chain(sde: SDE) -> None:
@@ -120,11 +143,12 @@ class UniformDequantization:
     def __init__(self, trained: TrainedModel, seed: int) -> None:
         self.trained, self.seed = trained, seed
 
-    def __call__(self, batch: Tensor, first: int) -> Dequantized:
+    def __call__(self, batch: Tensor, first: int, draw: int = 0) -> Dequantized:
         """The batch whose first sample has index `first`, dequantized on the model's device."""
         scaling, device = self.trained.data.scaling, self.trained.device
+        seed = seed_of_draw(self.seed, draw)
         noise = [
-            torch.rand(sample.shape, generator=generator_for(self.seed, "dequantization", first + k))
+            torch.rand(sample.shape, generator=generator_for(seed, "dequantization", first + k))
             for k, sample in enumerate(batch)
         ]
         x = scaling.stored_to_model(batch, torch.stack(noise)).to(device)
@@ -151,12 +175,13 @@ class GaussianDequantization:
     ) -> None:
         self.trained, self.seed, self.variance, self.clip = trained, seed, variance, clip
 
-    def __call__(self, batch: Tensor, first: int) -> Dequantized:
+    def __call__(self, batch: Tensor, first: int, draw: int = 0) -> Dequantized:
         """The batch whose first sample has index `first`, dequantized on the model's device."""
         sde, scaling, device = self.trained.sde, self.trained.data.scaling, self.trained.device
         x_0 = scaling.stored_to_model(batch).to(device)
         times, k = chain_times(sde), torch.zeros(len(x_0), dtype=torch.int64, device=device)
-        z = SampleNoise(self.seed, first, x_0.shape, device, x_0.dtype, purpose="dequantization").normal()
+        seed = seed_of_draw(self.seed, draw)
+        z = SampleNoise(seed, first, x_0.shape, device, x_0.dtype, purpose="dequantization").normal()
         mean, std = sde.marginal_prob(x_0.double(), times[-2].to(device).expand(len(x_0)))
         log_q = -0.5 * z.double().square().flatten(1).mean(1) - std.log() - 0.5 * math.log(2 * math.pi)
         with torch.no_grad():  # L_0 at this very noise: -log₂ p(x_0 | x)
@@ -166,7 +191,13 @@ class GaussianDequantization:
         return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _scale_bits(scaling))
 
 
-Dequantization = Callable[[Tensor, int], Dequantized]
+def seed_of_draw(seed: int, draw: int) -> int:
+    """The seed of the noise of a repetition, of the first one the seed itself."""
+    return generator_for(seed, "draw", draw).initial_seed() if draw else seed
+
+
+Dequantization = Callable[[Tensor, int, int], Dequantized]
+"""From a batch, the index of its first sample, and that of the draw."""
 DEQUANTIZATIONS = ("uniform", "gaussian")
 
 
@@ -196,7 +227,9 @@ def score_held_out(
     *,
     batch_size: int,
     seed: int,
+    n_draws: int = 1,
     divergence: str = "hutchinson",
+    probe: str = "rademacher",
     n_probes: int = 1,
     solver: DensitySolver | None = None,
 ) -> Scores | None:
@@ -210,33 +243,61 @@ def score_held_out(
         dequantize: Makes them continuous.
         batch_size: Samples scored at a time.
         seed: Seed of the probes.
-        divergence: "hutchinson" or "exact".
-        n_probes: Random probes of the Hutchinson estimator.
+        n_draws: Times that each sample is scored, each with its own dequantization noise and probes.
+        divergence: "hutchinson", "hutch++" or "exact".
+        probe: Law of the probes, "rademacher", "gaussian" or "sphere".
+        n_probes: Number of probes.
         solver: Solver of the ODE; None for the adaptive one.
     """
     batches = []
     for first, batch in batches_of_rank(data, batch_size, "likelihood"):
-        dequantized = dequantize(batch, first)
-        result = log_likelihood(
-            trained.sde,
-            trained.score_of(range(first, first + len(batch))),
-            dequantized.x,
-            divergence=divergence,
-            n_probes=n_probes,
-            solver=solver,
-            eps=dequantized.time,
-            seed=seed,
-            first=first,
-        )
-        values = (result.bits_per_dim + dequantized.bits) * _unit(trained, batch)
-        error = result.solver_error * _nats_to_unit(trained, batch)
-        batches.append((_array(values), _array(error), result.nfe))
+        draws = []
+        for draw in range(n_draws):
+            dequantized = dequantize(batch, first, draw)
+            result = log_likelihood(
+                trained.sde,
+                trained.score_of(range(first, first + len(batch))),
+                dequantized.x,
+                divergence=divergence,
+                probe=probe,
+                n_probes=n_probes,
+                solver=solver,
+                eps=dequantized.time,
+                seed=seed_of_draw(seed, draw),
+                first=first,
+            )
+            draws.append((dequantized.bits, result))
+        batches.append(_estimates(draws, _unit(trained, batch), batch[0].numel()))
     scored = processes.gather(batches)
-    if scored is None:
-        return None
-    values, errors, nfe = zip(*scored, strict=True)
-    off = float(np.concatenate(errors).mean())
-    return Scores(np.concatenate(values), max(nfe), solver_error=None if math.isnan(off) else off)
+    return None if scored is None else _joined(scored)
+
+
+def _estimates(
+    draws: Sequence[tuple[Tensor, Likelihood]], unit: float, dimensions: int
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of a batch the estimates (B, draws, probes), the solver's errors (B, draws), and the evaluations.
+
+    Args:
+        draws: Of each draw the bits per dimension to be added, shape (B,), and the likelihood.
+        unit: Factor from bits per dimension to the unit of the scores.
+        dimensions: Number of dimensions.
+    """
+    to_unit = unit / (dimensions * math.log(2))  # from nats
+    values = [bits[:, None] * unit - result.log_probs * to_unit for bits, result in draws]
+    errors = [result.solver_error * to_unit for _, result in draws]
+    return (
+        _array(torch.stack(values, 1)),
+        _array(torch.stack(errors, 1)),
+        sum(result.nfe for _, result in draws),
+    )
+
+
+def _joined(batches: Sequence[tuple[np.ndarray, np.ndarray, int]]) -> Scores:
+    """The scores of batches, each as `_estimates` returns it."""
+    each, errors, evaluations = zip(*batches, strict=True)
+    estimates, error = np.concatenate(each), float(np.concatenate(errors).mean())
+    solver_error = None if math.isnan(error) else error
+    return Scores(estimates.mean((1, 2)), max(evaluations), solver_error=solver_error, estimates=estimates)
 
 
 def bound_held_out(
@@ -299,11 +360,6 @@ def bound_held_out(
 def _unit(trained: TrainedModel, batch: Tensor) -> float:
     """The factor from bits per dimension to the unit of the scores, nats for points."""
     return 1.0 if trained.data.levels else batch[0].numel() * math.log(2)
-
-
-def _nats_to_unit(trained: TrainedModel, batch: Tensor) -> float:
-    """The factor from nats per sample to the unit of the scores."""
-    return _unit(trained, batch) / (batch[0].numel() * math.log(2))
 
 
 def _scale_bits(scaling: Scaling) -> float:
