@@ -37,14 +37,14 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
-from score_diffusion.run.keys import KEYS, NEW_RUN
+from score_diffusion.run.keys import KEYS, TRAINING
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 NAMES = ("data.name", *CONSTRUCTORS)
-OF_TRAINING = [name for name, key in KEYS.items() if key.modes == NEW_RUN and not key.may_change]
+OF_TRAINING = [name for name, key in TRAINING.items() if not key.may_change]
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
 """Keys that may name a function of the user's, and what it is there for."""
 
@@ -320,8 +320,8 @@ def read_config(workdir: Path) -> ConfigDict:
     advice = "restore it from a copy, or train in another --workdir"
     record = read_json(path, dict.fromkeys(SECTIONS, Values(kind=dict)), advice)
     try:
-        _add_sections(record)
         _check_sections(record)
+        _name_label(record)
         config = ConfigDict(with_tuples(record))
         _check_is_whole(config, "it")
         older = [name for name in OF_TRAINING if name not in flatten(config)]
@@ -382,18 +382,11 @@ def _check_sections(record: dict[str, Any]) -> None:
         check_fields(record[part], {key: Values(kind=str)}, f"{part}.")
 
 
-def _add_sections(record: dict[str, Any]) -> None:
-    """Adds the section `restore`, and those of methods that have options, to a run that is older than they
-    are.
-
-    Raises:
-        ValueError: If it is no section.
-    """
-    record.setdefault("restore", {})
-    check_fields(record, {"restore": Values(kind=dict)})
-    for name in option_keys():
-        section, owner, _ = name.split(".")
-        record[section].setdefault(owner, {})
+def _name_label(record: dict[str, Any]) -> None:
+    """Makes text of the class that older runs kept as a number."""
+    label = record["sampling"].get("label")
+    if type(label) is int:
+        record["sampling"]["label"] = str(label)
 
 
 def differing_keys(a: ConfigDict, b: ConfigDict) -> list[str]:

@@ -36,7 +36,7 @@ def raising(error: BaseException):
         (UserError("do this"), "error: do this"),
         (InputError("of the\nlibrary"), "error: of the library"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), "error: No such file: a.txt"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device (free some space)"),
     ],
 )
 def test_an_error_of_the_users_is_one_sentence(error: Exception, sentence: str, monkeypatch, capsys):
@@ -199,7 +199,7 @@ def test_the_users_own_data(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--mode", "trian"], "train|sample|likelihood|evaluate"),
+        (["--mode", "trian"], "train|sample|restore|likelihood|evaluate"),
         ([], "--mode is required"),
         (["--mode", "train", "--stepz", "3"], "stepz"),
         (["--mode", "train", "3"], "unknown argument '3'"),
@@ -217,7 +217,7 @@ def test_the_users_own_data(
         (["--mode", "train", "--config.model.channels=7"], "7"),
         (["--mode", "train", "--config.model.multipliers=1,1,1,1,1"], "divisible by 16"),
         (["--mode", "train", "--config.training.weighting=heavy"], "plain, likelihood, min_snr, edm"),
-        (["--mode", "train", "--config.data.name=cats"], "digits, swiss_roll"),
+        (["--mode", "train", "--config.data.name=cats"], "digits, captioned_digits"),
         (["--mode", "train", "--config.data.name=moons"], "does not take data of shape (2,); choose mlp"),
         (["--mode", "train", "--config.data.path=none.npz"], "does not exist"),
         (["--mode", "train", "--sampler", "magic", "--dry_run"], "must be one of eabm"),
