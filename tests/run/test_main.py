@@ -36,7 +36,10 @@ def raising(error: BaseException):
         (UserError("do this"), "error: do this"),
         (InputError("of the\nlibrary"), "error: of the library"),
         (FileNotFoundError(errno.ENOENT, "No such file", "a.txt"), "error: No such file: a.txt"),
-        (OSError(errno.ENOSPC, "No space left on device"), "error: No space left on device (free some space)"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "error: No space left on device (free some space)",
+        ),
     ],
 )
 def test_an_error_of_the_users_is_one_sentence(error: Exception, sentence: str, monkeypatch, capsys):
