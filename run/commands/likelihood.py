@@ -6,6 +6,7 @@ classifier, where it is asked to, under every class.
 
 from __future__ import annotations
 
+import io
 import math
 import time
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import load_data
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import write_numbered_json
+from score_diffusion.run.files import write_atomic, write_numbered_json
 from score_diffusion.run.image_grids import shortened
 from score_diffusion.run.inference.classification import (
     Classification,
@@ -43,6 +44,8 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 
 FIGURES = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # what can be refused comes first
 HISTOGRAMS = {"ode": ".png", "bound": "-bound.png"}
+EACH, LEAST_LIKELY = ".npz", "-least-likely.png"
+SHOWN = 25  # images, the least likely first
 MOST_CLASSES = 20  # that are printed
 
 Figures = dict[str, Scores]
@@ -141,7 +144,8 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         min(len(dataset.test), config.likelihood.num_images),
     )
     record = _record(scored, config.likelihood, count, seconds)
-    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values())
+    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values(), EACH, LEAST_LIKELY)
+    pictures = _save_each(stem, figures, trained, dataset)
     histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
     for name, path in histograms.items():
         plots.save_histogram(path, figures[name].values, _quantity(trained))
@@ -155,9 +159,28 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         *_classification_rows(scored),
         ("time", format_duration(seconds)),
         ("result", stem.with_suffix(".json")),
+        ("each sample", stem.with_suffix(EACH)),
         *(("histogram", path) for path in histograms.values()),
+        *(("least likely", path) for path in pictures),
     ]
     print_result("Likelihood of held-out data", rows)
+
+
+def _save_each(stem: Path, figures: Figures, trained: TrainedModel, dataset: Dataset) -> list[Path]:
+    """Writes the figures of each sample, and of images a picture of the least likely; returns pictures."""
+    arrays = {name: scores.values for name, scores in figures.items()}
+    arrays |= {f"{name}_estimates": s.estimates for name, s in figures.items() if s.estimates is not None}
+    file = io.BytesIO()
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    write_atomic(stem.with_suffix(EACH), file.getvalue())
+    if not trained.data.levels:
+        return []
+    values = next(reversed(figures.values())).values  # of the ODE if there are both
+    chosen = np.argsort(-values, kind="stable")[:SHOWN]
+    path = stem.with_name(stem.name + LEAST_LIKELY)
+    images = dataset.scaling.stored_to_user(dataset.test[torch.from_numpy(chosen)]).numpy()
+    plots.save_samples(path, images, dataset.scaling.limits)
+    return [path]
 
 
 def _quantity(trained: TrainedModel) -> str:

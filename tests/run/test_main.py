@@ -289,7 +289,7 @@ def test_bad_input_ends_in_one_sentence(
         ("sample", ["--sampler=pc", "--config.sampling.pc.snr=-1"], "snr"),
         ("sample", ["--config.training.steps=3"], "cannot change after training"),
         ("sample", ["--config.sampling.num=3"], "did you mean"),
-        ("likelihood", ["--config.likelihood.divergence=magic"], "hutchinson, exact"),
+        ("likelihood", ["--config.likelihood.divergence=magic"], "hutchinson, hutch++, exact"),
         ("likelihood", ["--config.likelihood.rtol=0"], "above 0"),
     ],
 )

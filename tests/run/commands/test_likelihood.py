@@ -8,8 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
+from torch import Tensor
 
 from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.image_grids import image_grid
+
+
+def assert_picture_is_of(path: Path, levels: Tensor, order: np.ndarray) -> None:
+    """The picture is the grid of these images, in this order."""
+    images = load_digits().scaling.stored_to_user(levels[torch.from_numpy(np.argsort(order))]).numpy()
+    expected = image_grid(images, load_digits().scaling.limits)
+    assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), np.asarray(expected.convert("RGB")))
 
 
 def test_likelihood(cli: Callable, trained: Path, capsys):
@@ -19,6 +30,10 @@ def test_likelihood(cli: Callable, trained: Path, capsys):
     assert 0 < result["bits_per_dim"] < 20 and 0 < result["standard_error"] < 5
     assert result["num_images"] == 4 and result["nfe"] > 6 and result["seconds"] > 0
     assert (trained / "likelihood.png").exists()
+    each = np.load(trained / "likelihood.npz")
+    assert each["ode"].shape == (4,) and each["ode_estimates"].shape == (4, 1, 1)
+    assert each["ode"].mean() == pytest.approx(result["bits_per_dim"])
+    assert_picture_is_of(trained / "likelihood-least-likely.png", load_digits().test[:4], -each["ode"])
     assert (
         cli("likelihood", trained, "--config.likelihood.batch_size=4", "--config.likelihood.num_images=1")
         == 0
