@@ -134,18 +134,27 @@ def _exact(vjp: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 
 def _hutch_plus_plus(vjp: Callable[[Tensor], Tensor], probes: Tensor, sketch: Tensor) -> Tensor:
-    """Estimates of the trace for the probes, shape (M, B)."""
+    """Estimates of the trace for the probes, shape (M, B).
+
+    A score is -x/σ² and a remainder of low rank. Of a multiple of I Hutchinson's estimator with signs has no
+    error, but that of a projection has: c I is taken off first, where c, from the sketch, is about the mean
+    eigenvalue.
+    """
+
+    shape, dimensions = probes.shape[1:], probes[0, 0].numel()
+    vectors = sketch.flatten(2)  # (K, B, D)
+    image = torch.stack([vjp(v).flatten(1) for v in sketch])
+    c = (vectors * image).sum(2).mean(0) / dimensions  # (B,)
+    basis = torch.linalg.qr((image - c[:, None] * vectors).permute(1, 2, 0)).Q  # (B, D, min(D, K))
 
     def quadratic_forms(rows: Tensor) -> Tensor:
-        """vᵀ ∇s v for vectors (M, B, D), shape (M, B)."""
-        vectors = rows.reshape(len(rows), *probes.shape[1:])
-        return torch.stack([(vjp(v) * v).flatten(1).sum(1) for v in vectors])
+        """vᵀ (∇s - c I) v for vectors (M, B, D), shape (M, B)."""
+        products = torch.stack([vjp(v.reshape(shape)).flatten(1) for v in rows])
+        return (rows * (products - c[:, None] * rows)).sum(2)
 
-    image = torch.stack([vjp(v).flatten(1) for v in sketch], dim=2)  # (B, D, K)
-    basis = torch.linalg.qr(image).Q  # (B, D, min(D, K))
     v = probes.flatten(2)  # (M, B, D)
     rest = v - torch.einsum("bdk,bek,mbe->mbd", basis, basis, v)
-    return quadratic_forms(basis.permute(2, 0, 1)).sum(0) + quadratic_forms(rest)
+    return c * dimensions + quadratic_forms(basis.permute(2, 0, 1)).sum(0) + quadratic_forms(rest)
 
 
 def _check_score(s: Tensor, x: Tensor) -> None:

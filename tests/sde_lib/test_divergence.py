@@ -42,20 +42,24 @@ def test_hutchinson_is_the_quadratic_form_of_each_probe():
     torch.testing.assert_close(estimates, torch.einsum("mbi,ij,mbj->mb", probes, A, probes))
 
 
-def test_hutch_plus_plus_is_exact_for_low_rank_and_unbiased():
-    """A matrix of rank 2 lies in the sketch of 3 vectors; of a full one the rest is estimated."""
+def test_hutch_plus_plus_is_exact_for_a_full_basis_and_unbiased_for_any():
+    """The matrix is -5 I, as a score at little noise, and a large remainder of rank 2 and a small one."""
     generator = torch.Generator().manual_seed(0)
-    low = torch.randn(8, 2, generator=generator).double() @ torch.randn(2, 8, generator=generator).double()
-    full = low + 0.3 * torch.randn(8, 8, generator=generator).double()
+    a, b = torch.randn(2, 8, 2, generator=generator).double()
+    small = torch.randn(8, 8, generator=generator).double()
+    A = a @ b.T + 0.3 * small - 5 * torch.eye(8).double()
     x = torch.zeros(4000, 8, dtype=torch.float64)
     probes, sketch = draw_probes(x, 2, generator=generator), draw_probes(x, 3, "gaussian", generator)
-    _, exact = score_and_divergence(lambda x: x @ low.T, x[:5], None, probes[:, :5], sketch=sketch[:, :5])
-    torch.testing.assert_close(exact, low.trace().expand(2, 5))
-    _, found = score_and_divergence(lambda x: x @ full.T, x, None, probes, sketch=sketch)
-    _, plain = score_and_divergence(lambda x: x @ full.T, x, None, probes)
+    whole = draw_probes(x[:5], 8, "gaussian", generator)
+    _, exact = score_and_divergence(lambda x: x @ A.T, x[:5], None, probes[:, :5], sketch=whole)
+    torch.testing.assert_close(exact, A.trace().expand(2, 5))
+    _, multiple = score_and_divergence(lambda x: -5 * x, x[:5], None, probes[:, :5], sketch=probes[:1, :5])
+    torch.testing.assert_close(multiple, torch.full_like(exact, -40.0))
+    _, found = score_and_divergence(lambda x: x @ A.T, x, None, probes, sketch=sketch)
+    _, plain = score_and_divergence(lambda x: x @ A.T, x, None, probes)
     error = found.mean(0).std().item() / len(x) ** 0.5
-    assert found.mean().item() == pytest.approx(full.trace().item(), abs=4 * error)
-    assert found.std() < plain.std() / 2
+    assert found.mean().item() == pytest.approx(A.trace().item(), abs=4 * error)
+    assert found.std() < plain.std()
 
 
 @pytest.mark.parametrize("probes", [None, torch.ones(1, 3, 2)], ids=["exact", "hutchinson"])
