@@ -1,6 +1,6 @@
 """What every experiment starts from: all keys at their defaults, and a small U-Net for digits.
 
-An experiment file sets what differs from here. keys.py says what the keys are.
+An experiment file sets what differs from here. keys/ says what the keys are.
 """
 
 from __future__ import annotations

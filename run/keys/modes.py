@@ -1,0 +1,30 @@
+"""The modes of the command line, and which of them take a key."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from score_diffusion.run.key_types import Key
+
+MODES = ("train", "sample", "restore", "likelihood", "evaluate", "compare", "data", "report", "convert")
+CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
+NEW_RUN = ("train", CONVERT_FROM)
+"""The modes that make a run and write its configuration."""
+
+WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", "compare", CONVERT_TO)
+SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare")
+RESTORES = (*NEW_RUN, "restore")
+DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate", "compare")
+MEASURES = ("evaluate", "compare")
+
+
+def section(name: str, modes: tuple[str, ...], may_change: bool, keys: dict[str, Key]) -> dict[str, Key]:
+    """The keys of a section by their full names, with the section's modes where they name none."""
+    return {
+        f"{name}.{key}": replace(
+            declared,
+            modes=declared.modes or modes,
+            may_change=may_change if declared.may_change is None else declared.may_change,
+        )
+        for key, declared in keys.items()
+    }
