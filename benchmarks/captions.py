@@ -87,14 +87,14 @@ def digits_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None
         print(f"{f'scale {scale:g}':24}" + "".join(f"{100 * share:9.1f}%" for share in shares))
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", help="run of --config text_shapes")
     parser.add_argument("--digits", help="run of --config text_digits")
     parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 4.0])
     parser.add_argument("--each", type=int, default=5, help="samples under each prompt")
     parser.add_argument("--nfe", type=int, default=30)
-    options = parser.parse_args()
+    options = parser.parse_args(argv)
     for run, table in ((options.shapes, shapes_table), (options.digits, digits_table)):
         if run:
             table(run, options.scales, options.each, options.nfe)

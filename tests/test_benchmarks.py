@@ -7,10 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from score_diffusion import train
+
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {  # arguments, and a row that the table must have
+    "captions": ("--digits RUNS --scales 2 --each 1 --nfe 2", "real images"),
     "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
@@ -40,6 +43,9 @@ def test_it_runs(name: str, tmp_path: Path, capsys):
         pytest.importorskip("diffusers")
     if name == "inverse":
         pytest.importorskip("azula")
+    if name == "captions":
+        settings = {"training.steps": 1, "training.preview_samples": 0, "training.held_out": 8}
+        train("text_digits", tmp_path / "runs", settings | {"model.channels": 8})
     arguments, row = SMALLEST[name]
     picture = tmp_path / "picture.png"
     arguments = arguments.replace("PICTURE", str(picture)).replace("RUNS", str(tmp_path / "runs"))

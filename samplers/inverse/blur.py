@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.inverse.operators import SVD, Cast, LinearOperator, checked_shape
+from score_diffusion.samplers.inverse.operators import SVD, Cast, LinearOperator, checked_shape, in_double
 from score_diffusion.samplers.inverse.pixels import spatial_axes
 from score_diffusion.sde_lib import InputError
 
@@ -95,9 +96,12 @@ class Blur(LinearOperator):
 
     def _filtered(self, x: Tensor, spectrum: Tensor) -> Tensor:
         """The real circular convolution with a kernel of the given spectrum, along the blurred axes."""
-        dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
-        transformed = torch.fft.fftn(x, dim=self._axes) * spectrum.to(x.device, dtype)
-        return torch.fft.ifftn(transformed, dim=self._axes).real
+
+        def convolve(x: Tensor) -> Tensor:
+            transformed = torch.fft.fftn(x, dim=self._axes) * spectrum.to(x.device)
+            return torch.fft.ifftn(transformed, dim=self._axes).real
+
+        return in_double(convolve, x)
 
     def _forward(self, x: Tensor) -> Tensor:
         if self.boundary == "circular":
@@ -133,7 +137,7 @@ class Blur(LinearOperator):
         shape = self.input_shape
 
         def hartley(x: Tensor) -> Tensor:
-            z = torch.fft.fftn(x, dim=self._axes, norm="ortho")
+            z = in_double(partial(torch.fft.fftn, dim=self._axes, norm="ortho"), x)
             return z.real - z.imag
 
         kept = _not_rounding(s)
@@ -202,21 +206,27 @@ def _dct_twist(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
     weight = torch.full_like(k, math.sqrt(2 / n))
     weight[0] = math.sqrt(1 / n)
     shape = [-1 if a == axis else 1 for a in range(x.ndim)]
-    dtype = torch.complex64 if x.dtype == torch.float32 else torch.complex128
-    twist = torch.polar(torch.ones_like(k), -math.pi * k / (2 * n)).to(dtype)
-    return twist.reshape(shape), weight.to(x.dtype).reshape(shape)
+    return torch.polar(torch.ones_like(k), -math.pi * k / (2 * n)).reshape(shape), weight.reshape(shape)
 
 
 def dct(x: Tensor, axis: int) -> Tensor:
     """The orthonormal DCT-II along an axis of a batch: C_k = w_k Σ_j x_j cos(πk(2j + 1)/2n)."""
     twist, weight = _dct_twist(x, axis)
-    z = torch.fft.fft(torch.cat([x, x.flip(axis)], axis), dim=axis).narrow(axis, 0, x.shape[axis])
-    return weight * (twist * z).real / 2
+
+    def transform(x: Tensor) -> Tensor:
+        z = torch.fft.fft(torch.cat([x, x.flip(axis)], axis), dim=axis).narrow(axis, 0, x.shape[axis])
+        return weight * (twist * z).real / 2
+
+    return in_double(transform, x)
 
 
 def inverse_dct(c: Tensor, axis: int) -> Tensor:
     """The inverse, which is the transpose: x_j = Σ_k w_k C_k cos(πk(2j + 1)/2n)."""
     twist, weight = _dct_twist(c, axis)
     n = c.shape[axis]
-    z = torch.fft.ifft(weight * c * twist.conj(), n=2 * n, dim=axis)
-    return 2 * n * z.real.narrow(axis, 0, n)
+
+    def transform(c: Tensor) -> Tensor:
+        z = torch.fft.ifft(weight * c * twist.conj(), n=2 * n, dim=axis)
+        return 2 * n * z.real.narrow(axis, 0, n)
+
+    return in_double(transform, c)

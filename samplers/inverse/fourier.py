@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.inverse.operators import SVD, Cast, LinearOperator, checked_shape
+from score_diffusion.samplers.inverse.operators import SVD, Cast, LinearOperator, checked_shape, in_double
 from score_diffusion.sde_lib import InputError, generator_for
 
 
@@ -68,12 +69,14 @@ class Fourier(LinearOperator):
     def _transform(self, x: Tensor) -> Tensor:
         """The whole spectrum, (B, images, numbers)."""
         axes = tuple(range(-len(self._spatial), 0))
-        return torch.fft.fftn(self._images(x), dim=axes, norm="ortho").flatten(2)
+        return in_double(partial(torch.fft.fftn, dim=axes, norm="ortho"), self._images(x)).flatten(2)
 
     def _back(self, spectrum: Tensor) -> Tensor:
         """The inverse of `_transform`; for real images, its real part."""
         axes = tuple(range(-len(self._spatial), 0))
-        images = torch.fft.ifftn(spectrum.unflatten(2, self._spatial), dim=axes, norm="ortho")
+        images = in_double(
+            partial(torch.fft.ifftn, dim=axes, norm="ortho"), spectrum.unflatten(2, self._spatial)
+        )
         if not self.complex_input:
             return images.real
         return torch.stack([images.real, images.imag], 2).flatten(1, 2)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.inverse.blur import dct, inverse_dct
-from score_diffusion.samplers.inverse.operators import Cast, Operator, checked_shape
+from score_diffusion.samplers.inverse.operators import Cast, Operator, checked_shape, in_double
 from score_diffusion.sde_lib import InputError
 
 # fmt: off
@@ -108,5 +108,4 @@ class PhaseRetrieval(Operator):
 
     def _forward(self, x: Tensor) -> Tensor:
         axes = tuple(range(2, x.ndim))
-        z = torch.fft.fftn(x, s=self._padded, dim=axes, norm="ortho")
-        return z.abs()
+        return in_double(lambda x: torch.fft.fftn(x, s=self._padded, dim=axes, norm="ortho").abs(), x)

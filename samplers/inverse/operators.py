@@ -222,6 +222,18 @@ def multiply(matrix: Tensor, x: Tensor) -> Tensor:
     return torch.stack([matrix @ row.clone() for row in x])  # cloned: aligned alike in memory
 
 
+def in_double(transform: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """transform(x) computed in double precision, in the precision of x.
+
+    A Fourier transform sums in an order that depends on the size of the batch. In double precision this
+    leaves no trace in the float32 result: it has the same bits in every batch.
+    """
+    wide = transform(x.to(torch.complex128 if x.is_complex() else torch.float64))
+    if x.dtype not in (torch.float32, torch.complex64):
+        return wide
+    return wide.to(torch.complex64 if wide.is_complex() else torch.float32)
+
+
 class MatrixOperator(LinearOperator):
     """A matrix over the flattened sample.
 

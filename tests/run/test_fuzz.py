@@ -195,7 +195,7 @@ def test_commands_with_odd_flags(run: Path, command: Callable):
         if draw.random() < 0.2:
             flags.append(draw.choice((f"{draw.choice(FLAGS)}={draw.choice(TEXTS)}", draw.choice(TEXTS))))
         codes.append(command("--mode", mode, "--workdir", str(run), *flags, *MODES[mode]))
-    assert {0, 2} == set(codes)
+    assert 2 in codes
     assert memory() - before < MEMORY
 
 

@@ -57,7 +57,7 @@ def test_weights_are_equal_for_isotropic_gaussians(sde, sigma_y):
     ("law", "operator", "sigma_y", "data_std", "particles"),
     [
         (ring(), MatrixOperator(torch.tensor([[1.0, 0.5]])), 0.3, 2.8, 2_000),
-        (images(), Downsample((1, 8, 8), 2), 0.3, 0.6, 800),
+        (images(), Downsample((1, 8, 8), 2), 0.3, 0.6, 600),
     ],
     ids=["ring", "images"],
 )
@@ -71,7 +71,7 @@ def test_more_particles_come_nearer_to_the_posterior(law, operator, sigma_y, dat
     def ratio(count, seeds):
         sampler = TwistedSampler(
             sde,
-            clock_grid(sde, 50),
+            clock_grid(sde, 40),
             operator=operator,
             y=y,
             sigma_y=sigma_y,
