@@ -21,7 +21,6 @@ from score_diffusion.run.inference.measurements import Measurements, as_measured
 from score_diffusion.run.inference.restoring import (
     Restored,
     RestoreRequest,
-    Restoring,
     draw_posteriors,
     with_known_elements,
 )
@@ -30,7 +29,7 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.tasks import RESTORERS, TASKS, Task, method_of
 from score_diffusion.samplers import make_sampler
-from score_diffusion.samplers.inverse import InverseProblem
+from score_diffusion.samplers.inverse import InverseProblem, Restorer
 from score_diffusion.samplers.registry import DEFAULT
 from score_diffusion.sde_lib import generator_for
 
@@ -78,7 +77,7 @@ def build_task(section: ConfigDict, shape: Sequence[int]) -> Task:
     )
 
 
-def build_restorer(section: ConfigDict, problem: InverseProblem) -> Restoring:
+def build_restorer(section: ConfigDict, problem: InverseProblem) -> Restorer:
     """The method of a section `restore` for a measurement.
 
     Raises:
@@ -113,7 +112,7 @@ def restore_with(trained: TrainedModel, section: ConfigDict, measurements: Measu
     """Posterior samples of measurements by a section `restore`; None on all ranks except the first."""
     std, operator = data_std(section, trained), measurements.task.operator
 
-    def restorer(y: Tensor) -> Restoring:
+    def restorer(y: Tensor) -> Restorer:
         return build_restorer(section, InverseProblem(trained.sde, operator, y, section.noise, std))
 
     restored = draw_posteriors(trained, restorer, measurements, restore_request(section))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from torch import Tensor
@@ -16,24 +15,8 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.inference.measurements import Measurements, to_user
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
-from score_diffusion.samplers import SampleResult
-from score_diffusion.sde_lib import ScoreFunction, generator_for
-from score_diffusion.sde_lib.score_wrapper import Condition
-
-
-class Restoring(Protocol):
-    """A `samplers.inverse.Restorer` or `GuidedStart`."""
-
-    def __call__(
-        self,
-        score: ScoreFunction,
-        shape: Sequence[int],
-        seed: int = 0,
-        *,
-        cond: Condition = None,
-        first: int = 0,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> SampleResult: ...
+from score_diffusion.samplers.inverse import Restorer
+from score_diffusion.sde_lib import generator_for
 
 
 @dataclass(frozen=True)
@@ -84,7 +67,7 @@ class Restored:
 
 def draw_posteriors(
     trained: TrainedModel,
-    make: Callable[[Tensor], Restoring],
+    make: Callable[[Tensor], Restorer],
     measurements: Measurements,
     request: RestoreRequest,
 ) -> Restored | None:
@@ -110,8 +93,8 @@ def draw_posteriors(
 
             shape = (batch.count, *trained.data.shape)
             seed = generator_for(request.seed, "restore", batch.input).initial_seed()
-            restoring = make(measurements.y[batch.input])
-            result = restoring(score, shape, seed, cond=cond, first=batch.first, on_step=on_step)
+            restorer = make(measurements.y[batch.input])
+            result = restorer(score, shape, seed, cond=cond, first=batch.first, on_step=on_step)
             values = trained.data.scaling.model_to_user(result.samples).cpu().numpy()
             ess = getattr(result, "ess", None)  # of methods with particles
             drawn.append((values, result.nfe, None if ess is None else ess.min().item()))

@@ -8,7 +8,6 @@ from score_diffusion.samplers.inverse.dps import DPS
 from score_diffusion.samplers.inverse.fourier import Fourier, column_sampling
 from score_diffusion.samplers.inverse.methods import (
     METHODS,
-    GuidedStart,
     InverseProblem,
     Restorer,
     restorer,
@@ -42,7 +41,6 @@ __all__ = [
     "Downsample",
     "Fourier",
     "FunctionOperator",
-    "GuidedStart",
     "InverseProblem",
     "JPEGQuantization",
     "LinearFunctionOperator",

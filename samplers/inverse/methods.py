@@ -58,6 +58,8 @@ class Restorer:
 
     sampler: Sampler
     condition: Callable[[ScoreFunction], ScoreFunction] = lambda score: score
+    start: Callable[[Sequence[int], int, int, torch.device, torch.dtype], Tensor] | None = None
+    """x_T for a shape, a seed, the index of the first sample, a device and a dtype; None for the prior."""
 
     def __post_init__(self) -> None:
         self.condition(lambda x, t: x)  # for its checks
@@ -75,11 +77,13 @@ class Restorer:
         on_step: Callable[[int, int], None] | None = None,
     ) -> SampleResult:
         """Draws samples of p(x_0 | y); arguments, result and errors as for a `Sampler`."""
+        device = score_device(score) if device is None else torch.device(device)
         return self.sampler(
             self.condition(score),
             shape,
             seed,
             cond=cond,
+            x_T=None if self.start is None else self.start(shape, seed, first, device, dtype),
             first=first,
             device=device,
             dtype=dtype,
@@ -246,34 +250,7 @@ def twisted(problem: InverseProblem, nfe: int, *, particles: int = 64, draws: in
     )
 
 
-@dataclass(frozen=True)
-class GuidedStart:
-    """SDEdit as a `Restorer`: the sampler starts from the noised guide A⁺ y."""
-
-    sampler: Sampler
-    problem: InverseProblem
-
-    def __call__(
-        self,
-        score: ScoreFunction,
-        shape: Sequence[int],
-        seed: int = 0,
-        *,
-        cond: Condition = None,
-        first: int = 0,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype = torch.float32,
-        on_step: Callable[[int, int], None] | None = None,
-    ) -> SampleResult:
-        """Draws samples near the guide; arguments, result and errors as for a `Sampler`."""
-        p, start = self.problem, self.sampler.times[0].item()
-        y = p.y.to(score_device(score) if device is None else device, dtype)
-        guide = p.operator.pseudo_inverse(checked_measurement(p.operator, y)).expand(*shape)
-        x_T = noised_guide(p.sde, guide, start, seed, first)
-        return self.sampler(score, shape, seed, cond=cond, x_T=x_T, first=first, on_step=on_step)
-
-
-def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.3, sampler: str = GUIDED) -> GuidedStart:
+def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.3, sampler: str = GUIDED) -> Restorer:
     """SDEdit from A⁺ y: no posterior, but images near a guide, for operators with a pseudo-inverse.
 
     Args:
@@ -288,7 +265,15 @@ def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.3, sampler: st
     spec = find_sampler(sampler)
     times = grid_from(p.sde, Grid(spec.grid, spec.steps(nfe, denoise=True)), start * p.sde.T)
     p.operator.pseudo_inverse(checked_measurement(p.operator, p.y))  # refuses operators that have none
-    return GuidedStart(make_sampler(sampler, p.sde, None, times, denoise=True), p)
+
+    def noised(
+        shape: Sequence[int], seed: int, first: int, device: torch.device, dtype: torch.dtype
+    ) -> Tensor:
+        y = checked_measurement(p.operator, p.y.to(device, dtype))
+        guide = p.operator.pseudo_inverse(y).expand(*shape)
+        return noised_guide(p.sde, guide, times[0].item(), seed, first)
+
+    return Restorer(make_sampler(sampler, p.sde, None, times, denoise=True), start=noised)
 
 
 METHODS: dict[str, Callable[..., Restorer]] = {
