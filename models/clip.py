@@ -41,7 +41,7 @@ def caption_bytes(captions: Sequence[str]) -> Tensor:
     return torch.tensor([list(text.ljust(longest, b"\0")) for text in encoded])
 
 
-class TextEncoder(nn.Module):
+class CaptionEncoder(nn.Module):
     """A transformer over the bytes of a caption, averaged over them.
 
     Args:
@@ -104,7 +104,7 @@ class Clip(nn.Module):
             embedding=embedding,
             dims=dims,
         )
-        self.text = TextEncoder(features, text_width, text_layers)
+        self.text = CaptionEncoder(features, text_width, text_layers)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property

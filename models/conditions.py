@@ -105,6 +105,11 @@ def _check_values(kind: str, value: Tensor, size: int) -> None:
             raise ValueError(f"the text of cond must be ids in 0..{size - 1}, got up to {int(value.max())}")
 
 
+def condition_sizes(model: object) -> dict[str, int]:
+    """The kinds of conditions that a network, or that of a `ScoreModel`, takes, with their sizes."""
+    return getattr(getattr(model, "net", model), "condition_sizes", {})
+
+
 def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[str, Tensor]:
     """The null condition of one sample, every kind of it spelled out.
 

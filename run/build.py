@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from score_diffusion.models import ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
-from score_diffusion.models.conditions import null_condition
+from score_diffusion.models.conditions import condition_sizes, null_condition
 from score_diffusion.models.text_encoder import FROM_TEXT, TextConditioned, TextEncoder
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
@@ -164,11 +164,6 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
     cond = null_condition(condition_sizes(model), shape[1:]) or None
     with refusing_arguments(), torch.no_grad():
         model(torch.zeros(1, *shape), torch.full((1,), model.sde.T), cond)
-
-
-def condition_sizes(model: object) -> dict[str, int]:
-    """The kinds of conditions that a score model's network takes, with their sizes; empty for none."""
-    return getattr(getattr(model, "net", model), "condition_sizes", {})
 
 
 def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> ScoreModel:

@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.models import caption_bytes
-from score_diffusion.run.build import condition_sizes, refusing_arguments
+from score_diffusion.models.conditions import condition_sizes
+from score_diffusion.run.build import refusing_arguments
 from score_diffusion.run.build_encoders import CLEAN
 from score_diffusion.run.build_inference import (
     load_encoder,

@@ -10,13 +10,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import (
     FITTED,
     build_encoder,
     build_model,
     build_sampler,
     build_sde,
-    condition_sizes,
     grid_times,
 )
 from score_diffusion.run.build_training import build_times

@@ -12,13 +12,13 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import (
     CONDITION_KEYS,
     build_encoder,
     build_model,
     build_sde,
     choose,
-    condition_sizes,
 )
 from score_diffusion.run.build_encoders import ENCODER_OF, build_encoder_objective, check_encoder
 from score_diffusion.run.checkpoints import checkpoint

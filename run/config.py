@@ -155,8 +155,9 @@ def _check_is_whole(config: ConfigDict, source: str) -> None:
     """Refuses a configuration without a section of base.py or the name of an SDE, a network or a data set."""
     if not isinstance(config, ConfigDict):
         raise UserError(f"{source} must give an ml_collections.ConfigDict, it gives {type(config).__name__}")
+    present = flatten(config)
     missing = [section for section in SECTIONS if section not in config] or [
-        name for name in NAMES if name not in flatten(config)
+        name for name in NAMES if name not in present
     ]
     if missing:
         raise UserError(
@@ -324,7 +325,8 @@ def read_config(workdir: Path) -> ConfigDict:
         _name_label(record)
         config = ConfigDict(with_tuples(record))
         _check_is_whole(config, "it")
-        older = [name for name in OF_TRAINING if name not in flatten(config)]
+        present = flatten(config)
+        older = [name for name in OF_TRAINING if name not in present]
         complete(config)
         check(config)
         config.sampling.output = ""  # where to write is up to the command line, not to whoever made the run

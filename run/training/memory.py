@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_diffusion.models.conditions import null_condition
+from score_diffusion.models.conditions import condition_sizes, null_condition
 from score_diffusion.sde_lib import ConditionalScore, NoisyDataModel, ScoreModel, denoising_score_matching
 
 
@@ -72,7 +72,7 @@ def activation_bytes(model: ScoreModel | NoisyDataModel, shape: Sequence[int]) -
     x, t = torch.zeros(1, *shape), torch.full((1,), model.sde.T)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         if isinstance(model, ScoreModel):
-            cond = null_condition(getattr(model.net, "condition_sizes", {}), shape[1:])
+            cond = null_condition(condition_sizes(model), shape[1:])
             score = ConditionalScore(model, cond) if cond else model
             denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
         else:
