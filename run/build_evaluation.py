@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from score_diffusion.run.inference.sample_files import (
     matching_file,
     read_sample_file,
 )
-from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.inference.trained_model import TrainedModel, tensors_digest
 from score_diffusion.run.training.objectives import clean_data
 
 PIXELS = "pixels"
@@ -104,11 +103,9 @@ def _classifier_features(run: Path, dataset: Dataset, device: torch.device) -> E
         logits = model(*clean_data(model, x))
         return inputs.pop(), logits
 
-    weights = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        weights.update(name.encode() + tensor.cpu().numpy().tobytes())
+    weights = tensors_digest(model.state_dict().items())
     words = f"features of the classifier {run}, after {step:,} training steps"
-    return ClassifierFeatures(classify, dataset.scaling, device, words, weights.hexdigest())
+    return ClassifierFeatures(classify, dataset.scaling, device, words, weights)
 
 
 def find_or_draw(section: ConfigDict, trained: TrainedModel, workdir: Path) -> SampleFile | None:

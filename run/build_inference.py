@@ -25,7 +25,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.files import absolute_path, digest_of, expanded, is_writable
+from score_diffusion.run.files import absolute_path, expanded, file_digest, is_writable
 from score_diffusion.run.inference.conditioning import (
     NONE,
     OWN,
@@ -256,9 +256,9 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
     if guided_by:
         settings["guided_by"] = guided_by
     if section.conditions:
-        settings["conditions"] = digest_of(expanded(section.conditions))  # another content, other samples
+        settings["conditions"] = file_digest(expanded(section.conditions))  # another content, other samples
     if section.prompts:
-        settings["prompts"] = digest_of(expanded(section.prompts))
+        settings["prompts"] = file_digest(expanded(section.prompts))
     return SampleRequest(
         section.sampler,
         section.num_samples,

@@ -45,7 +45,7 @@ def absolute_path(path: str) -> Path:
         raise UserError(f"{path} cannot be followed ({error}): give another path") from error
 
 
-def digest_of(path: Path) -> str:
+def file_digest(path: Path) -> str:
     """A digest of a file's content; "" if it cannot be read."""
     try:
         return hashlib.sha256(path.read_bytes()).hexdigest()

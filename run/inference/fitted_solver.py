@@ -5,7 +5,6 @@ solvers/eabm-19.json    times and coefficients, and which score they were fitted
 
 from __future__ import annotations
 
-import hashlib
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from score_diffusion.run.console import advance_to, progress_bar
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
-from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.inference.trained_model import TrainedModel, tensors_digest
 from score_diffusion.run.json_files import read_json
 from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import LinearSampler, Stage, fit_solver
@@ -86,12 +85,9 @@ def _stages_and_times(nfe: int, trained: TrainedModel, workdir: Path) -> tuple[l
 
 def _digest(trained: TrainedModel) -> str:
     """A digest of the score that samples are drawn with: weights, conditions and guidance."""
-    parts = hashlib.sha256(trained.guided_by.encode())
     weights = trained.score.state_dict() if isinstance(trained.score, torch.nn.Module) else {}
-    for name, value in sorted({**weights, **(trained.conditions.of(range(BATCH)) or {})}.items()):
-        parts.update(name.encode())
-        parts.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return parts.hexdigest()
+    tensors = {**weights, **(trained.conditions.of(range(BATCH)) or {})}
+    return tensors_digest(sorted(tensors.items()), trained.guided_by)
 
 
 def _read(path: Path, nfe: int, digest: str) -> tuple[list[Stage], list[float]] | None:

@@ -18,7 +18,8 @@ The run directory holds
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -149,3 +150,12 @@ def _average(
             f"the checkpoint of step {saved.step} has no average of decay {decay:g}: train longer to have it"
         )
     return weights, f"averaged weights of decay {decay:g}"
+
+
+def tensors_digest(tensors: Iterable[tuple[str, Tensor]], text: str = "") -> str:
+    """A digest of tensors with their names, in this order, and of a text."""
+    parts = hashlib.sha256(text.encode())
+    for name, value in tensors:
+        parts.update(name.encode())
+        parts.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return parts.hexdigest()

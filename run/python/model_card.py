@@ -15,7 +15,7 @@ from score_diffusion.run.config import changed_text
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.evaluation.resampling import Estimate
 from score_diffusion.run.evaluation.results import figure_of, in_words, read_result
-from score_diffusion.run.files import digest_of
+from score_diffusion.run.files import file_digest
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.json_files import read_json
 from score_diffusion.run.key_types import Values
@@ -113,7 +113,7 @@ def _figures(results: Sequence[Path]) -> str:
     for path in results:
         record = read_json(path, {}, "repair or remove it")
         count = record.get("num_samples", record.get("num_images", "?"))
-        source = f"{path.name} | `{digest_of(path)}`"
+        source = f"{path.name} | `{file_digest(path)}`"
         rows += [
             f"| {name} | {in_words(figure)} {UNITS.get(name, '')} | {count} | {source} |"
             for name, figure in _figures_of(path, record).items()
@@ -143,7 +143,7 @@ def _figures_of(path: Path, record: dict[str, Any]) -> dict[str, Estimate]:
 
 def _files(folder: Path, weights: Path) -> str:
     rows = [
-        f"| {path.relative_to(folder)} | `{digest_of(path)}` |"
+        f"| {path.relative_to(folder)} | `{file_digest(path)}` |"
         for path in sorted(weights.glob("*.safetensors"))
     ]
     note = "`ema.safetensors` holds the averaged weights that samples are drawn with."
