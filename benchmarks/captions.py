@@ -1,10 +1,10 @@
-"""Text-conditional samples: how often a recognizer reads off an image what its prompt asked for.
+"""Text-conditional samples: how often a recognizer reads off an image what its prompt says.
 
     python -m benchmarks.captions --shapes runs/text_shapes --digits runs/text_digits
 
-The runs are those of --config text_shapes and text_digits. Prompts are all single shapes that training has
-seen, those of combinations of colour and kind that it has not, and all digits with one attribute.
-The first row of each table has what the recognizers read off real images under their own captions.
+The runs are those of --config text_shapes and text_digits. Prompts are all single shapes, those whose
+combination of colour and kind is not in the training set in a row of their own, and all digits with one
+attribute. The first row of each table has what the recognizers read off real images under their own captions.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def _print(name: str, agreements: Sequence[Mapping[str, bool]]) -> None:
 
 
 def digits_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None:
-    """The digit, and whether an attribute is in the third that was asked for."""
+    """The digit, and whether an attribute is in the third that its prompt names."""
     recognizer, digits = DigitRecognizer(), load_digits()
     assert digits.test_labels is not None  # digits have labels
     prompts, asked = [], []

@@ -1,4 +1,4 @@
-"""Guided digits: how many are recognized as the class asked for, and how much of its diversity is left.
+"""Guided digits: how many are recognized as the requested class, and how much of its diversity is left.
 
     python -m benchmarks.guidance      # trains what is missing, prints a table and draws a picture
     python -m benchmarks.guidance --scales 1 2 --samples 10 --picture quick.png      # a quick look

@@ -29,7 +29,7 @@ from torch import Tensor
 from score_diffusion.samplers.linear import GridCoefficients, Stage
 from score_diffusion.samplers.prototypes import Prototypes, prototypes
 
-FITTED_STEPS = 50  # of more, the order alone makes the errors small, and fitting takes long
+FITTED_STEPS = 50  # of more, the order suffices to make the errors small, and fitting takes long
 ITERATIONS = 8
 DAMPING = 1e-2  # of the first iteration, relative to the mean diagonal element
 FLOOR = 1e-2  # of the median error over laws: smaller errors count no more than this

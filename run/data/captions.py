@@ -2,7 +2,7 @@
 
     metadata.jsonl      next to the images or in a folder above them; a JSON object per line with file_name,
                         relative to the folder of this file, and text (Hugging Face's convention)
-    NAME.txt            beside NAME.png, the caption as UTF-8
+    NAME.txt            next to NAME.png, the caption as UTF-8
     a column `text`     of a data set of the Hugging Face hub
 
 Either all images have a caption, or none has.
@@ -44,7 +44,7 @@ def captions_of_files(images: FileImages, source: object) -> np.ndarray | None:
     if missing:
         raise UserError(
             f"{len(missing)} of {len(paths)} images of {source} have no caption, {missing[0]} for one: give "
-            f"each a caption in {METADATA} or a .txt beside it, or take the captions of the others away"
+            f"each a caption in {METADATA} or a .txt next to it, or take the captions of the others away"
         )
     return checked_captions([str(caption) for caption in found], [str(path) for path in paths])
 
@@ -102,7 +102,7 @@ def _parsed(content: str, name: str) -> dict[str, str] | None:
 
 
 def _of_text_files(paths: Sequence[PurePosixPath], read: Read, source: object) -> list[str | None] | None:
-    """The captions in .txt files beside the images."""
+    """The captions in .txt files next to the images."""
     found: list[str | None] = []
     for path in paths:
         name = path.with_suffix(".txt").as_posix()

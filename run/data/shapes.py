@@ -189,7 +189,7 @@ class ShapeSource(Source):
         return self._count
 
     def _scene(self, i: int) -> tuple[Scene, str, np.random.Generator]:
-        """Scene i, its caption, and the generator that its image goes on with."""
+        """Scene i, its caption, and the generator that its image continues with."""
         rng = np.random.default_rng(generator_for(self._seed, "shapes", self._part, i).initial_seed())
         scene = random_scene(rng, self._counts)
         return scene, _one_of(scene.captions(), rng), rng
@@ -217,7 +217,7 @@ def load_shapes(options: DataOptions) -> Dataset:
     """The captioned shapes that the options name, `data.num_images` to train on.
 
     Raises:
-        UserError: If the images asked for are not square, or of another size than 16 to 64.
+        UserError: If the requested images are not square, or of another size than 16 to 64.
     """
     height, width = options.image_size or (SIDES[0], SIDES[0])
     if height != width or not SIDES[0] <= height <= SIDES[1]:

@@ -1,4 +1,4 @@
-"""Recognizers read off an image what its caption says: whether samples show what was asked for is a number.
+"""Recognizers read off an image what its caption says: whether samples show what was requested is a number.
 
 They know nothing of the models: they are fitted to images of the data sets, and tests measure how often they
 are right on images that they were not fitted to.
@@ -107,7 +107,7 @@ def _features(cover: np.ndarray) -> np.ndarray:
 
 
 def scene_agreement(asked: Scene, read: Scene | None) -> dict[str, bool]:
-    """Which properties of a scene are as they were asked for: number, colour, kind, size and relation.
+    """Which properties of a scene are as they were requested: number, colour, kind, size and relation.
 
     Kinds and sizes are those of the shapes of the right colour; a relation is right if both colours are there
     and lie as they should.

@@ -1,7 +1,7 @@
 """How strongly a score is guided: the scale w, and the noise levels at which there is guidance at all.
 
     w = 0    the model without guidance: unconditional, or the guiding model itself in autoguidance
-    w = 1    the model that is asked for: conditional
+    w = 1    the requested model: conditional
     w > 1    beyond it, p_t(x) (p_t(x | c)/p_t(x))^w: typical samples of c, and less diverse ones
 
 This is the scale of Imagen, GLIDE, EDM2 and diffusers. That of Ho & Salimans (2022) is w - 1, and so is

@@ -3,7 +3,7 @@
     s = max(r, the q-quantile of |x̂_0| over the elements of a sample),    x̂_0 ← clip(x̂_0, -s, s) · r/s
 
 with r the largest value of the data, 1 for images in [-1, 1]. Strong guidance pushes x̂_0 out of the range,
-step by step, and images saturate; clipping at r alone, "static thresholding", leaves them flat there.
+step by step, and images saturate; clipping at r only, "static thresholding", leaves them flat there.
 
 Reference:
     Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022),
