@@ -31,7 +31,15 @@ from score_diffusion.samplers.exponential import eabm
 from score_diffusion.samplers.grids import clock, clock_times, early_grid
 from score_diffusion.samplers.linear import GridCoefficients, LinearSampler
 from score_diffusion.samplers.prototype_fit import PrototypeFit, Row, default_laws, rows_of, stages_of
-from score_diffusion.sde_lib import SDE, ConditionalScore, InputError, ScoreFunction, in_dtype, score_device
+from score_diffusion.sde_lib import (
+    SDE,
+    ConditionalScore,
+    InputError,
+    ScoreFunction,
+    generator_for,
+    in_dtype,
+    score_device,
+)
 from score_diffusion.sde_lib.score_wrapper import Condition, map_condition
 
 BATCH = 72
@@ -91,7 +99,7 @@ def fit_solver(
         nfe: Evaluations of the sampler, one per step.
         shape: Shape of one sample.
         cond: The condition, as for a sampler: of shape (1, ...), or (batch, ...) with one for each sample.
-        seed: Seed of x_T.
+        seed: Seed of x_T, any integer.
         batch: Number of samples that the sampler is fitted to and chosen by.
         evaluations: Evaluations that the fit may take, counted per sample.
         on_step: Called as on_step(i, n) after i of n evaluations.
@@ -101,7 +109,7 @@ def fit_solver(
     """
     if nfe < 1 or batch < 8:
         raise InputError(f"fitting needs nfe >= 1 and a batch of at least 8, got {nfe} and {batch}")
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_for(seed, "fit_solver")
     x_T = sde.prior_std * torch.randn(batch, *shape, generator=generator, dtype=torch.float64)
     steps = max(FINE_STEPS, 4 * nfe)
     flow = _Flow(score, sde, x_T.to(score_device(score)), steps, cond)

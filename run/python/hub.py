@@ -21,16 +21,18 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.config import CONFIG_FILE, flatten, save_config, with_values
 from score_diffusion.run.constructor_keys import declared_keys
+from score_diffusion.run.data.condition_files import CONDITIONS_FILE
 from score_diffusion.run.data.info import write_data_info
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic, write_json
+from score_diffusion.run.inference.prompts import CAPTIONS_FILE
 from score_diffusion.run.inference.trained_model import TrainedModel, chosen_checkpoint
 from score_diffusion.run.json_files import read_json
 from score_diffusion.run.python.model_card import Card, card_text
 
 ON_HUB = re.compile(r"hf:\w[\w.-]*/[\w.-]+(:[\w.-]+)?")  # a data set of the hub, by its name
 RESULTS = ("likelihood*.json", "evaluation*.json")
-OTHERS = ("conditions.npz",)  # the user's own conditions, which samples are drawn under
+OTHERS = (CONDITIONS_FILE, CAPTIONS_FILE)  # held-out conditions that samples are drawn under
 CARD, PICTURE = "README.md", "samples.png"
 PATTERNS = (
     *("config.json", "data.json", *OTHERS, *RESULTS),

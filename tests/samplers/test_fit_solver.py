@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -55,6 +56,15 @@ def test_the_same_arguments_give_the_same_solver():
     law, sde = ring(), VPSDE()
     first, again = (fit_solver(law.score(sde), sde, 3, (2,), batch=12, evaluations=4_000) for _ in range(2))
     assert first.sampler.stages == again.sampler.stages and first.error == again.error <= first.default_error
+
+
+def test_the_seed_is_any_integer():
+    law, sde = ring(), VPSDE()
+    large, small, array = (
+        fit_solver(law.score(sde), sde, 3, (2,), seed=seed, batch=12, evaluations=4_000).sampler.stages
+        for seed in (2**64 + 5, 5, np.int64(5))
+    )
+    assert small == array != large
 
 
 def test_without_evaluations_it_is_the_default():

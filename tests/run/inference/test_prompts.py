@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from score_diffusion import load_run
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.load import load_dataset
@@ -55,6 +56,13 @@ def drawn(workdir: Path) -> dict[str, np.ndarray]:
 def sample(workdir: Path, *arguments: str) -> dict[str, np.ndarray]:
     assert main(["--mode", "sample", "--workdir", str(workdir), *arguments]) == 0
     return drawn(workdir)
+
+
+def test_a_shared_run_draws_under_the_same_captions(run: Path, tmp_path: Path):
+    load_run(run).save_pretrained(tmp_path / "shared", samples=0)
+    own, received = sample(run), sample(tmp_path / "shared")
+    assert [*own["captions"]] == [*received["captions"]]
+    assert np.array_equal(own["samples"], received["samples"])
 
 
 def ids_of(*captions: str) -> torch.Tensor:
