@@ -45,6 +45,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("keys", "setting_files"),
     },
     "checkpoints": {"console", "distributed", "errors", "files", "json_files", "key_types"},
+    "encoded_data": {"console", "data", "distributed", "errors", "files"},
     "evaluation": {"console", "data", "errors", "files", "json_files", "key_types"},
     "training": {
         *("checkpoints", "console", "data", "distributed", "errors", "files", "json_files", "key_types"),

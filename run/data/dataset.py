@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from torch import Tensor
 
@@ -42,6 +44,22 @@ class Dataset:
     validation_conditions: Mapping[str, Tensor] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
     """The words that the ids of captions stand for; None without captions."""
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """The digests of the networks of other runs that parts of the data were computed by, by the keys of the
+    section `data` that name the runs; see encoded_data/.
+    """
+    decoded: Dataset | None = None
+    """Of latents, the data that an autoencoder has encoded; None for others."""
+
+    @cached_property
+    def content(self) -> str:
+        """Digest of the contents; of the samples themselves for built-in data sets, which lack one."""
+        if self.digest:
+            return self.digest
+        digest = hashlib.sha256()
+        for part in (self.train, self.test):
+            digest.update(part[:].numpy().tobytes())
+        return digest.hexdigest()
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,12 @@ FIELDS = {
     "classes": Values(kind=tuple[str, ...]),
     "digest": Values(kind=str),
 }
-OF_CAPTIONS = {"words": Values(kind=tuple[str, ...]), "text_length": Values(kind=int, least=0)}
+LATER_FIELDS = {
+    "words": Values(kind=tuple[str, ...]),
+    "text_length": Values(kind=int, least=0),
+    "encoders": Values(kind=dict),
+    "decoded": Values(kind=dict | None),
+}
 """Fields that older files lack."""
 SCALING_FIELDS = {
     "levels": Values(kind=int | None, least=2, below=2**32 + 1),
@@ -59,13 +65,26 @@ class DataInfo:
     """The vocabulary of the captions; empty for data without."""
     text_length: int = 0
     """Words of a caption that are read at most; 0 for data without."""
+    encoders: Mapping[str, str] = field(default_factory=dict)
+    """Digests of the networks of other runs that parts of the data were computed by, see encoded_data/."""
+    decoded: DataInfo | None = None
+    """Of latents, the data that an autoencoder has encoded, which samples are decoded to."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
-        info = cls(dataset.name, dataset.shape, dataset.scaling, *counts, dataset.classes, dataset.digest)
-        words = dataset.vocabulary
-        return info if words is None else replace(info, words=words.words, text_length=words.length)
+        words, decoded = dataset.vocabulary, dataset.decoded
+        return cls(
+            dataset.name,
+            dataset.shape,
+            dataset.scaling,
+            *counts,
+            dataset.classes,
+            dataset.digest,
+            *((), 0) if words is None else (words.words, words.length),
+            encoders=dict(dataset.encoders),
+            decoded=None if decoded is None else cls.of(decoded),
+        )
 
     @property
     def vocabulary(self) -> Vocabulary | None:
@@ -80,6 +99,8 @@ class DataInfo:
     @property
     def kind(self) -> str:
         """What one sample is, in words."""
+        if self.decoded is not None:
+            return f"latents of {self.decoded.kind}"
         if self.levels:
             return f"{self.levels} grey levels"
         return {1: "points", 2: "signals", 3: "images of numbers", 4: "fields"}[len(self.shape)]
@@ -116,16 +137,28 @@ def read_data_info(workdir: Path) -> DataInfo:
     """
     path, advice = workdir / DATA_FILE, "restore it, or train in another --workdir"
     record = read_json(path, FIELDS, advice)
-    fields = FIELDS | {name: values for name, values in OF_CAPTIONS.items() if name in record}
     try:
-        check_fields(record, fields, others=False)
-        check_fields(record["scaling"], SCALING_FIELDS, "scaling.", others=False)
-        scaling = Scaling(**{key: _as_tuple(record["scaling"][key]) for key in SCALING_FIELDS})
-        if not 1 <= len(record["shape"]) <= 4:
-            raise ValueError(f"shape must have 1 to 4 axes, got {len(record['shape'])}")
+        return _from_record(record)
     except ValueError as error:
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
-    return DataInfo(**{key: _as_tuple(record[key]) for key in fields} | {"scaling": scaling})
+
+
+def _from_record(record: dict[str, Any], prefix: str = "") -> DataInfo:
+    """The data of a record as it is in the file; ValueError if something is wrong."""
+    fields = FIELDS | {name: values for name, values in LATER_FIELDS.items() if name in record}
+    check_fields(record, fields, prefix, others=False)
+    check_fields(record["scaling"], SCALING_FIELDS, f"{prefix}scaling.", others=False)
+    scaling = Scaling(**{key: _as_tuple(record["scaling"][key]) for key in SCALING_FIELDS})
+    if not 1 <= len(record["shape"]) <= 4:
+        raise ValueError(f"{prefix}shape must have 1 to 4 axes, got {len(record['shape'])}")
+    encoders, decoded = record.get("encoders", {}), record.get("decoded")
+    check_fields(encoders, dict.fromkeys(encoders, Values(kind=str)), f"{prefix}encoders.")
+    if decoded is not None:
+        if prefix:
+            raise ValueError("latents of latents")
+        decoded = _from_record(decoded, "decoded.")
+    plain = {key: _as_tuple(record[key]) for key in fields}
+    return DataInfo(**plain | {"scaling": scaling, "decoded": decoded})
 
 
 def _as_tuple(value: Any) -> Any:  # noqa: ANN401

@@ -114,7 +114,7 @@ def _dataset(
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:
         scaling = Scaling(levels=splits.levels)
-    samples = _load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
+    samples = load_or_stream([part.samples for part in splits.parts.values()], options.memory_gib)
     loaded = dict(zip(splits.parts, samples, strict=True))
     conditions = {name: part.all_conditions for name, part in splits.parts.items()}
     return Dataset(
@@ -132,7 +132,7 @@ def _dataset(
     )
 
 
-def _load_or_stream(streams: list[Stream], memory_gib: float) -> list[Samples]:
+def load_or_stream(streams: list[Stream], memory_gib: float) -> list[Samples]:
     """The samples in memory if all of them fit, else as streams."""
     if sum(stream.nbytes for stream in streams) <= memory_gib * GIB:
         return [load_into_memory(stream) for stream in streams]

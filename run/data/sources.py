@@ -11,6 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TypeAlias
 
 import torch
@@ -95,6 +96,22 @@ class Stream:
 
 
 Samples: TypeAlias = Tensor | Stream
+
+
+def chunks(samples: Samples, size: int) -> Iterator[Tensor]:
+    """All samples in order, `size` at a time; the threads of a stream read ahead."""
+    spans = (slice(start, start + size) for start in range(0, len(samples), size))
+    if isinstance(samples, Tensor):
+        yield from map(samples.__getitem__, spans)
+        return
+    pool = ThreadPoolExecutor(samples.workers)
+    try:
+        waiting = [pool.submit(samples.__getitem__, span) for span in islice(spans, samples.workers)]
+        while waiting:
+            yield waiting.pop(0).result()
+            waiting += [pool.submit(samples.__getitem__, span) for span in islice(spans, 1)]
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def load_into_memory(stream: Stream) -> Tensor:

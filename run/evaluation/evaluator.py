@@ -80,7 +80,7 @@ class Evaluator:
             assert fit is not None
             data = hashlib.sha256(fit.mean.tobytes() + fit.covariance.tobytes()).hexdigest()
         else:
-            data = self._content
+            data = self._dataset.content
         return digest_of(VERSION, data, self._name in (HELD_OUT, TRAIN) and self._name, *self._settings)
 
     @property
@@ -92,16 +92,6 @@ class Evaluator:
     @property
     def _settings(self) -> tuple[object, ...]:
         return (self.extractor.digest, repr(self._dataset.scaling), self._kept)
-
-    @cached_property
-    def _content(self) -> str:
-        """Digest of the data; that of the samples in memory for built-in sets, which have no other."""
-        if self._dataset.digest:
-            return self._dataset.digest
-        digest = hashlib.sha256()
-        for part in (self._dataset.train, self._dataset.test):
-            digest.update(part[:].numpy().tobytes())
-        return digest.hexdigest()
 
     @cached_property
     def reference(self) -> FeatureSet:
@@ -122,7 +112,7 @@ class Evaluator:
             chosen = _random_part(len(samples), count)
             samples = samples[chosen] if isinstance(samples, Tensor) else samples.select(chosen)
             labels = None if labels is None else labels[chosen]
-        digest = digest_of(VERSION, self._content, name, len(samples), *self._settings)
+        digest = digest_of(VERSION, self._dataset.content, name, len(samples), *self._settings)
 
         def make() -> FeatureSet:
             return self._collect(

@@ -11,17 +11,14 @@ from __future__ import annotations
 import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
 from score_diffusion.run.data.scaling import Scaling
-from score_diffusion.run.data.sources import Samples
+from score_diffusion.run.data.sources import Samples, chunks
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.evaluation.extractors import Extractor
 from score_diffusion.run.evaluation.frechet import GaussianFit, Moments
@@ -104,7 +101,7 @@ class Collector:
 
 
 def collect(
-    chunks: Iterable[np.ndarray],
+    parts: Iterable[np.ndarray],
     count: int,
     extractor: Extractor,
     kept: int,
@@ -114,7 +111,7 @@ def collect(
     """The features of samples that come in chunks.
 
     Args:
-        chunks: Samples in the user's units, arrays (n, *shape).
+        parts: Samples in the user's units, arrays (n, *shape).
         count: How many there are in all.
         extractor: Computes the features.
         kept: Of how many the features are kept, at most.
@@ -125,7 +122,7 @@ def collect(
         UserError: If a feature is not finite.
     """
     collector = Collector(count, kept, labels)
-    for chunk in chunks:
+    for chunk in parts:
         features, probabilities = extractor(chunk)
         if not np.isfinite(features).all():
             raise UserError(f"features by {extractor.words} are not finite for some samples")
@@ -138,25 +135,8 @@ def user_chunks(samples: Samples, scaling: Scaling) -> Iterator[np.ndarray]:
     """Samples of a data set in the user's units, arrays (n, *shape); the threads of a stream read ahead."""
     sample_bytes = 4 * int(np.prod(samples.shape[1:]))
     size = min(max(1, CHUNK_BYTES // sample_bytes), 1024)
-    spans = (slice(start, start + size) for start in range(0, len(samples), size))
-    read = (
-        map(samples.__getitem__, spans)
-        if isinstance(samples, Tensor)
-        else _read_ahead(samples.__getitem__, spans, samples.workers)
-    )
-    for stored in read:
+    for stored in chunks(samples, size):
         yield scaling.stored_to_user(stored).numpy()
-
-
-def _read_ahead(read: Callable[[slice], Tensor], spans: Iterator[slice], workers: int) -> Iterator[Tensor]:
-    pool = ThreadPoolExecutor(workers)
-    try:
-        waiting = [pool.submit(read, span) for span in islice(spans, workers)]
-        while waiting:
-            yield waiting.pop(0).result()
-            waiting += [pool.submit(read, span) for span in islice(spans, 1)]
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def array_chunks(samples: np.ndarray) -> Iterator[np.ndarray]:
