@@ -1,9 +1,9 @@
-"""A contrastive pair of encoders, of noisy images and of captions, `net(x, noise, captions)`.
+"""A contrastive pair of encoders, of images and of captions, `net(x, noise, captions)`.
 
 Both give vectors of length 1, whose dot products, divided by a learned temperature, are trained to tell which
-caption belongs to which image (Radford et al., 2021). Captions are read byte by byte (UTF-8), so that there
-is no vocabulary to keep. The image encoder is conditioned on the noise, as guidance needs it (Nichol et al.,
-2022).
+caption belongs to which image (Radford et al., 2021). Captions are rows of ids: the words of a vocabulary, or
+bytes (UTF-8), for which there is no vocabulary to keep. The image encoder is conditioned on the noise, as
+guidance needs it (Nichol et al., 2022); encoders of images without noise see one noise level only.
 
 References:
     Learning Transferable Visual Models From Natural Language Supervision (Radford et al., 2021),
@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from score_diffusion.models.classifier import NoisyImageEncoder
 
-LONGEST = 128  # bytes of a caption
+BYTES = 256  # ids of captions that are read byte by byte
+LONGEST = 128  # ids of a caption
 LARGEST_SCALE = 100.0  # of the dot products, as CLIP's
 
 
@@ -42,24 +43,25 @@ def caption_bytes(captions: Sequence[str]) -> Tensor:
 
 
 class CaptionEncoder(nn.Module):
-    """A transformer over the bytes of a caption, averaged over them.
+    """A transformer over the bytes or the words of a caption, averaged over them.
 
     Args:
         features: Size of the result.
         width: Width of the layers; divisible by 4.
         layers: Number of layers.
+        ids: Number of different ids, 0 for the end included.
     """
 
-    def __init__(self, features: int, width: int, layers: int) -> None:
+    def __init__(self, features: int, width: int, layers: int, ids: int = BYTES) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(256, width)
+        self.embedding = nn.Embedding(ids, width)
         self.positions = nn.Parameter(0.02 * torch.randn(LONGEST, width))
         layer = nn.TransformerEncoderLayer(width, 4, 2 * width, 0.0, batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, layers, enable_nested_tensor=False)
         self.project = nn.Linear(width, features)
 
     def forward(self, captions: Tensor) -> Tensor:
-        """Bytes (n, L), 0 after the end, to vectors (n, features)."""
+        """Ids (n, L), 0 after the end, to vectors (n, features)."""
         valid = captions > 0
         h = self.embedding(captions) + self.positions[: captions.shape[1]]
         h = self.layers(h, src_key_padding_mask=~valid)
@@ -88,10 +90,13 @@ class Clip(nn.Module):
         features: int = 64,  # size of the embeddings of images and captions
         text_width: int = 64,  # width of the text encoder; divisible by 4
         text_layers: int = 2,  # layers of the text encoder
+        encoder_words: int = 0,  # words of the data's captions, from which it follows; 0 for bytes
     ) -> None:
         super().__init__()
         if text_width % 4:
             raise ValueError(f"text_width must be divisible by 4, got {text_width}")
+        if encoder_words < 0:
+            raise ValueError(f"encoder_words must not be negative, got {encoder_words}")
         self.image = NoisyImageEncoder(
             in_channels,
             features,
@@ -104,7 +109,8 @@ class Clip(nn.Module):
             embedding=embedding,
             dims=dims,
         )
-        self.text = CaptionEncoder(features, text_width, text_layers)
+        self.encoder_words = encoder_words
+        self.text = CaptionEncoder(features, text_width, text_layers, encoder_words or BYTES)
         self.log_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
 
     @property
@@ -118,7 +124,7 @@ class Clip(nn.Module):
         Args:
             x: Noisy images, shape (B, C, *size).
             noise: Noise levels log(σ/α), shape (B,).
-            captions: `caption_bytes`, shape (n, L); None for the images' embeddings.
+            captions: Ids of words, or `caption_bytes`, shape (n, L); None for the images' embeddings.
 
         Returns:
             The logits, shape (B, n), or the embeddings of the images, scale · f(x), shape (B, features).

@@ -142,11 +142,12 @@ def build_encoder(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> NoisyD
     """
     options = section.to_dict()
     name = options.pop("name")
-    for key in ("prediction", *SCORE_OPTIONS, *TEXT_OPTIONS):
+    encoder = choose(ENCODERS, name, "model")
+    for key in {"prediction", *SCORE_OPTIONS, *TEXT_OPTIONS} - {*_parameters(name)}:
         options.pop(key, None)
     if len(shape) == 1:
         raise UserError(f"model {name!r} takes images, the data are points of shape {tuple(shape)}")
-    make = functools.partial(choose(ENCODERS, name, "model"), shape[0], **options, dims=len(shape) - 1)
+    make = functools.partial(encoder, shape[0], **options, dims=len(shape) - 1)
     with refusing_arguments():
         _refuse_too_large(make)
         model = NoisyDataModel(make(), sde)
@@ -205,6 +206,11 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
 def text_arguments(name: str) -> list[str]:
     """The arguments of a network that are the sizes of what a text becomes: tokens and a vector."""
     return [CONDITION_KEYS[kind] for kind in FROM_TEXT if CONDITION_KEYS[kind] in _parameters(name)]
+
+
+def reads_text(name: str) -> bool:
+    """Whether a network reads the words of texts itself, without the text encoder of the section `model`."""
+    return CONDITION_KEYS["text"] in _parameters(name)
 
 
 def _parameters(name: str) -> Mapping[str, inspect.Parameter]:

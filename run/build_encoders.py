@@ -10,16 +10,23 @@ from score_diffusion.run.data.class_captions import captions_of
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.objectives import (
+    CaptionContrastive,
+    ClassContrastive,
     Classification,
     CleanClassification,
-    Contrastive,
     Objective,
 )
 from score_diffusion.sde_lib import NoisyDataModel
 
-CLEAN = "clean_classification"
-ENCODER_OF = {"classification": "classifier", CLEAN: "classifier", "contrastive": "clip"}
+ENCODER_OF = {
+    "classification": "classifier",
+    "clean_classification": "classifier",
+    "contrastive": "clip",
+    "clean_contrastive": "clip",
+}
 """The network that each objective of encoders trains."""
+CLEAN = ("clean_classification", "clean_contrastive")
+"""The objectives that train on data without noise."""
 
 
 def check_encoder(config: ConfigDict) -> None:
@@ -44,20 +51,42 @@ def build_encoder_objective(config: ConfigDict, dataset: Dataset) -> Objective[N
     """The objective of a classifier or a contrastive pair.
 
     Raises:
-        UserError: If the data have no classes.
+        UserError: If the data have neither classes nor, for a contrastive pair, captions.
     """
-    objective, classes = config.training.objective, dataset.condition_sizes.get("label", 0)
-    if not classes or "label" not in dataset.held_out_conditions:
-        raise UserError(
-            f"training.objective={objective} needs data with class labels, held-out samples too, and "
-            f"{dataset.name!r} has none"
-        )
-    if objective == "contrastive":
-        with refusing_arguments():
-            return Contrastive(captions_of(dataset.classes or tuple(map(str, range(classes)))))
+    clean = config.training.objective in CLEAN
+    if config.model.name == "clip":
+        return _contrastive(config, dataset, clean)
+    classes = _classes(config, dataset)
     if config.model.num_classes != classes:
         raise UserError(
             f"the data have {classes} classes, and the classifier {config.model.num_classes}: set "
             "model.num_classes=0 to take the number from the data"
         )
-    return CleanClassification() if objective == CLEAN else Classification()
+    return CleanClassification() if clean else Classification()
+
+
+def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective[NoisyDataModel]:
+    """On the captions of the data, or those of their classes."""
+    words = 0 if dataset.vocabulary is None else dataset.vocabulary.size
+    if config.model.encoder_words != words:
+        raise UserError(
+            f"the captions of the data have {words} different words, and model.encoder_words is "
+            f"{config.model.encoder_words}: set it to 0 to take the number from the data"
+        )
+    if words:
+        return CaptionContrastive(clean)
+    classes = _classes(config, dataset)
+    with refusing_arguments():
+        return ClassContrastive(captions_of(dataset.classes or tuple(map(str, range(classes)))), clean)
+
+
+def _classes(config: ConfigDict, dataset: Dataset) -> int:
+    """The number of classes of the data."""
+    objective, classes = config.training.objective, dataset.condition_sizes.get("label", 0)
+    if not classes or "label" not in dataset.held_out_conditions:
+        captions = " or captions" if config.model.name == "clip" else ""
+        raise UserError(
+            f"training.objective={objective} needs data with class labels{captions}, held-out samples too, "
+            f"and {dataset.name!r} has none"
+        )
+    return classes

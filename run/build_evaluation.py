@@ -9,7 +9,6 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_encoders import CLEAN
 from score_diffusion.run.build_inference import build_trained_sampler, load_encoder, sample_request
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.dataset import Dataset
@@ -87,7 +86,7 @@ def _classifier_features(run: Path, dataset: Dataset, device: torch.device) -> E
         UserError: If it holds something else, or a classifier of other data.
     """
     config, info = read_config(run), read_data_info(run)
-    if config.training.objective != CLEAN:
+    if config.training.objective != "clean_classification":
         raise UserError(
             f"evaluation.features={run} holds no classifier of data without noise: train one by --mode train "
             "--config classifier_features"

@@ -196,9 +196,13 @@ def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMo
     if not prompt:
         raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
     trained = with_conditions(trained, config, workdir)
-    model, _, by = _load_encoder("clip", trained, config)
+    model, info, by = _load_encoder("clip", trained, config)
     with refusing_arguments(), torch.no_grad():
-        text = model.net.encode_text(caption_bytes([prompt]).to(trained.device))
+        if info.vocabulary is None:
+            ids = caption_bytes([prompt])
+        else:
+            ids = encoded_prompts([prompt], info.vocabulary, "sampling.clip.prompt")
+        text = model.net.encode_text(ids.to(trained.device))
     image_encoder = in_fixed_batches(model)
     return replace(
         trained,
@@ -225,9 +229,9 @@ def _load_encoder(name: str, trained: TrainedModel, config: ConfigDict) -> tuple
     own, info = read_config(run), read_data_info(run)
     if own.model.name != name:
         raise UserError(f"{run} holds a {own.model.name}, and --guidance {name} needs the run of a {name}")
-    if own.training.objective == CLEAN:
+    if own.training.objective in CLEAN:
         raise UserError(
-            f"the classifier of {run} was trained on data without noise, and guides no samples: train one by "
+            f"the {name} of {run} was trained on data without noise, and guides no samples: train one by "
             f"--mode train --config {RECIPES[name]}"
         )
     _check_same_sde(own, config, run)

@@ -20,8 +20,8 @@ from collections.abc import Sequence
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.models import IMAGE_NETWORKS, POINT_NETWORKS
-from score_diffusion.run.build import CONDITION_KEYS, text_arguments
+from score_diffusion.models import ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
+from score_diffusion.run.build import CONDITION_KEYS, reads_text, text_arguments
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.errors import UserError
@@ -29,8 +29,8 @@ from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.training.precision import fastest_precision
 from score_diffusion.sde_lib import largest_distance, number_of_levels
 
-CLASSIFIER = "classifier"
 LEVEL_KEYS = ("sigma_max", "N")  # of the section sde
+OF_ENCODERS = {"classifier": "label", "clip": "text"}  # what they take from the data besides images
 
 
 def resolve(config: ConfigDict, dataset: Dataset, device: torch.device) -> ConfigDict:
@@ -85,8 +85,9 @@ def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     Raises:
         UserError: If the network takes no condition of a kind that the data have.
     """
-    if config.model.name == CLASSIFIER:
-        sizes = {"label": dataset.condition_sizes.get("label", 0)}
+    if config.model.name in ENCODERS:
+        kind = OF_ENCODERS[config.model.name]
+        sizes = {kind: dataset.condition_sizes.get(kind, 0)}
     elif config.training.conditional:
         sizes = dataset.condition_sizes
     else:
@@ -94,7 +95,8 @@ def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     found: dict[str, object] = {}
     for kind, size in sizes.items():
         key = CONDITION_KEYS[kind]
-        needed = text_arguments(config.model.name) if kind == "text" else [key]
+        through_encoder = kind == "text" and not reads_text(config.model.name)
+        needed = text_arguments(config.model.name) if through_encoder else [key]
         if not needed or any(argument not in config.model for argument in needed):
             fitting = POINT_NETWORKS if len(dataset.shape) == 1 else IMAGE_NETWORKS
             of = "token_dim" if kind == "text" else key
@@ -122,7 +124,7 @@ def take_resolved(config: ConfigDict, saved: ConfigDict) -> ConfigDict:
         config = _with(config, "training", {"precision": saved.training.precision})
     levels = {key: saved.sde[key] for key in _unresolved_levels(config) if key in saved.sde}
     config = _with(config, "sde", levels)
-    if not config.training.conditional and config.model.name != CLASSIFIER:
+    if not config.training.conditional and config.model.name not in ENCODERS:
         return config
     sizes = {
         key: saved.model[key]

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_encoders import CLEAN
 from score_diffusion.run.build_training import (
     build_loop_settings,
     build_preview,
@@ -105,7 +104,7 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
         workdir,
         lambda: _write_description(config, dataset, workdir),
     )
-    _report(config.training, trainer.step, workdir, outcome)
+    _report(config.training, trainer, workdir, outcome)
     return 128 + outcome.signal if outcome.signal else 0
 
 
@@ -162,8 +161,9 @@ def _check_ranks_agree(config: ConfigDict) -> None:
         raise UserError(f"{sentence}: start all processes with the same settings")
 
 
-def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> None:
-    noise = "" if section.objective == CLEAN else " at all noise levels"
+def _report(section: ConfigDict, trainer: Trainer, workdir: Path, outcome: Outcome) -> None:
+    step, objective = trainer.step, trainer.objective
+    noise = " at all noise levels" if objective.uses_times else ""
     rows: list[tuple[str, object]] = [
         ("steps", f"{step:,} of {total_training_steps(section):,}"),
         ("images", f"{step * section.batch_size:,}"),
@@ -172,7 +172,7 @@ def _report(section: ConfigDict, step: int, workdir: Path, outcome: Outcome) -> 
         *(
             []
             if outcome.accuracy is None
-            else [("accuracy", f"{outcome.accuracy:.1%} of held-out samples{noise}")]
+            else [("accuracy", f"{outcome.accuracy:.1%} {objective.accuracy_of}{noise}")]
         ),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{step:08d}"),
         ("samples", preview_path(workdir, step)),

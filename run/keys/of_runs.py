@@ -191,9 +191,11 @@ TRAINING = section("training", NEW_RUN, False, {
     "objective": Key(
         "dsm",
         "dsm: denoising score matching; uncertainty: dsm divided by a learned loss of each noise level; "
-        "hybrid: with the variational bound; (clean_)classification, contrastive: of model classifier, clip",
+        "hybrid: with the variational bound; classification: of model classifier; contrastive: of model "
+        "clip; clean_...: without noise",
         kind=Literal[
-            "dsm", "uncertainty", "hybrid", "classification", "clean_classification", "contrastive"
+            "dsm", "uncertainty", "hybrid", "classification", "clean_classification", "contrastive",
+            "clean_contrastive",
         ],
     ),
     "vlb_weight": Key(1e-3, "weight of the bound in objective hybrid", least=0),

@@ -33,6 +33,7 @@ from score_diffusion.sde_lib import (
 )
 
 Model = TypeVar("Model", bound=nn.Module)
+RECALLED = 5  # captions among which an image's own must be to count as found
 
 
 class Objective(nn.Module, Generic[Model]):
@@ -40,6 +41,8 @@ class Objective(nn.Module, Generic[Model]):
 
     uses_times = True
     """Whether batches have times and noise."""
+    accuracy_of = "of held-out samples"
+    """What the share of recognized samples is a share of, in words."""
 
     @abstractmethod
     def forward(self, model: Model, batch: Batch) -> Tensor:
@@ -166,32 +169,72 @@ class Contrastive(Objective[NoisyDataModel]):
     """The symmetric cross-entropy of images and captions (Radford et al., 2021, Section 2.3).
 
     Each image of a batch is to find its caption among those of the batch, and each caption its image. Images
-    of one class share captions, which bounds the loss from below. A sample's phrasing goes by its place in
-    the batch.
+    that share a caption bound the loss from below.
+
+    Args:
+        clean: Whether images come without noise; else they are noised, for guidance (Nichol et al., 2022).
+    """
+
+    def __init__(self, clean: bool = False) -> None:
+        super().__init__()
+        self.clean, self.uses_times = clean, not clean
+
+    def logits(self, model: NoisyDataModel, batch: Batch, captions: Tensor) -> Tensor:
+        """Of every image with every caption, shape (B, n)."""
+        inputs = clean_data(model, batch.x_0) if self.clean else noisy_data(model, batch)
+        return model(*inputs, captions)
+
+    @abstractmethod
+    def captions_of(self, batch: Batch) -> Tensor:
+        """The caption of each image, ids (B, L)."""
+
+    def forward(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        logits = self.logits(model, batch, self.captions_of(batch))  # (B, B)
+        target = torch.arange(len(batch), device=logits.device)
+        of_images = F.cross_entropy(logits, target, reduction="none")
+        return (of_images + F.cross_entropy(logits.T, target, reduction="none")) / 2
+
+
+class ClassContrastive(Contrastive):
+    """Contrastive training on captions of the classes. A sample's phrasing goes by its place in the batch.
 
     Args:
         captions: The phrasings of each class.
+        clean: As for `Contrastive`.
     """
 
     captions: Tensor
 
-    def __init__(self, captions: Sequence[Sequence[str]]) -> None:
-        super().__init__()
+    def __init__(self, captions: Sequence[Sequence[str]], clean: bool = False) -> None:
+        super().__init__(clean)
         self.phrasings = len(captions[0])
         flat = caption_bytes([caption for of_class in captions for caption in of_class])
         self.register_buffer(
             "captions", flat.unflatten(0, (-1, self.phrasings)), persistent=False
         )  # (K, P, L)
 
-    def forward(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+    def captions_of(self, batch: Batch) -> Tensor:
         phrasing = torch.arange(len(batch), device=batch.x_0.device) % self.phrasings
-        captions = self.captions[batch.conditions["label"], phrasing]  # (B, L)
-        logits = model(*noisy_data(model, batch), captions)  # (B, B)
-        target = torch.arange(len(batch), device=logits.device)
-        of_images = F.cross_entropy(logits, target, reduction="none")
-        return (of_images + F.cross_entropy(logits.T, target, reduction="none")) / 2
+        return self.captions[batch.conditions["label"], phrasing]
 
     def recognized(self, model: NoisyDataModel, batch: Batch) -> Tensor:
         """Whether the class's first phrasing is the best among those of all classes."""
-        logits = model(*noisy_data(model, batch), self.captions[:, 0])  # (B, K)
-        return logits.argmax(1) == batch.conditions["label"]
+        return self.logits(model, batch, self.captions[:, 0]).argmax(1) == batch.conditions["label"]
+
+
+class CaptionContrastive(Contrastive):
+    """Contrastive training on the captions of the data."""
+
+    accuracy_of = f"of held-out images find their caption among the best {RECALLED} of a batch"
+
+    def captions_of(self, batch: Batch) -> Tensor:
+        return batch.conditions["text"]
+
+    def recognized(self, model: NoisyDataModel, batch: Batch) -> Tensor:
+        """Whether the image's own caption is among the best `RECALLED` of the batch's different captions.
+
+        One image may have several true captions, other phrasings of its own: the best one alone says little.
+        """
+        different, own = torch.unique(self.captions_of(batch), dim=0, return_inverse=True)
+        logits = self.logits(model, batch, different)  # (B, n)
+        return (logits > logits.gather(1, own[:, None])).sum(1) < RECALLED

@@ -1,4 +1,4 @@
-"""A contrastive pair of encoders: captions as bytes, unit vectors, the temperature."""
+"""A contrastive pair of encoders: captions as bytes or words, unit vectors, the temperature."""
 
 from __future__ import annotations
 
@@ -39,6 +39,15 @@ def test_logits_are_scaled_cosines():
     with torch.no_grad():
         net.log_scale.fill_(10.0)
     torch.testing.assert_close(net(x, noise).norm(dim=1), torch.full((3,), 100.0))
+
+
+def test_captions_may_be_words():
+    net = Clip(1, 8, (1,), 1, (), 2, features=6, text_width=8, text_layers=1, encoder_words=5).eval()
+    padded = net.encode_text(torch.tensor([[2, 4, 0, 0], [1, 1, 1, 1]]))
+    torch.testing.assert_close(padded[:1], net.encode_text(torch.tensor([[2, 4]])))
+    assert net.text.embedding.num_embeddings == 5
+    with pytest.raises(ValueError, match="encoder_words must not be negative, got -1"):
+        Clip(1, 8, encoder_words=-1)
 
 
 def test_bad_arguments_are_refused():

@@ -18,7 +18,7 @@ from score_diffusion.run.build_evaluation import build_extractor
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.build_inference import load_encoder
 from score_diffusion.run.config import apply_overrides, read_config
-from score_diffusion.run.data.info import load_data
+from score_diffusion.run.data.info import load_data, read_data_info
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
@@ -245,8 +245,27 @@ def test_changed_data_are_noticed(finished_run: Path, tmp_path: Path, refused):
     assert "the data have changed since the run was trained" in refused(code)
 
 
+SHAPES = ("--config.data.num_images=40", "--config.training.held_out=16")
+
+
+def test_encoders_learn_from_the_captions_of_the_data(tmp_path: Path, capsys, refused):
+    run = tmp_path / "clip"
+    assert train_encoder("clip_shapes", run, *SHAPES) == 0
+    assert "find their caption among the best 5 of a batch" in capsys.readouterr().out
+    words = read_data_info(run).vocabulary
+    assert words is not None and read_config(run).model.encoder_words == words.size
+    assert [row["step"] for row in rows(run) if "held_out_accuracy" in row] == [2, 4]
+    model, _ = load_encoder(run, read_config(run), CPU)
+    assert model.net.encode_text(words.encode(["a red circle"])).shape == (1, 64)
+    wrong = ("--config.model.encoder_words=5",)
+    message = refused(train_encoder("clip_shapes", tmp_path / "other", *SHAPES, *wrong))
+    assert (
+        f"the captions of the data have {words.size} different words, and model.encoder_words is 5" in message
+    )
+
+
 def test_the_dry_run_knows_encoders(tmp_path: Path, capsys):
-    for config in ("classifier", "clip_digits"):
+    for config in ("classifier", "clip_digits", "clip_shapes"):
         assert train_encoder(config, tmp_path / config, "--dry_run") == 0
         assert "parameters" in capsys.readouterr().out and not (tmp_path / config).exists()
 

@@ -11,11 +11,13 @@ from torch import nn
 from score_diffusion.models import Classifier, Clip, UNet, caption_bytes
 from score_diffusion.run.training.batches import Batch
 from score_diffusion.run.training.objectives import (
+    CaptionContrastive,
+    ClassContrastive,
     Classification,
-    Contrastive,
     DenoisingScoreMatching,
     Hybrid,
     UncertaintyWeighted,
+    clean_data,
 )
 from score_diffusion.sde_lib import (
     DDPM,
@@ -165,7 +167,7 @@ def test_a_contrastive_pair_is_trained_by_the_symmetric_cross_entropy():
     model = NoisyDataModel(Clip(1, 8, (1,), 1, (), 2, features=4, text_width=8, text_layers=1), sde).eval()
     label = torch.tensor([0, 1, 2, 0, 1, 2])
     batch = random_batch(linear_times(), {"label": label})
-    objective = Contrastive(captions)
+    objective = ClassContrastive(captions)
     images = model(noisy(batch, sde), batch.times.t)
     used = [captions[k][i % 2] for i, k in enumerate(label.tolist())]
     logits = images @ model.net.encode_text(caption_bytes(used)).T
@@ -174,3 +176,22 @@ def test_a_contrastive_pair_is_trained_by_the_symmetric_cross_entropy():
     first = images @ model.net.encode_text(caption_bytes([phrasings[0] for phrasings in captions])).T
     assert torch.equal(objective.recognized(model, batch), first.argmax(1) == label)
     assert objective.state_dict() == {}
+
+
+def test_a_contrastive_pair_learns_from_the_captions_of_the_data():
+    """Without noise; an image has found its caption if at most four others of the batch are better."""
+    torch.manual_seed(0)
+    net = Clip(1, 8, (1,), 1, (), 2, features=4, text_width=8, text_layers=1, encoder_words=9)
+    model = NoisyDataModel(net, VESDE()).eval()
+    text = torch.randint(1, 9, (12, 3))
+    text[7] = text[3]
+    batch = Batch(torch.randn(12, 1, 8, 8), {"text": text}, None, None)
+    objective = CaptionContrastive(clean=True)
+    logits = model(*clean_data(model, batch.x_0)) @ net.encode_text(text).T  # (12, 12)
+    both = logits.log_softmax(1).diagonal() + logits.log_softmax(0).diagonal()
+    torch.testing.assert_close(objective(model, batch), -both / 2)
+    others = [j for j in range(12) if j != 3]  # each caption once
+    better = [sum(logits[i, j] > logits[i, i] + 1e-5 for j in others) for i in range(12)]
+    assert objective.recognized(model, batch).tolist() == [count < 5 for count in better]
+    assert 0 < sum(count < 5 for count in better) < 12
+    assert not objective.uses_times and CaptionContrastive().uses_times
