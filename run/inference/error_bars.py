@@ -44,3 +44,18 @@ def standard_errors(values: np.ndarray) -> dict[str, float]:
             parts[LEVELS[level]] = math.sqrt(max(0.0, total - below))
             below = total
     return dict(reversed(parts.items()))
+
+
+def standard_error_each(values: np.ndarray) -> np.ndarray | None:
+    """The standard error of each image's mean over its draws and probes, shape (images,).
+
+    With several draws it is that of their means, which includes the probes'. Of a single draw it is the
+    probes' only; None where there is one of either.
+
+    Args:
+        values: Shape (images, draws, probes).
+    """
+    _, draws, probes = values.shape
+    repeated = values.mean(2) if draws > 1 else values[:, 0]
+    count = draws if draws > 1 else probes
+    return repeated.std(1, ddof=1) / math.sqrt(count) if count > 1 else None

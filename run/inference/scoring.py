@@ -32,7 +32,7 @@ from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.error_bars import standard_errors
+from score_diffusion.run.inference.error_bars import standard_error_each, standard_errors
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.sde_lib import (
     SDE,
@@ -88,6 +88,11 @@ class Scores:
     def error_parts(self) -> dict[str, float]:
         """What the standard error consists of; empty where its parts are not known."""
         return {} if self.estimates is None else standard_errors(self.estimates)
+
+    @property
+    def standard_error_each(self) -> np.ndarray | None:
+        """Of each sample's value, by dequantization and probes, (n,); None where that is not known."""
+        return None if self.estimates is None else standard_error_each(self.estimates)
 
     def of(self, chosen: np.ndarray) -> Scores:
         """Those of the samples for which `chosen`, bool (n,), is true."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from score_diffusion.run import plots
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.user_arrays import to_own_units
 from score_diffusion.run.inference.judging import Quality
+from score_diffusion.run.inference.scoring import Scores
 
 PICTURED = 400  # images in a picture, at most
 
@@ -71,6 +73,18 @@ class LogLikelihoods:
     """-log₂ p(x) per dimension, float64 (n,)."""
     nfe: int
     """Network evaluations per sample."""
+    standard_error: np.ndarray | None = None
+    """Of each `bits_per_dim`, by dequantization and probes, float64 (n,); None where a sample was scored with
+    one draw of both.
+    """
+
+    @classmethod
+    def of(cls, scores: Scores, data: DataInfo) -> LogLikelihoods:
+        """Those of scores, which are in bits per dimension for images and in nats for numbers."""
+        nats_of_a_bit = math.prod(data.shape) * math.log(2)
+        to_bits = 1.0 if data.levels else 1 / nats_of_a_bit
+        bits, errors = scores.values * to_bits, scores.standard_error_each
+        return cls(-bits * nats_of_a_bit, bits, scores.nfe, None if errors is None else errors * to_bits)
 
     @property
     def mean(self) -> float:

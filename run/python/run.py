@@ -6,8 +6,8 @@ bit those of `--mode sample`.
 
 from __future__ import annotations
 
+import copy
 import functools
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -40,6 +40,7 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.hub import SharedRun, download, upload
 from score_diffusion.run.python.restoring import restore_arrays
 from score_diffusion.run.python.results import LogLikelihoods, Restorations, Samples
+from score_diffusion.run.python.watching import Watch, with_watched_samples, with_watched_score
 from score_diffusion.samplers import ODESampler, interpolate
 from score_diffusion.sde_lib import SDE, ScoreFunction
 
@@ -87,6 +88,7 @@ class Run:
         self.config, self.path = config, path
         self._load = load
         self._loaded: dict[tuple[object, ...], TrainedModel] = {}
+        self._watch: Watch | None = None
 
     def __repr__(self) -> str:
         return f"Run({str(self.path)!r}: {self.sde}, {self.data}, after {self.step:,} training steps)"
@@ -110,6 +112,17 @@ class Run:
     def step(self) -> int:
         """Training steps behind the weights."""
         return self._trained(self.config).step
+
+    def watched(self, watch: Watch) -> Run:
+        """This run with a function that sees how it draws, restores and scores.
+
+        Args:
+            watch: Called as watch(x_t, t, score) after every evaluation of the score, guidance included: the
+                states (B, *shape), their times (B,), the scores. What it raises ends the work.
+        """
+        run = copy.copy(self)
+        run._watch = watch
+        return run
 
     def sample(
         self,
@@ -183,12 +196,9 @@ class Run:
         _, trained = self._configured({}, self._class_or_none(label))
         if method == "bound" or section.dequantization == "gaussian":
             check_chain(trained.sde)
-        scores = score_data(method, section, trained, self._stored(x))
+        scores = score_data(method, section, with_watched_score(trained, self._watch), self._stored(x))
         assert scores is not None  # there is one process
-        dimensions = math.prod(self.data.shape)
-        to_nats = dimensions * math.log(2) if self.data.levels else 1.0
-        log_prob = -scores.values * to_nats
-        return LogLikelihoods(log_prob, -log_prob / (dimensions * math.log(2)), scores.nfe)
+        return LogLikelihoods.of(scores, self.data)
 
     def encode(
         self, x: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
@@ -297,6 +307,7 @@ class Run:
         overrides.append(("sampling.label", ALL if label is None else _label_text(label)))
         config = apply_overrides(self.config, overrides, "restore")
         trained = as_prior(self._trained(config), config, self.path)
+        trained = with_watched_samples(trained, self._watch)
         return restore_arrays(trained, config.restore, x, known, measured)
 
     @classmethod
@@ -395,12 +406,11 @@ class Run:
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         if label is not None:
             chosen["label"] = _label_text(label)
-        chosen = {
-            key: chosen[key] for key in sorted(chosen, key=lambda key: key != "sampler")
-        }  # resets the grid
+        chosen = dict(sorted(chosen.items(), key=lambda item: item[0] != "sampler"))  # it resets the grid
         overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
         config = apply_overrides(self.config, overrides, "sample")
-        return config, complete(self._trained(config), config, self.path)
+        trained = complete(self._trained(config), config, self.path)
+        return config, with_watched_samples(trained, self._watch)
 
     def _class_or_none(self, label: Label | None) -> Label:
         """The classes, or no class where the model knows p(x) without one."""

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from score_diffusion.run.inference.error_bars import standard_errors
+from score_diffusion.run.inference.error_bars import standard_error_each, standard_errors
 from score_diffusion.run.inference.scoring import Scores
 from score_diffusion.samplers import ExponentialAdams
 from score_diffusion.sde_lib import VPSDE, log_likelihood
@@ -33,6 +33,16 @@ def test_the_parts_are_those_of_the_model(stds):
     total = Scores(values.mean((1, 2)), 1).standard_error
     np.testing.assert_allclose(list(found.values()), exact, rtol=0.06, atol=0.25 * total)
     assert math.hypot(*found.values()) == pytest.approx(total, rel=0.05)
+
+
+@pytest.mark.parametrize("shape", [(4000, 3, 4), (4000, 1, 4)])
+def test_each_image_has_the_error_of_its_draws_and_probes(shape):
+    """(b² + c²/P)/R for R draws of P probes; of one draw only what the probes show, c²/P."""
+    _, draws, probes = shape
+    found = standard_error_each(nested((5.0, 2.0, 4.0), shape))
+    exact = (4.0 * (draws > 1) + 16.0 / probes) / draws
+    assert found.shape == (4000,) and (found**2).mean() == pytest.approx(exact, rel=0.06)
+    assert standard_error_each(np.ones((4, 1, 1))) is None
 
 
 def test_a_level_of_one_value_belongs_to_the_one_above():

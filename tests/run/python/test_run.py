@@ -19,6 +19,7 @@ from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.scoring import seed_of_draw
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.run import Run
 from score_diffusion.sde_lib import VPSDE, Gaussian
@@ -140,6 +141,39 @@ def test_a_path_leads_from_one_sample_to_the_other_on_the_sphere(exact: Run):
         exact.interpolate(a, b, 1)
     with pytest.raises(UserError, match="one sample each, got 2 and 1"):
         exact.interpolate(np.stack([a, b]), b)
+
+
+def test_the_error_of_a_likelihood_is_that_of_its_draws(trained: Path):
+    """Each draw is scored by itself, too, with the noise that it had."""
+    run, images = load_run(trained), load_digits().test[:2, 0].numpy()
+    each = [run.log_likelihood(images, seed=seed_of_draw(3, draw)) for draw in range(4)]
+    assert each[0].standard_error is None
+    bits = np.stack([result.bits_per_dim for result in each])
+    result = run.log_likelihood(images, seed=3, settings={"n_draws": 4})
+    np.testing.assert_allclose(result.bits_per_dim, bits.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(result.standard_error, bits.std(0, ddof=1) / 2, rtol=1e-9)
+
+
+def test_a_watched_run_draws_the_same_and_shows_every_evaluation(exact: Run):
+    seen: list[tuple] = []
+    drawn = exact.watched(lambda *evaluation: seen.append(evaluation)).sample(3, nfe=9, label=-1)
+    np.testing.assert_array_equal(drawn.samples, exact.sample(3, nfe=9, label=-1).samples)
+    assert len(seen) == drawn.nfe <= 9
+    for x, t, score in seen:
+        assert x.shape == (3, 2) and torch.equal(score, exact.score(x, t.expand(3)))
+    times = [t.max().item() for _, t, _ in seen]
+    assert times == sorted(times, reverse=True) and times[0] == 1.0
+
+
+@pytest.mark.parametrize("work", ["sample", "restore", "log_likelihood"])
+def test_what_a_watch_raises_ends_the_work(work: str, trained: Path):
+    def stop(*evaluation: torch.Tensor) -> None:
+        raise InterruptedError
+
+    run = load_run(trained).watched(stop)
+    images = run.data.scaling.stored_to_model(load_digits().test[:1])
+    with pytest.raises(InterruptedError):
+        getattr(run, work)(*(() if work == "sample" else (images,)))
 
 
 def test_an_image_has_the_likelihood_of_the_command(trained: Path, cli: Callable):
