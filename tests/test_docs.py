@@ -12,10 +12,12 @@ from score_diffusion.run.keys import MODES
 from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
+TOUR = sorted((ROOT / "docs/tour").glob("*.md"))  # its snippets run in test_tour.py, page by page
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *TOUR]
 SNIPPETS = [
     pytest.param(code, id=f"{path.name}-{i}")
     for path in DOCUMENTS
+    if path not in TOUR
     for i, code in enumerate(re.findall(r"^```python\n(.*?)^```", path.read_text(), re.S | re.M))
 ]
 WIDTH = 100
@@ -47,7 +49,7 @@ def test_readme_shows_the_library():
 def test_readme_lists_every_mode_and_every_document():
     readme = (ROOT / "README.md").read_text()
     assert re.findall(r"^\| `(\w+)` \| [a-z]", readme.split("| config |")[0], re.M) == list(MODES)
-    for path in DOCUMENTS:
+    for path in set(DOCUMENTS) - set(TOUR) | {ROOT / "docs/tour/index.md"}:
         assert path.name == "README.md" or f"({path.relative_to(ROOT).as_posix()})" in readme, path.name
 
 
