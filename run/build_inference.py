@@ -120,6 +120,22 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
     return replace(trained, conditions=conditions)
 
 
+def with_conditions_if(named: bool, trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
+    """A model under the conditions of the section `sampling` where some are named, else without any.
+
+    Raises:
+        UserError: As for `with_conditions`, or if none is named and the model was not trained without one.
+    """
+    if named:
+        return with_conditions(trained, config, workdir)
+    if config.training.conditional and not config.training.condition_dropout:
+        raise UserError(
+            "this model was trained with training.condition_dropout=0 and knows no samples without a "
+            "condition: name a class with --label"
+        )
+    return trained
+
+
 def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
     """The texts that the section `sampling` chooses, as ids, int64 (n, L).
 

@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_inference import load_unconditioned, with_conditions
+from score_diffusion.run.build_inference import load_unconditioned, with_conditions_if
 from score_diffusion.run.data.info import DataInfo, load_data
-from score_diffusion.run.data.inputs import InputReader, Inputs
+from score_diffusion.run.data.inputs import HELD_OUT, InputReader, Inputs
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL
 from score_diffusion.run.inference.measurements import Measurements, as_measured, measure
@@ -33,7 +33,6 @@ from score_diffusion.samplers.inverse import InverseProblem, Restorer
 from score_diffusion.samplers.registry import DEFAULT
 from score_diffusion.sde_lib import generator_for
 
-HELD_OUT = "held_out"  # what restore.input may be besides files
 STD_SAMPLES, STD_NFE = 32, 12  # that the standard deviation of the data is measured on
 
 
@@ -52,16 +51,9 @@ def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> Traine
     Raises:
         UserError: If several classes are named, or none although the model knows no p(x) without one.
     """
-    training = config.training
-    if config.sampling.label == ALL and not config.sampling.prompt:
-        if training.conditional and not training.condition_dropout:
-            raise UserError(
-                "this model was trained with training.condition_dropout=0 and knows no images without a "
-                "class: name one with --label"
-            )
-        return trained
-    trained = with_conditions(trained, config, workdir)
-    if len(trained.conditions.rows.get("label", ())) > 1:
+    named = config.sampling.label != ALL or bool(config.sampling.prompt)
+    trained = with_conditions_if(named, trained, config, workdir)
+    if named and len(trained.conditions.rows.get("label", ())) > 1:
         raise UserError(f"--mode restore takes one class, got sampling.label={config.sampling.label}")
     return trained
 

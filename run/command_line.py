@@ -24,9 +24,12 @@ SHORT_FLAGS = {
     **{flag: f"restore.{flag}" for flag in ("task", "input", "noise", "method")},
     "mask": "restore.inpaint.mask",
 }
-"""Flags that are short for a key, which they stand for in every mode but `restore`."""
-OF_RESTORE = {flag: f"restore.{flag}" for flag in ("sampler", "nfe")}
-"""The keys that flags stand for in the mode `restore`, where they are others."""
+"""Flags that are short for a key, which they stand for in every mode but those of `OTHER_KEYS`."""
+OTHER_KEYS = {
+    "restore": {flag: f"restore.{flag}" for flag in ("sampler", "nfe")},
+    "interpolate": {"input": "interpolate.input"},
+}
+"""The keys that flags stand for in modes where they are others."""
 
 Overrides = list[tuple[str, str]]
 """Configuration keys by their full names, each with the text of its new value."""
@@ -89,7 +92,7 @@ def define_flags() -> flags.FlagValues:
         "Classes to draw, by name or index: 7 or cat or 3,5,7: short for --config.sampling.label.",
     )
     define_string("task", None, "What --mode restore undoes, inpaint, superres, ...: --config.restore.task.")
-    define_string("input", None, "Files to restore: short for --config.restore.input.")
+    define_string("input", None, "Files to restore, or to interpolate: short for --config.MODE.input.")
     define_string("noise", None, "Noise of their measurement: short for --config.restore.noise.")
     define_string("method", None, "How to restore: short for --config.restore.method.")
     define_string("mask", None, "What --task inpaint lacks: short for --config.restore.inpaint.mask.")
@@ -137,7 +140,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
     runs = tuple(map(expanded, rest)) if values.mode == "compare" else ()
     if rest and not runs:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
-    keys = SHORT_FLAGS | (OF_RESTORE if values.mode == "restore" else {})
+    keys = SHORT_FLAGS | OTHER_KEYS.get(values.mode, {})
     if values.guidance == "clip":
         keys["prompt"] = "sampling.clip.prompt"
     if values.prompt is not None and not values.prompt.strip():

@@ -15,6 +15,7 @@ NO_EXPERIMENTS = ("__init__", "base")
 MODES = {
     "train": "trains, or resumes a training",
     "sample": "draws samples",
+    "interpolate": "draws paths from one sample to another",
     "restore": "fills in, enlarges, sharpens, ... what was measured",
     "likelihood": "scores held-out data",
     "evaluate": "measures samples against held-out data",
@@ -29,6 +30,7 @@ SECTIONS = {
     "model": "the network and what it predicts",
     "training": "steps, batches, learning rate, objective, averages, checkpoints",
     "sampling": "sampler, evaluations, classes, guidance, seed, what is written",
+    "interpolate": "between which samples, and how exactly",
     "restore": "what was measured, and the method",
     "likelihood": "which figures, and how exactly",
     "evaluation": "metrics, features, numbers of samples",

@@ -52,9 +52,7 @@ def image_grid(
     if given is not None:
         levels = np.concatenate([rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None), levels], axis=3)
     captioned = names is not None and _are_captions(names)
-    side = CAPTION_WIDTH if captioned else SHORT_SIDE
-    scale = max(1, side // min(images.shape[2:]))
-    levels = levels.repeat(scale, axis=2).repeat(scale, axis=3)
+    levels = _enlarged(levels, CAPTION_WIDTH if captioned else SHORT_SIDE)
     if names is None:
         columns = math.ceil(math.sqrt(len(levels))) if columns is None else columns
         return _grid(levels, [divmod(k, columns) for k in range(len(levels))])
@@ -75,20 +73,40 @@ def _grid(levels: np.ndarray, cells: Sequence[tuple[int, int]]) -> Image.Image:
     return Image.fromarray(grid)
 
 
+def image_rows(images: np.ndarray, limits: tuple[float, float] | None, names: Sequence[str]) -> Image.Image:
+    """Images (rows, n, C, H, W), row by row, each row with its name on its left; small ones are enlarged."""
+    rows, n = images.shape[:2]
+    levels = _enlarged(rgb(images.reshape(rows * n, *images.shape[2:]), limits), SHORT_SIDE)
+    return _blocks(levels, [(name, [*range(k * n, (k + 1) * n)]) for k, name in enumerate(names)])
+
+
+def _enlarged(levels: np.ndarray, side: int) -> np.ndarray:
+    """Images (n, 3, H, W) with whole multiples of their pixels, of about so many pixels a side."""
+    scale = max(1, side // min(levels.shape[2:]))
+    return levels.repeat(scale, axis=2).repeat(scale, axis=3)
+
+
 def _named_grid(levels: np.ndarray, names: Sequence[str]) -> Image.Image:
-    """Images, uint8 (n, 3, H, W), with a row for each name; many short rows stand side by side in blocks."""
+    """Images, uint8 (n, 3, H, W), with a row for each name."""
     members: dict[str, list[int]] = {}
     for k, name in enumerate(names):
         members.setdefault(name, []).append(k)
+    return _blocks(levels, list(members.items()))
+
+
+def _blocks(levels: np.ndarray, members: Sequence[tuple[str, list[int]]]) -> Image.Image:
+    """Images, uint8 (n, 3, H, W), in rows of a name and the indices of its images; many short rows stand side
+    by side in blocks.
+    """
     font = ImageFont.truetype(FONT, FONT_SIZE)
-    margin = math.ceil(max(font.getlength(shortened(name)) for name in members)) + 4 * GAP
+    margin = math.ceil(max(font.getlength(shortened(name)) for name, _ in members)) + 4 * GAP
     step_y, step_x = levels.shape[2] + GAP, levels.shape[3] + GAP
-    width = margin + max(map(len, members.values())) * step_x
+    width = margin + max(len(indices) for _, indices in members) * step_x
     blocks = max(1, round(math.sqrt(len(members) * step_y / width)))
     rows = math.ceil(len(members) / blocks)
     pictures = []
     for first in range(0, len(members), rows):
-        named = list(members.items())[first : first + rows]
+        named = members[first : first + rows]
         cells = {k: (row, column) for row, (_, ks) in enumerate(named) for column, k in enumerate(ks)}
         grid = _grid(levels[list(cells)], list(cells.values()))
         picture = Image.new("RGB", (margin + grid.width, grid.height), (255, 255, 255))

@@ -2,6 +2,7 @@
 
     python run/main.py --mode train --config vpsde
     python run/main.py --mode sample --config vpsde --sampler eabm --nfe 20
+    python run/main.py --mode interpolate --config vpsde
     python run/main.py --mode restore --config vpsde --task inpaint --mask left
     python run/main.py --mode likelihood --config vpsde
     python run/main.py --mode evaluate --config vpsde

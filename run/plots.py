@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 
 from score_diffusion.run.files import write_atomic
-from score_diffusion.run.image_grids import contrast, image_grid, png_bytes, shortened, slices
+from score_diffusion.run.image_grids import contrast, image_grid, image_rows, png_bytes, shortened, slices
 
 # Notebooks name a backend in the environment, and matplotlib cannot be imported where that is not installed.
 # No backend is needed here: figures are drawn on the canvases below.
@@ -169,6 +169,60 @@ def save_scatter(path: Path, points: np.ndarray, names: Sequence[str] | None = N
     if widths.max() < MOST_STRETCHED * widths.min():
         axes.set_aspect("equal")
     _save(path, figure)
+
+
+def save_paths(
+    path: Path, paths: np.ndarray, limits: tuple[float, float] | None, names: Sequence[str]
+) -> None:
+    """Paths (n, points, *shape) of samples that lead from one to another.
+
+    Args:
+        path: The file.
+        paths: Of images and of fields, by their middle slices, each path is a row; of signals a row of
+            panels; of points a line over the first two coordinates.
+        limits: The values of images and fields that are black and white; None takes them from the paths.
+        names: The name of each path.
+    """
+    if paths.ndim == 3:
+        _save(path, _lines_of_points(paths, names))
+    elif paths.ndim == 4:
+        _save(path, _rows_of_signals(paths, names))
+    else:
+        n, points, *shape = paths.shape
+        images = slices(paths.reshape(n * points, *shape))
+        rows = images.reshape(n, points, *images.shape[1:])
+        write_atomic(path, png_bytes(image_rows(rows, limits, names)))
+
+
+def _lines_of_points(paths: np.ndarray, names: Sequence[str]) -> Figure:
+    """Paths (n, points, D) as lines, whose ends are marked; over the position on the path where D = 1."""
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    axes = figure.add_subplot()
+    for line, name in zip(paths, names, strict=True):
+        if line.shape[1] == 1:
+            x, y = np.linspace(0, 1, len(line)), line[:, 0]
+        else:
+            x, y = line[:, 0], line[:, 1]
+        (drawn,) = axes.plot(x, y, marker=".", markersize=4, linewidth=1, label=_plain(shortened(name)))
+        axes.plot(x[[0, -1]], y[[0, -1]], "o", markersize=7, color=drawn.get_color())
+    if paths.shape[2] == 1:
+        axes.set(xlabel="position on the path", ylabel="x")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return figure
+
+
+def _rows_of_signals(paths: np.ndarray, names: Sequence[str]) -> Figure:
+    """Paths (n, points, C, L) as rows of panels, a panel for each signal, which share their axes."""
+    n, points = paths.shape[:2]
+    figure = Figure(figsize=(1.1 * points + 0.8, 0.9 * n + 0.3), layout="constrained")
+    panels = figure.subplots(n, points, sharex=True, sharey=True, squeeze=False)
+    for row, signals, name in zip(panels, paths, names, strict=True):
+        row[0].set_ylabel(_plain(shortened(name)), fontsize=7, rotation=0, ha="right", va="center")
+        for axes, signal in zip(row, signals, strict=True):
+            axes.plot(signal.T, linewidth=0.8)
+            axes.set(xticks=[], yticks=[])
+    return figure
 
 
 def save_loss_curve(path: Path, steps: list[int], losses: list[float]) -> None:

@@ -64,6 +64,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "build_inference": {"build", "build_training", "data", "errors", "files", "inference", "training"},
     "build_restoration": {"build", "build_inference", "data", "errors", "inference", "key_types", "tasks"},
+    "build_interpolation": {"build", "build_inference", "data", "errors", "inference"},
     "build_guidance": {
         *("build", "build_inference", "build_encoders", "config", "data", "errors", "files", "inference"),
     },
@@ -73,8 +74,9 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "commands": {
         "build_encoders",
-        *("build", "build_evaluation", "build_guidance", "build_inference", "build_restoration"),
-        *("build_training", "checkpoints", "config", "configs", "console", "constructor_keys", "data"),
+        *("build", "build_evaluation", "build_guidance", "build_inference", "build_interpolation"),
+        *("build_restoration", "build_training", "checkpoints", "config", "configs", "console"),
+        *("constructor_keys", "data"),
         *("distributed", "errors", "evaluation", "files", "image_grids", "inference", "json_files"),
         *("key_types", "keys", "machine", "plots", "resolve_auto", "training", "web_page"),
     },

@@ -28,6 +28,8 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 
 ARRAYS = (".npy", ".npz")
+HELD_OUT = "held_out"
+"""What may stand in place of files: held-out data of the run."""
 Shape = tuple[int, ...]
 
 

@@ -43,14 +43,16 @@ def _seconds_per_sample(trained: TrainedModel) -> float:
     return (time.perf_counter() - start) / len(x)
 
 
-def refuse_too_many_samples(trained: TrainedModel, num_samples: int) -> None:
+def refuse_too_many_samples(
+    trained: TrainedModel, num_samples: int, advice: str = "lower sampling.num_samples"
+) -> None:
     """Refuses samples that do not fit in memory; they are written at the end.
 
     Raises:
         UserError: If they do not.
     """
     size = 2 * 4 * num_samples * math.prod(trained.data.shape)  # in batches, then in one array
-    refuse_beyond_memory(size, f"a file of {num_samples:,} samples", "lower sampling.num_samples")
+    refuse_beyond_memory(size, f"a file of {num_samples:,} samples", advice)
 
 
 def check_ode(trained: TrainedModel, num_samples: int, batch_size: int, n_probes: int) -> None:

@@ -12,6 +12,7 @@ The run directory holds
     samples/                                   pictures and sample files
     solvers/                                   samplers that were fitted to the model
     restored/                                  pictures and files of restored samples
+    interpolated/                              pictures and files of paths between samples
     likelihood*, evaluation*                   results as JSON, a histogram as PNG
     reference/                                 features of the data that samples are compared with
 """

@@ -25,15 +25,26 @@ from score_diffusion.run.keys.of_results import (
     COMPARE,
     EVALUATION,
     GUIDING,
+    INTERPOLATE,
     LIKELIHOOD,
     RESTORE,
     SAMPLING,
 )
 from score_diffusion.run.keys.of_runs import DATA, LEVEL_RULES, MODEL, SDE, SEED, TRAINING
 
-KEYS: dict[str, Key] = (
-    SEED | DATA | SDE | MODEL | TRAINING | SAMPLING | LIKELIHOOD | RESTORE | EVALUATION | COMPARE
-)
+KEYS: dict[str, Key] = {
+    **SEED,
+    **DATA,
+    **SDE,
+    **MODEL,
+    **TRAINING,
+    **SAMPLING,
+    **INTERPOLATE,
+    **LIKELIHOOD,
+    **RESTORE,
+    **EVALUATION,
+    **COMPARE,
+}
 
 __all__ = [
     "COMPARE",

@@ -6,15 +6,18 @@ from dataclasses import replace
 
 from score_diffusion.run.key_types import Key
 
-MODES = ("train", "sample", "restore", "likelihood", "evaluate", "compare", "data", "report", "convert")
+MODES = (
+    *("train", "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", "data", "report"),
+    "convert",
+)
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
 NEW_RUN = ("train", CONVERT_FROM)
 """The modes that make a run and write its configuration."""
 
-WEIGHTS = (*NEW_RUN, "sample", "restore", "likelihood", "evaluate", "compare", CONVERT_TO)
+WEIGHTS = (*NEW_RUN, "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", CONVERT_TO)
 SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare")
 RESTORES = (*NEW_RUN, "restore")
-DATA_ACCESS = (*NEW_RUN, "data", "restore", "likelihood", "evaluate", "compare")
+DATA_ACCESS = (*NEW_RUN, "data", "interpolate", "restore", "likelihood", "evaluate", "compare")
 MEASURES = ("evaluate", "compare")
 
 

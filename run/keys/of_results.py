@@ -24,20 +24,22 @@ SAMPLING = section("sampling", SAMPLES, True, {
         "all",
         "classes to draw in turn, by name or index: 7, or cat, or 3,5,7; all: every class that the model was "
         "trained with, and none to restore; -1: no class and no other condition",
-        modes=(*SAMPLES, "restore"),
+        modes=(*SAMPLES, "interpolate", "restore"),
     ),
     "conditions": Key(
         "",
         "for a model trained with cond_* data, an .npz of such arrays: sample k is drawn under row k, and "
         "after the last row comes the first again; empty for those of the held-out set",
+        modes=(*SAMPLES, "interpolate"),
     ),
     "prompt": Key(
         "",
         "for a model trained with captions, the text to draw; empty for prompts, or for held-out captions",
-        modes=(*SAMPLES, "restore"),
+        modes=(*SAMPLES, "interpolate", "restore"),
     ),
     "prompts": Key(
-        "", "a UTF-8 file of texts, one a line: sample k is drawn under line k, and after the last the first"
+        "", "a UTF-8 file of texts, one a line: sample k is drawn under line k, and after the last the first",
+        modes=(*SAMPLES, "interpolate"),
     ),
     "threshold": Key(
         0.0,
@@ -53,7 +55,7 @@ SAMPLING = section("sampling", SAMPLES, True, {
     ),
     "output": Key(
         "", "folder for samples, fitted grids and results if not the run's own; a run may be read-only",
-        modes=("sample", "likelihood", "evaluate", "restore"),
+        modes=("sample", "interpolate", "likelihood", "evaluate", "restore"),
     ),
     "num_samples": Key(64, "samples to draw", least=1),
     "batch_size": Key(256, "samples drawn at a time", least=1),
@@ -92,6 +94,19 @@ GUIDING = section("sampling", SAMPLES, True, {
     "clip.prompt": Key("", "caption that samples are guided to"),
 })  # fmt: skip
 """Options of guidance methods besides those of their constructors."""
+
+INTERPOLATE = section("interpolate", (*NEW_RUN, "interpolate"), True, {
+    "input": Key(
+        "held_out",
+        "the samples between which paths lead, the first to the second, the third to the fourth, ...: files "
+        "as of restore.input, or held_out for held-out data of the run",
+    ),
+    "num_pairs": Key(6, "pairs, from the first on, or as many as there are", least=1),
+    "num_samples": Key(10, "samples on each path, its two ends included", least=3),
+    "batch_size": Key(256, "samples encoded or decoded at a time", least=1),
+    "rtol": Key(1e-5, "relative tolerance of the solver of the probability flow", above=0),
+    "atol": Key(1e-5, "absolute tolerance of the solver", above=0),
+})  # fmt: skip
 
 LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood"), True, {
     "num_images": Key(256, "held-out samples to score, from the first on, or all of them if fewer", least=1),

@@ -33,7 +33,7 @@ from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.conditioning import ALL
-from score_diffusion.run.inference.latents import decode, encode
+from score_diffusion.run.inference.latents import decode, encode, paths_between
 from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -41,7 +41,7 @@ from score_diffusion.run.python.hub import SharedRun, download, upload
 from score_diffusion.run.python.restoring import restore_arrays
 from score_diffusion.run.python.results import LogLikelihoods, Restorations, Samples
 from score_diffusion.run.python.watching import Watch, with_watched_samples, with_watched_score
-from score_diffusion.samplers import ODESampler, interpolate
+from score_diffusion.samplers import ODESampler
 from score_diffusion.sde_lib import SDE, ScoreFunction
 
 OWN_FILE = "own.json"
@@ -196,7 +196,8 @@ class Run:
         _, trained = self._configured({}, self._class_or_none(label))
         if method == "bound" or section.dequantization == "gaussian":
             check_chain(trained.sde)
-        scores = score_data(method, section, with_watched_score(trained, self._watch), self._stored(x))
+        stored = to_stored(x, self.data.shape, self.data.scaling)
+        scores = score_data(method, section, with_watched_score(trained, self._watch), stored)
         assert scores is not None  # there is one process
         return LogLikelihoods.of(scores, self.data)
 
@@ -215,7 +216,7 @@ class Run:
             Codes, float32 (n, *shape), about N(0, `sde.prior_std`² I).
         """
         sampler, section, trained = self._flow(label, rtol, atol)
-        return encode(trained, sampler, self._stored(x), section.batch_size)
+        return encode(trained, sampler, self._model_inputs(x), section.batch_size).numpy()
 
     def decode(
         self, codes: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
@@ -233,8 +234,8 @@ class Run:
         if x_T.shape[1:] != self.data.shape or not len(x_T):
             expected = f"(n, {', '.join(map(str, self.data.shape))})"
             raise UserError(f"codes must have the shape {expected}, got {tuple(x_T.shape)}")
-        samples, nfe = decode(trained, sampler, x_T, section.batch_size)
-        return self._samples([samples], nfe, trained)
+        x, nfe = decode(trained, sampler, x_T, section.batch_size)
+        return self._samples([self.data.scaling.model_to_user(x).numpy()], nfe, trained)
 
     def interpolate(
         self,
@@ -242,7 +243,7 @@ class Run:
         b: object,
         n: int = 8,
         *,
-        label: Label | None = None,
+        label: int | str | None = None,
         rtol: float = 1e-5,
         atol: float = 1e-5,
     ) -> Samples:
@@ -252,18 +253,18 @@ class Run:
             a: One sample, as for `log_likelihood`.
             b: Another.
             n: Samples on the path, at least 2; the first is `a` and the last is `b`.
-            label: As for `encode`.
+            label: The class of the whole path; None for no class.
             rtol: Relative tolerance of the ODE solver.
             atol: Absolute tolerance of the ODE solver.
         """
         if n < 2:
             raise UserError(f"n must be at least 2, the two ends, got {n}")
-        ends = [self.encode(x, label=label, rtol=rtol, atol=atol) for x in (a, b)]
-        if any(len(codes) != 1 for codes in ends):
+        ends = [self._model_inputs(x) for x in (a, b)]
+        if any(len(end) != 1 for end in ends):
             raise UserError(f"a and b must be one sample each, got {len(ends[0])} and {len(ends[1])}")
-        first, last = map(torch.from_numpy, ends)
-        path = interpolate(first, last, torch.linspace(0, 1, n))[:, 0]
-        return self.decode(path, label=label, rtol=rtol, atol=atol)
+        sampler, section, trained = self._flow(label, rtol, atol)
+        paths = paths_between(trained, sampler, torch.stack(ends, 1), n, section.batch_size)
+        return self._samples([self.data.scaling.model_to_user(paths.samples[0]).numpy()], paths.nfe, trained)
 
     def restore(
         self,
@@ -434,8 +435,9 @@ class Run:
         assert isinstance(sampler, ODESampler)
         return sampler, section, trained
 
-    def _stored(self, x: object) -> Tensor:
-        return to_stored(x, self.data.shape, self.data.scaling)
+    def _model_inputs(self, x: object) -> Tensor:
+        """Samples as `encode` takes them, float32 (n, *shape)."""
+        return self.data.scaling.stored_to_model(to_stored(x, self.data.shape, self.data.scaling))
 
     def _samples(self, parts: list[np.ndarray], nfe: int, trained: TrainedModel) -> Samples:
         samples = np.concatenate(parts)

@@ -101,7 +101,7 @@ def test_the_keys_of_a_mode_in_words():
     assert keys_in_words("evaluate", KEYS).endswith("data.workers, sampling.*, evaluation.*")
     assert keys_in_words("train", KEYS).split(", ") == [
         *("seed", "data.*", "sde.*", "model.*", "training.*", "sampling.* except output"),
-        *("likelihood.*", "restore.*"),
+        *("interpolate.*", "likelihood.*", "restore.*"),
     ]
 
 

@@ -188,3 +188,21 @@ def test_bands_of_points_and_signals(tmp_path: Path):
         plots.save_bands(tmp_path / "bands.png", "title", mean, np.ones(shape), mean + 1)
         plots.save_bands(tmp_path / "bare.png", "title", mean, np.ones(shape), None)
         assert not np.array_equal(pixels(tmp_path / "bands.png"), pixels(tmp_path / "bare.png"))
+
+
+@pytest.mark.parametrize("shape", [(1,), (2,), (3, 20), (1, 4, 4), (3, 4, 4), (1, 4, 5, 6)])
+def test_paths_of_any_samples_are_rows_of_their_names(shape: tuple, tmp_path: Path):
+    paths = np.random.default_rng(0).normal(size=(3, 4, *shape)).astype(np.float32)
+    plots.save_paths(tmp_path / "a.png", paths, None, ["0 – 1", "$x – _y", "a, " * 20])
+    with Image.open(tmp_path / "a.png") as picture:
+        assert picture.width > 150 and len(picture.getcolors(1_000_000)) > 10
+
+
+def test_a_path_of_images_is_shown_pixel_by_pixel(tmp_path: Path):
+    """Also where two paths have the same name."""
+    levels = np.arange(8, dtype=np.float32).reshape(2, 4, 1, 1, 1) / 7 * np.ones((1, 1, 1, 2, 2), np.float32)
+    plots.save_paths(tmp_path / "a.png", levels, (0, 1), ["same", "same"])
+    pixels = np.asarray(Image.open(tmp_path / "a.png"))
+    width = pixels.shape[1] - 4 * 50 - 2  # of the names
+    middles = pixels[26::50, width + 26 :: 50, 0]
+    assert np.array_equal(middles, (levels[..., 0, 0, 0] * 255).round())

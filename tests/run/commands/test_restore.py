@@ -169,7 +169,7 @@ def test_a_class_as_prior(cli: Callable, tmp_path: Path, refused: Callable):
         "--config.training.condition_dropout=0",
     )
     assert cli("train", *always) == 0
-    assert "knows no images without a class" in refused(cli("restore", always[0], *few))
+    assert "knows no samples without a condition" in refused(cli("restore", always[0], *few))
     assert cli("restore", always[0], *few, "--label=3") == 0
 
 
