@@ -427,13 +427,8 @@ class Run:
         self, label: Label | None, rtol: float, atol: float
     ) -> tuple[ODESampler, ConfigDict, TrainedModel]:
         """The probability flow with a step size for each sample."""
-        options = {"ode.method": "dopri5", "ode.rtol": rtol, "ode.atol": atol}
-        named = {"sampler": "ode", "denoise": False, "steps": 0, "nfe": 0, **options}
-        config, trained = self._configured(named, self._class_or_none(label))
-        section = config.sampling
-        sampler = build_trained_sampler(section, trained, self.path)
-        assert isinstance(sampler, ODESampler)
-        return sampler, section, trained
+        config, trained = self._configured({}, self._class_or_none(label))
+        return ODESampler(trained.sde, rtol=rtol, atol=atol), config.sampling, trained
 
     def _model_inputs(self, x: object) -> Tensor:
         """Samples as `encode` takes them, float32 (n, *shape)."""
