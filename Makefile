@@ -7,7 +7,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python run/main.py --config vpsde
-PARALLEL := -n auto --dist loadfile  # a process per core; a file's tests share their fixtures
+PARALLEL := -n auto --dist worksteal  # a process per core; a file's tests mostly share their fixtures
 DEV := $(if $(filter .venv/bin,$(BIN)),.venv/installed-dev)
 
 .PHONY: demo test quick form types

@@ -25,7 +25,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     ),
     "guidance": ("--steps 2 --samples 2 --scales 1 --nfe 4 --workdir RUNS --picture PICTURE", "| clip | 1 |"),
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
-    "networks": ("--rounds 1 --batch 2", "NCSN++, bf16"),
+    "networks": ("--rounds 1 --batch 1", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
     "quality_vs_nfe": ("--problem ring --nfe 5 --fit --picture PICTURE", "| `eabm, fitted` |"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),

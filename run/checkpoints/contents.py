@@ -15,6 +15,7 @@ from typing import IO
 import torch
 from torch import Tensor
 
+from score_diffusion.run.distributed.model import own_shard
 from score_diffusion.run.errors import UserError
 
 FORMAT = 1  # of the files of a checkpoint
@@ -67,7 +68,7 @@ def check_not_compressed(file: IO[bytes]) -> None:
 
 def has_all_its_numbers(x: Tensor) -> bool:
     """Whether a tensor has a number in memory for each of its own, which one of stride 0 has not."""
-    local = x.to_local() if hasattr(x, "to_local") else x
+    local = own_shard(x)
     return local.numel() * local.element_size() <= local.untyped_storage().nbytes()
 
 
@@ -132,8 +133,7 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 
 def is_finite(x: Tensor) -> bool:
     """Whether all numbers of a tensor, or of this process's shard of it, are finite."""
-    local = x.to_local() if hasattr(x, "to_local") else x
-    return bool(local.isfinite().all())
+    return bool(own_shard(x).isfinite().all())
 
 
 def check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer, workdir: Path) -> None:

@@ -67,3 +67,8 @@ def is_sharded(x: Tensor) -> bool:
 def full_tensor(x: Tensor) -> Tensor:
     """The full tensor of one that may be sharded."""
     return cast(Any, x).full_tensor() if is_sharded(x) else x
+
+
+def own_shard(x: Tensor) -> Tensor:
+    """This rank's shard of a sharded tensor, which shares its memory; any other tensor itself."""
+    return cast(Any, x).to_local() if is_sharded(x) else x

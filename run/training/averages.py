@@ -25,6 +25,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from score_diffusion.run.distributed.model import own_shard
+
 
 def exponential_name(decay: float) -> str:
     return f"ema_{decay}"
@@ -65,7 +67,7 @@ class Average:
         self._collect_tensors()
 
     def _collect_tensors(self) -> None:
-        self._weights = list(self.module.parameters())
+        self._weights = [own_shard(weight) for weight in self.module.parameters()]
         self._buffers = list(self.module.buffers())
 
     def transform(self, change: Callable[[nn.Module], None]) -> None:
@@ -81,7 +83,8 @@ class Average:
         """
         rate = self.rate(n) * use
         rates = [rate.to(weight.dtype) for weight in self._weights]
-        torch._foreach_lerp_(self._weights, list(model.parameters()), rates)  # type: ignore[arg-type]
+        weights = [own_shard(weight) for weight in model.parameters()]
+        torch._foreach_lerp_(self._weights, weights, rates)  # type: ignore[arg-type]
         if self._buffers:
             torch._foreach_copy_(self._buffers, list(model.buffers()))
 
