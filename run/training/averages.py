@@ -84,7 +84,7 @@ class Average:
         rate = self.rate(n) * use
         rates = [rate.to(weight.dtype) for weight in self._weights]
         weights = [own_shard(weight) for weight in model.parameters()]
-        torch._foreach_lerp_(self._weights, weights, rates)  # type: ignore[arg-type]
+        torch._foreach_lerp_(self._weights, weights, rates)
         if self._buffers:
             torch._foreach_copy_(self._buffers, list(model.buffers()))
 
