@@ -43,7 +43,8 @@ from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.prompts import write_captions
 from score_diffusion.run.resolve_auto import resolve, take_resolved
 from score_diffusion.run.training.interruptions import full_disk_explained
-from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
+from score_diffusion.run.training.log import CSV_FILE, LOG_FILE, LOSS_CURVE
+from score_diffusion.run.training.log_targets import LogSettings
 from score_diffusion.run.training.run_directory import (
     locked,
     preview_path,
@@ -52,6 +53,8 @@ from score_diffusion.run.training.run_directory import (
 )
 from score_diffusion.run.training.session import Outcome, train_in_directory
 from score_diffusion.run.training.trainer import Trainer
+
+OF_RUN = ("seed", "data", "sde", "model", "training")  # sections that decide what is trained
 
 
 def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -103,9 +106,15 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
         build_preview(config, dataset, build_sde(config.sde)),
         workdir,
         lambda: _write_description(config, dataset, workdir),
+        _log_settings(config),
     )
     _report(config.training, trainer, workdir, outcome)
     return 128 + outcome.signal if outcome.signal else 0
+
+
+def _log_settings(config: ConfigDict) -> LogSettings:
+    decide = {key: value for key, value in flatten(config).items() if key.split(".")[0] in OF_RUN}
+    return LogSettings(decide, config.training.wandb)
 
 
 def _write_description(config: ConfigDict, dataset: Dataset, workdir: Path) -> None:
@@ -178,6 +187,7 @@ def _report(section: ConfigDict, trainer: Trainer, workdir: Path, outcome: Outco
         ("samples", preview_path(workdir, step)),
         ("loss curve", workdir / LOSS_CURVE),
         ("log", workdir / LOG_FILE),
+        ("the same as CSV", workdir / CSV_FILE),
     ]
     rows = [(name, value) for name, value in rows if not isinstance(value, Path) or value.exists()]
     if outcome.signal:

@@ -208,6 +208,9 @@ TRAINING = section("training", NEW_RUN, False, {
         256, "held-out samples whose loss, at each checkpoint, decides which is best; 0 for none", least=0
     ),
     "log_every": Key(50, "steps between two points of the loss curve", least=1, may_change=True),
+    "wandb": Key(
+        "", "project of Weights & Biases that is sent the log too; empty for none", may_change=True
+    ),
     "sample_every": Key(1000, "steps between two pictures of samples", least=1, may_change=True),
     "preview_samples": Key(
         AUTO,

@@ -35,6 +35,7 @@ from score_diffusion.run.python.training import stopped_by
 from score_diffusion.run.resolve_auto import resolve_precision
 from score_diffusion.run.setting_files import dotted
 from score_diffusion.run.training.interruptions import full_disk_explained
+from score_diffusion.run.training.log_targets import LogSettings
 from score_diffusion.run.training.run_directory import locked, refuse_if_checkpoints_vanished
 from score_diffusion.run.training.session import train_in_directory
 from score_diffusion.sde_lib import SDE, VPSDE, ScoreModel
@@ -113,6 +114,7 @@ class Trainer:
                 preview,
                 self.workdir,
                 self._description(config),
+                self._log_settings(config),
             )
         if outcome.signal:
             raise stopped_by(outcome.signal)
@@ -126,6 +128,10 @@ class Trainer:
         count = sum(p.numel() for p in model.parameters())
         words = f"{type(model.net).__name__} of {count:,} weights for {model.prediction}, {model.sde}"
         return {"model": words, "settings": {key: flat[key] for key in flat if key.split(".")[0] in SECTIONS}}
+
+    def _log_settings(self, config: ConfigDict) -> LogSettings:
+        record = self._record(config)
+        return LogSettings(record["settings"] | {"model": record["model"]}, config.training.wandb)
 
     def _description(self, config: ConfigDict) -> Callable[[], None]:
         def write() -> None:

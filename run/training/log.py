@@ -1,29 +1,31 @@
-"""The log of a training: a progress bar, log.jsonl, TensorBoard and the loss curve."""
+"""The log of a training: a progress bar, log.jsonl and what shows it; at checkpoints a table and a curve."""
 
 from __future__ import annotations
 
 import contextlib
+import csv
+import io
 import json
 import math
-import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image
-from torch.utils.tensorboard import SummaryWriter
-
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
+from score_diffusion.run.files import write_atomic
 from score_diffusion.run.json_files import parse_json
 from score_diffusion.run.key_types import Values
+from score_diffusion.run.training.log_targets import LogSettings, opened_targets
 from score_diffusion.run.training.statistics import StatisticsSummary
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, CSV_FILE = "log.jsonl", "log.csv"
 LOSS_CURVE = "loss_curve.png"
 STEP = {"step": Values(kind=int, least=0)}
 NUMBER = Values(kind=float | None)
+LEVELS = {"level_loss": "level_losses", "level_accuracy": "level_accuracies"}
+"""The keys of quantities that have a value in each bin of log(σ/α)."""
 FIELDS = {
     "loss": NUMBER,
     "grad_norm": NUMBER,
@@ -47,10 +49,11 @@ class Recorder:
         workdir: The run directory.
         step: Steps done so far.
         total: Steps to do in all.
+        settings: What TensorBoard and others show besides.
     """
 
-    def __init__(self, workdir: Path, step: int, total: int) -> None:
-        self._workdir = workdir
+    def __init__(self, workdir: Path, step: int, total: int, settings: LogSettings = LogSettings()) -> None:
+        self._workdir, self._settings = workdir, settings
         log = workdir / LOG_FILE
         if log.exists() and not log.read_bytes().endswith(b"\n"):  # torn by a crash or a full disk
             with open(log, "a") as file:
@@ -60,23 +63,15 @@ class Recorder:
         self.accuracy: float | None = None
 
     def __enter__(self) -> Recorder:
-        self._previous_hook = threading.excepthook
-        threading.excepthook = self._on_thread_error
-        self._writer = SummaryWriter(str(self._workdir / "tensorboard"), purge_step=self._last[0] + 1)
-        self._bar = progress_bar(self._total, "training", "step", initial=self._last[0])
+        with contextlib.ExitStack() as stack:
+            self._targets = stack.enter_context(opened_targets(self._workdir, self._last[0], self._settings))
+            self._bar = progress_bar(self._total, "training", "step", initial=self._last[0])
+            stack.callback(self._bar.close)
+            self._opened = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
-            self._bar.close()
-            self._writer.close()
-        finally:
-            threading.excepthook = self._previous_hook
-
-    def _on_thread_error(self, error: threading.ExceptHookArgs) -> None:
-        """Prints no traceback of TensorBoard's thread, of a full disk say: its next call raises the error."""
-        if not isinstance(error.exc_value, OSError):
-            self._previous_hook(error)
+        self._opened.close()
 
     def advance(self) -> None:
         """Moves the progress bar by a step."""
@@ -115,22 +110,26 @@ class Recorder:
             row["held_out_accuracy"] = self.accuracy
         with open(self._workdir / LOG_FILE, "a") as file:
             file.write(json.dumps(_null_for_nan(dict(step=step, **row, **levels))) + "\n")
-        scalars = row | {f"level_loss/{k}": value for k, value in enumerate(summary.level_losses)}
-        for name, value in scalars.items():
-            if value is not None and math.isfinite(value):
-                self._writer.add_scalar(name, value, step)
+        names = level_names("level_loss", summary.level_edges)
+        scalars = row | dict(zip(names, summary.level_losses, strict=True))
+        finite = {name: x for name, x in scalars.items() if x is not None and math.isfinite(x)}
+        for target in self._targets:
+            target.scalars(finite, step)
         self._bar.set_postfix(loss=f"{summary.loss:.4f}", refresh=False)
 
     def show_picture(self, path: Path, step: int) -> None:
-        """Adds a picture of samples to TensorBoard."""
-        with Image.open(path) as picture:
-            self._writer.add_image("samples", np.asarray(picture), step, dataformats="HWC")
+        """Adds a picture of samples to what shows the log."""
+        for target in self._targets:
+            target.picture(path, step)
 
-    def save_loss_curve(self) -> None:
-        """Draws the loss curve of the whole log."""
-        steps, losses = finite_values(read_log(self._workdir), "loss")
+    def save_summary(self) -> None:
+        """Draws the loss curve of the whole log, and writes it as a table."""
+        rows = read_log(self._workdir)
+        steps, losses = finite_values(rows, "loss")
         if steps:
             plots.save_loss_curve(self._workdir / LOSS_CURVE, steps, losses)
+        if rows:
+            write_atomic(self._workdir / CSV_FILE, as_csv(rows).encode())
 
 
 class NullRecorder:
@@ -162,7 +161,7 @@ class NullRecorder:
     def show_picture(self, path: Path, step: int) -> None:
         """Does nothing."""
 
-    def save_loss_curve(self) -> None:
+    def save_summary(self) -> None:
         """Does nothing."""
 
 
@@ -181,6 +180,40 @@ def read_log(workdir: Path) -> list[dict[str, Any]]:
             wrong = [name for name, values in FIELDS.items() if name in row and not values.take(row[name])]
             rows[row["step"]] = {name: value for name, value in row.items() if name not in wrong}
     return [rows[step] for step in sorted(rows)]
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    """Rows of the log as a table with a header; what a row lacks is empty."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(name for row in flat for name in row))
+    table = io.StringIO()
+    writer = csv.DictWriter(table, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    return table.getvalue()
+
+
+def _flat(row: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a row, those of the noise levels under names of their own."""
+    values = {name: row[name] for name in ("step", *FIELDS) if name in row and not name.startswith("level_")}
+    for quantity, key in LEVELS.items():
+        names = level_names(quantity, row.get("level_edges", ()))
+        values |= dict(zip(names, row.get(key, ()), strict=False))
+    return values
+
+
+def level_names(quantity: str, edges: Sequence[float]) -> list[str]:
+    """Names of a quantity in the bins between values of log(σ/α): "level_loss/3 sigma over alpha 0.1 to 0.3".
+
+    Args:
+        quantity: What is measured.
+        edges: The values of log(σ/α), ascending; without any there are no bins.
+    """
+    if not edges:
+        return []
+    ratios = [f"{math.exp(min(edge, 700.0)):.3g}" for edge in edges]  # beyond it overflows
+    ranges = [f"below {ratios[0]}", *map("{} to {}".format, ratios, ratios[1:]), f"above {ratios[-1]}"]
+    return [f"{quantity}/{k} sigma over alpha {words}" for k, words in enumerate(ranges)]
 
 
 def finite_values(rows: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:

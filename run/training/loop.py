@@ -150,7 +150,7 @@ class TrainingLoop:
         checkpoint.save(self.workdir, state, self.settings.keep)
         if processes.is_rank_0():
             record_progress(self.workdir, state.step)
-        self.recorder.save_loss_curve()
+        self.recorder.save_summary()
 
     def _draw_preview(self) -> None:
         """Draws a preview, unless a signal or the end of the time interrupts it, or it is not finite."""

@@ -25,14 +25,14 @@ from score_diffusion.run.files import write_json
 from score_diffusion.run.json_files import read_json
 from score_diffusion.run.key_types import Values
 from score_diffusion.run.training.interruptions import SKIPPED_FOLDER
-from score_diffusion.run.training.log import LOG_FILE, LOSS_CURVE
+from score_diffusion.run.training.log import CSV_FILE, LOG_FILE, LOSS_CURVE
 from score_diffusion.run.training.post_hoc_averages import SNAPSHOT_FOLDER
 
 LOCK_FILE = ".training.lock"
 PROGRESS_FILE = "progress.json"
 PROGRESS_FIELDS = {"step": Values(kind=int, least=0)}
 PREVIEWS = "samples/step_*.png"
-LEFTOVERS = (LOG_FILE, LOSS_CURVE, SNAPSHOT_FOLDER, SKIPPED_FOLDER, PREVIEWS)
+LEFTOVERS = (LOG_FILE, CSV_FILE, LOSS_CURVE, SNAPSHOT_FOLDER, SKIPPED_FOLDER, PREVIEWS)
 
 
 def preview_path(workdir: Path, step: int) -> Path:

@@ -11,6 +11,7 @@ from score_diffusion.run.console import warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.training.interruptions import StopRequest
 from score_diffusion.run.training.log import NullRecorder, Recorder
+from score_diffusion.run.training.log_targets import LogSettings
 from score_diffusion.run.training.loop import LoopSettings, TrainingLoop
 from score_diffusion.run.training.previews import Preview
 from score_diffusion.run.training.run_directory import move_leftovers_aside, record_progress
@@ -39,6 +40,7 @@ def train_in_directory(
     preview: Preview,
     workdir: Path,
     write_description: Callable[[], None],
+    log: LogSettings = LogSettings(),
 ) -> Outcome:
     """Trains from the newest checkpoint of a run directory, or from step 0. Every rank calls it.
 
@@ -48,6 +50,7 @@ def train_in_directory(
         preview: Draws pictures of samples.
         workdir: The run directory, which is locked.
         write_description: Writes there what the run is; called on rank 0 before the first step.
+        log: What is shown besides the course of the training, and where.
 
     Raises:
         UserError: If no checkpoint is intact, or training diverges.
@@ -58,7 +61,7 @@ def train_in_directory(
     if processes.is_rank_0():
         _clear_way(trainer.step, workdir)
         write_description()
-        recorder = Recorder(workdir, trainer.step, settings.total_steps)
+        recorder = Recorder(workdir, trainer.step, settings.total_steps, log)
     with StopRequest() as stop, recorder:
         loop = TrainingLoop(trainer, settings, preview, workdir, recorder, stop, seconds)
         ended = loop.run()

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import csv
 import errno
 import io
 import json
@@ -14,7 +15,14 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from score_diffusion.run.training.log import LOG_FILE, Recorder, finite_values, read_log
+from score_diffusion.run.training.log import (
+    CSV_FILE,
+    LOG_FILE,
+    Recorder,
+    finite_values,
+    level_names,
+    read_log,
+)
 from score_diffusion.run.training.statistics import StatisticsSummary
 
 
@@ -64,7 +72,7 @@ def test_odd_lines_are_passed_over(line: bytes, tmp_path: Path):
     (tmp_path / LOG_FILE).write_bytes(b"\n".join(rows) + b"\n")
     assert [row["step"] for row in read_log(tmp_path)] == [2, 4]
     with Recorder(tmp_path, 4, 9) as recorder:
-        recorder.save_loss_curve()
+        recorder.save_summary()
     assert (tmp_path / "loss_curve.png").exists()
 
 
@@ -89,3 +97,37 @@ def test_a_full_disk_raises_an_error_and_tensorboard_prints_no_traceback(
                 recorder.log(step, summary, 0.1, 1.0, None)
                 time.sleep(0.05)
     assert "Traceback" not in capsys.readouterr().err and threading.excepthook is hook
+
+
+def test_the_table_holds_the_log(finished_run: Path):
+    with open(finished_run / CSV_FILE, newline="") as file:
+        table = list(csv.DictReader(file))
+    rows = read_log(finished_run)
+    assert [int(line["step"]) for line in table] == [row["step"] for row in rows]
+    for line, row in zip(table, rows, strict=True):
+        names = level_names("level_loss", row["level_edges"])
+        numbers = {key: value for key, value in row.items() if not key.startswith("level_")}
+        for name, value in (numbers | dict(zip(names, row["level_losses"], strict=True))).items():
+            assert (None if line[name] == "" else float(line[name])) == value, name
+        assert line.keys() == numbers.keys() | set(names)
+
+
+def test_a_table_has_a_place_for_what_only_some_rows_have(tmp_path: Path):
+    """Steps done again replace those that were lost, and odd values are left out."""
+    edges = [-1.0, 0.0]
+    rows = [
+        {"step": 2, "loss": 9.0},
+        {"step": 4, "loss": None, "other": "=1+1"},
+        {"step": 2, "loss": 1.5, "level_edges": edges, "level_losses": [1.0, None, 3.0]},
+        {"step": 6, "level_edges": edges, "level_accuracies": [0.25, 0.5, 1.0], "loss": "=1+1"},
+    ]
+    (tmp_path / LOG_FILE).write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with Recorder(tmp_path, 6, 9) as recorder:
+        recorder.save_summary()
+    header, *lines = (tmp_path / CSV_FILE).read_text().splitlines()
+    kinds = ("below 0.368", "0.368 to 1", "above 1")
+    names = [
+        f"level_{q}/{k} sigma over alpha {kind}" for q in ("loss", "accuracy") for k, kind in enumerate(kinds)
+    ]
+    assert header.split(",") == ["step", "loss", *names]
+    assert lines == ["2,1.5,1.0,,3.0,,,", "4,,,,,,,", "6,,,,,0.25,0.5,1.0"]
