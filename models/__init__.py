@@ -2,8 +2,10 @@
 
 from torch import nn
 
+from score_diffusion.models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
 from score_diffusion.models.classifier import Classifier
 from score_diffusion.models.clip import Clip, caption_bytes
+from score_diffusion.models.discriminator import PatchDiscriminator
 from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from score_diffusion.models.mlp import MLP
@@ -18,14 +20,24 @@ POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
 """Networks for x of shape (B, D), by their names in a configuration."""
 ENCODERS: dict[str, type[nn.Module]] = {"classifier": Classifier, "clip": Clip}
 """Networks of noisy images that guide others, by their names in a configuration."""
+AUTOENCODERS: dict[str, type[Autoencoder]] = {
+    "autoencoder_kl": AutoencoderKL,
+    "autoencoder_vq": AutoencoderVQ,
+}
+"""Networks that compress images to latents, by their names in a configuration."""
 
 __all__ = [
+    "AUTOENCODERS",
+    "Autoencoder",
+    "AutoencoderKL",
+    "AutoencoderVQ",
     "Classifier",
     "Clip",
     "ENCODERS",
     "IMAGE_NETWORKS",
     "MLP",
     "NCSN",
+    "PatchDiscriminator",
     "POINT_NETWORKS",
     "PRESETS",
     "DiT",

@@ -10,14 +10,14 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 
-from score_diffusion.models import ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
+from score_diffusion.models import AUTOENCODERS, ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.models.conditions import condition_sizes, null_condition
 from score_diffusion.models.text_encoder import FROM_TEXT, TextConditioned, TextEncoder
 from score_diffusion.run.console import warn
@@ -78,7 +78,12 @@ SDES: dict[str, Callable[..., SDE]] = {
     "rectified_flow": RectifiedFlowSDE,
     "ddpm": ddpm,
 }
-MODELS: dict[str, Callable[..., nn.Module]] = {**IMAGE_NETWORKS, **POINT_NETWORKS, **ENCODERS}
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    **IMAGE_NETWORKS,
+    **POINT_NETWORKS,
+    **ENCODERS,
+    **AUTOENCODERS,
+}
 FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 BYTES_PER_LEVEL = 64  # of an SDE's tables
 BYTES_PER_STEP = 2048  # of a sampler's coefficients
@@ -140,20 +145,23 @@ def build_encoder(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> NoisyD
     Raises:
         UserError: If the name is that of another network, or it refuses its arguments or such images.
     """
-    options = section.to_dict()
-    name = options.pop("name")
+    name, options = section.name, network_options(section)
     encoder = choose(ENCODERS, name, "model")
-    for key in {"prediction", *SCORE_OPTIONS, *TEXT_OPTIONS} - {*_parameters(name)}:
-        options.pop(key, None)
     if len(shape) == 1:
         raise UserError(f"model {name!r} takes images, the data are points of shape {tuple(shape)}")
     make = functools.partial(encoder, shape[0], **options, dims=len(shape) - 1)
     with refusing_arguments():
-        _refuse_too_large(make)
+        refuse_too_large(make)
         model = NoisyDataModel(make(), sde)
         with torch.no_grad():
             model(torch.zeros(1, *shape), torch.full((1,), sde.T))
     return model
+
+
+def network_options(section: ConfigDict) -> dict[str, Any]:
+    """The arguments in a `model` section of a network that is no score model."""
+    others = {"name", "prediction", *SCORE_OPTIONS, *TEXT_OPTIONS} - {*_parameters(section.name)}
+    return {key: value for key, value in section.to_dict().items() if key not in others}
 
 
 def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
@@ -185,6 +193,11 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             f"model {name!r} has no score and draws no samples, it guides those of another run: give "
             f"--workdir of a score model, with --guidance {name} --config.sampling.{name}.run=RUN"
         )
+    if name in AUTOENCODERS:
+        raise UserError(
+            f"model {name!r} has no score and draws no samples: train a model in its latent space, with "
+            "--config.data.autoencoder=RUN, and give --workdir of that one"
+        )
     fitting = POINT_NETWORKS if len(shape) == 1 else IMAGE_NETWORKS  # (D,) or (C, *size)
     if name not in fitting:
         raise UserError(
@@ -199,7 +212,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
         return TextConditioned(net, TextEncoder(**of_text)) if of_text.get("words") else net
 
     with refusing_arguments():
-        _refuse_too_large(make)
+        refuse_too_large(make)
         return ScoreModel(make(), sde, prediction, **of_score)
 
 
@@ -217,7 +230,7 @@ def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
     return inspect.signature(MODELS[name]).parameters
 
 
-def _refuse_too_large(make: Callable[[], nn.Module]) -> None:
+def refuse_too_large(make: Callable[[], nn.Module]) -> None:
     """Refuses a network whose weights the machine cannot hold: it is first made without memory for them.
 
     Raises:

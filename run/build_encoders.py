@@ -1,14 +1,24 @@
-"""From a configuration to the objective of a classifier or of contrastive encoders, and what fits them."""
+"""From a configuration to a classifier or contrastive encoders, their objective, and what fits them."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.models import ENCODERS
-from score_diffusion.run.build import refusing_arguments
+from score_diffusion.models import AUTOENCODERS, ENCODERS
+from score_diffusion.run.build import build_encoder, build_sde, refusing_arguments
+from score_diffusion.run.config import read_config
 from score_diffusion.run.data.class_captions import captions_of
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.trained_model import (
+    TrackedAverages,
+    WeightsChoice,
+    load_chosen_weights,
+)
 from score_diffusion.run.training.objectives import (
     CaptionContrastive,
     ClassContrastive,
@@ -18,32 +28,38 @@ from score_diffusion.run.training.objectives import (
 )
 from score_diffusion.sde_lib import NoisyDataModel
 
+CLASSIFICATION = "clean_classification"
 ENCODER_OF = {
     "classification": "classifier",
-    "clean_classification": "classifier",
+    CLASSIFICATION: "classifier",
     "contrastive": "clip",
     "clean_contrastive": "clip",
 }
 """The network that each objective of encoders trains."""
-CLEAN = ("clean_classification", "clean_contrastive")
+CLEAN = (CLASSIFICATION, "clean_contrastive")
 """The objectives that train on data without noise."""
+AUTOENCODING = "autoencoding"
+NETWORKS_OF = {objective: (network,) for objective, network in ENCODER_OF.items()} | {
+    AUTOENCODING: tuple(AUTOENCODERS)
+}
+"""The networks that each objective trains of those that have no score."""
 
 
-def check_encoder(config: ConfigDict) -> None:
+def check_network(config: ConfigDict) -> None:
     """Refuses a network that its objective does not train, and pictures of samples of what draws none.
 
     Raises:
         UserError: If there is such a setting.
     """
     section, name = config.training, config.model.name
-    encoder = ENCODER_OF.get(section.objective)
-    if (name in ENCODERS or encoder) and name != encoder:
-        fitting = [objective for objective, network in ENCODER_OF.items() if network == name]
+    trained = NETWORKS_OF.get(section.objective, ())
+    if (trained or name in {**ENCODERS, **AUTOENCODERS}) and name not in trained:
+        fitting = [objective for objective, networks in NETWORKS_OF.items() if name in networks]
         raise UserError(
             f"training.objective={section.objective} does not train model {name!r}: "
-            + (f"set it to {' or '.join(fitting)}" if fitting else f"set model.name={encoder}")
+            + (f"set it to {' or '.join(fitting)}" if fitting else f"set model.name={' or '.join(trained)}")
         )
-    if encoder and section.preview_samples != 0:
+    if section.objective in ENCODER_OF and section.preview_samples != 0:
         raise UserError(f"model {name!r} draws no samples: set training.preview_samples=0")
 
 
@@ -90,3 +106,47 @@ def _classes(config: ConfigDict, dataset: Dataset) -> int:
             f"and {dataset.name!r} has none"
         )
     return classes
+
+
+def load_encoder(run: Path, config: ConfigDict, device: torch.device) -> tuple[NoisyDataModel, int]:
+    """The classifier or the encoders of a run with their averaged weights, in evaluation mode.
+
+    Args:
+        run: The run directory.
+        config: Its configuration.
+        device: Where to compute.
+
+    Returns:
+        The model, and the training steps behind its weights.
+
+    Raises:
+        UserError: If no checkpoint is intact.
+    """
+    model = build_encoder(config.model, build_sde(config.sde), read_data_info(run).shape)
+    step, _ = load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((config.training.ema_decay,)))
+    return model.to(device).eval().requires_grad_(False), step
+
+
+def load_clean_classifier(
+    run: Path, key: str, dataset: Dataset, device: torch.device
+) -> tuple[NoisyDataModel, int]:
+    """The classifier of data without noise in a run directory, and the training steps behind it.
+
+    Args:
+        run: The run directory.
+        key: The key of the configuration that names it.
+        dataset: The data that it is for.
+        device: Where to compute.
+
+    Raises:
+        UserError: If the run holds something else, or a classifier of other data.
+    """
+    config, info = read_config(run), read_data_info(run)
+    if config.training.objective != CLASSIFICATION:
+        raise UserError(
+            f"{key}={run} holds no classifier of data without noise: train one by --mode train --config "
+            "classifier_features"
+        )
+    if info.scaling != dataset.scaling or info.shape != dataset.shape:
+        raise UserError(f"the classifier of {run} is for {info}, and the data are {DataInfo.of(dataset)}")
+    return load_encoder(run, config, device)

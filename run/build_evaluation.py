@@ -9,10 +9,9 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_inference import build_trained_sampler, load_encoder, sample_request
-from score_diffusion.run.config import read_config
+from score_diffusion.run.build_encoders import load_clean_classifier
+from score_diffusion.run.build_inference import build_trained_sampler, sample_request
 from score_diffusion.run.data.dataset import Dataset
-from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.user_function import names_function
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -85,15 +84,7 @@ def _classifier_features(run: Path, dataset: Dataset, device: torch.device) -> E
     Raises:
         UserError: If it holds something else, or a classifier of other data.
     """
-    config, info = read_config(run), read_data_info(run)
-    if config.training.objective != "clean_classification":
-        raise UserError(
-            f"evaluation.features={run} holds no classifier of data without noise: train one by --mode train "
-            "--config classifier_features"
-        )
-    if info.scaling != dataset.scaling or info.shape != dataset.shape:
-        raise UserError(f"the classifier of {run} is for {info}, and the data are {DataInfo.of(dataset)}")
-    model, step = load_encoder(run, config, device)
+    model, step = load_clean_classifier(run, "evaluation.features", dataset, device)
     net: Any = model.net
     inputs: list[Tensor] = []  # of the last layer
     net.pool.project.register_forward_pre_hook(lambda layer, arguments: inputs.append(arguments[0]))

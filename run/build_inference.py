@@ -13,7 +13,6 @@ from torch import Tensor
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import (
     FITTED,
-    build_encoder,
     build_model,
     build_sampler,
     build_sde,
@@ -59,7 +58,7 @@ from score_diffusion.samplers import (
     find_sampler,
     sampler_options,
 )
-from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, NoisyDataModel, ScoreModel, chain_times
+from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, ScoreModel, chain_times
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
@@ -171,25 +170,6 @@ def load_score_model(workdir: Path, config: ConfigDict, device: torch.device) ->
     tracked = TrackedAverages((training.ema_decay, *training.extra_ema_decays), training.ema_sigma_rels)
     step, words = load_chosen_weights(model, workdir, _weights_choice(config.sampling), tracked)
     return model.to(device).eval(), step, words
-
-
-def load_encoder(run: Path, config: ConfigDict, device: torch.device) -> tuple[NoisyDataModel, int]:
-    """The classifier or the encoders of a run with their averaged weights, in evaluation mode.
-
-    Args:
-        run: The run directory.
-        config: Its configuration.
-        device: Where to compute.
-
-    Returns:
-        The model, and the training steps behind its weights.
-
-    Raises:
-        UserError: If no checkpoint is intact.
-    """
-    model = build_encoder(config.model, build_sde(config.sde), read_data_info(run).shape)
-    step, _ = load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((config.training.ema_decay,)))
-    return model.to(device).eval().requires_grad_(False), step
 
 
 def own_conditions(config: ConfigDict, trained: TrainedModel, dataset: Dataset) -> TrainedModel:

@@ -6,12 +6,13 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
+from score_diffusion.models import Autoencoder
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import (
     CONDITION_KEYS,
@@ -20,12 +21,17 @@ from score_diffusion.run.build import (
     build_sde,
     choose,
 )
-from score_diffusion.run.build_encoders import ENCODER_OF, build_encoder_objective, check_encoder
+from score_diffusion.run.build_autoencoders import build_autoencoder, build_autoencoding
+from score_diffusion.run.build_encoders import (
+    AUTOENCODING,
+    ENCODER_OF,
+    build_encoder_objective,
+    check_network,
+)
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import differing_keys, read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info
-from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -45,10 +51,8 @@ from score_diffusion.run.training.objectives import (
     UncertaintyWeighted,
 )
 from score_diffusion.run.training.precision import PRECISIONS, fastest_precision
-from score_diffusion.run.training.previews import Preview
 from score_diffusion.run.training.statistics import TrainingStatistics
 from score_diffusion.run.training.trainer import Ranks, StepSettings, Trainer
-from score_diffusion.samplers import make_sampler
 from score_diffusion.sde_lib import (
     SDE,
     WEIGHTINGS,
@@ -71,8 +75,8 @@ TIMES: dict[str, Callable[[ConfigDict, SDE], TrainingTimes]] = {
     "discrete": lambda section, sde: ChainTimes(sde),
     "importance": lambda section, sde: ImportanceTimes(sde),
 }
-PREVIEW_SAMPLER, PREVIEW_NFE = "eabm", 15
-PREVIEW_IMAGES, PREVIEW_POINTS = 64, 1000  # at most, where training.preview_samples is auto
+Model: TypeAlias = ScoreModel | NoisyDataModel | Autoencoder
+"""What is trained."""
 FREE_IN_FINE_TUNING = ("model.dropout",)
 
 
@@ -180,7 +184,7 @@ def check_batch_size(section: ConfigDict) -> None:
         )
 
 
-def _check_conditions(model: ScoreModel | NoisyDataModel, dataset: Dataset) -> None:
+def _check_conditions(model: Model, dataset: Dataset) -> None:
     """Refuses `training.conditional` where the network and the data do not have the same conditions."""
     taken, given = condition_sizes(model), dataset.condition_sizes
     if not given:
@@ -226,26 +230,34 @@ def build_trainer(
         UserError: If a setting is unknown or does not fit the others.
     """
     check_batch_size(config.training)
-    check_encoder(config)
+    check_network(config)
     torch.manual_seed(generator_for(config.seed, "weights").initial_seed())
-    encoder = config.training.objective in ENCODER_OF
-    make = build_encoder if encoder else build_model
-    model = make(config.model, build_sde(config.sde), dataset.shape)
+    model = build_network(config, dataset.shape)
     _refuse_beyond_memory(config.training, model, dataset.shape, device)
     if initial is not None:
         checkpoint.load_weights(model, initial, expanded(config.training.init_from))
     return assemble_trainer(config, dataset, model, device)
 
 
-def assemble_trainer(
-    config: ConfigDict, dataset: Dataset, model: ScoreModel | NoisyDataModel, device: torch.device
-) -> Trainer:
+def build_network(config: ConfigDict, shape: tuple[int, ...]) -> Model:
+    """What the objective of a configuration trains, for samples of a shape, with initial weights.
+
+    Raises:
+        UserError: If the network refuses its arguments or such samples.
+    """
+    if config.training.objective == AUTOENCODING:
+        return build_autoencoder(config.model, shape)
+    make = build_encoder if config.training.objective in ENCODER_OF else build_model
+    return make(config.model, build_sde(config.sde), shape)
+
+
+def assemble_trainer(config: ConfigDict, dataset: Dataset, model: Model, device: torch.device) -> Trainer:
     """The trainer of a model with its initial weights, by the sections `data` and `training` and the seed.
 
     Raises:
         UserError: If a setting does not fit the model, the data or the others.
     """
-    section, seed, sde = config.training, config.seed, model.sde
+    section, seed = config.training, config.seed
     check_batch_size(section)
     model.to(device)
     if section.conditional:
@@ -255,25 +267,20 @@ def assemble_trainer(
     if section.channels_last and not (ranks and ranks.sharded):  # sharded weights keep the usual order
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     averages = Averages(model, section.ema_decay, section.extra_ema_decays, section.ema_sigma_rels)
-    times = build_times(section, sde).to(device)
-    pixels = bool(dataset.levels) and not config.data.dequantize
-    objective: Objective[Any]
-    if isinstance(model, NoisyDataModel):
-        objective = build_encoder_objective(config, dataset)
-    else:
-        objective = build_objective(section, model, times, dataset.levels if pixels else None)
+    objective, times = _objective_and_times(config, dataset, model)
     objective.to(device)
+    times = None if times is None else times.to(device)
     if ranks and ranks.sharded and any(True for _ in objective.parameters()):
         raise UserError(
             f"training.objective={section.objective} has weights of its own, which are not sharded: set "
             "training.parallel=ddp"
         )
-    used_times = times if objective.uses_times else None
-    batches = _build_batches(config, dataset, used_times, device)
+    batches = _build_batches(config, dataset, times, device)
     held_out = dataset.held_out[: section.held_out]
-    # At T itself rectified flow has no data left.
-    interval, log_noise_level = (times.first, 0.999 * sde.T), sde.log_noise_level if used_times else None
-    statistics = TrainingStatistics(section.batch_size, log_noise_level, interval)
+    statistics = TrainingStatistics(section.batch_size)
+    if times is not None and not isinstance(model, Autoencoder):
+        interval = (times.first, 0.999 * model.sde.T)  # at T itself rectified flow has no data left
+        statistics = TrainingStatistics(section.batch_size, model.sde.log_noise_level, interval)
     return Trainer(
         model,
         objective,
@@ -287,9 +294,21 @@ def assemble_trainer(
     )
 
 
-def needed_memory(
-    section: ConfigDict, model: ScoreModel | NoisyDataModel, shape: tuple[int, ...]
-) -> TrainingMemory:
+def _objective_and_times(
+    config: ConfigDict, dataset: Dataset, model: Model
+) -> tuple[Objective[Any], TrainingTimes | None]:
+    """The objective of a model, and where its times come from; None for objectives without times."""
+    if isinstance(model, Autoencoder):
+        return build_autoencoding(config, dataset, model), None
+    section, times = config.training, build_times(config.training, model.sde)
+    if isinstance(model, NoisyDataModel):
+        objective: Objective[Any] = build_encoder_objective(config, dataset)
+        return objective, times if objective.uses_times else None
+    pixels = bool(dataset.levels) and not config.data.dequantize
+    return build_objective(section, model, times, dataset.levels if pixels else None), times
+
+
+def needed_memory(section: ConfigDict, model: Model, shape: tuple[int, ...]) -> TrainingMemory:
     """The memory that a `training` section takes in this process."""
     batch_size = section.batch_size // processes.world_size()
     n_averages = 1 + len(section.extra_ema_decays) + len(section.ema_sigma_rels)
@@ -297,7 +316,7 @@ def needed_memory(
 
 
 def _refuse_beyond_memory(
-    section: ConfigDict, model: ScoreModel | NoisyDataModel, shape: tuple[int, ...], device: torch.device
+    section: ConfigDict, model: Model, shape: tuple[int, ...], device: torch.device
 ) -> None:
     """Refuses a training that takes more memory than there is by an estimate that is rather too low."""
     memory = needed_memory(section, model, shape)
@@ -343,35 +362,6 @@ def _step_settings(section: ConfigDict, device: torch.device, shape: tuple[int, 
         channels_last=section.channels_last,
         compiled=section.compile,
     )
-
-
-def build_preview(config: ConfigDict, dataset: Dataset, sde: SDE) -> Preview:
-    """The preview of a training. Images are drawn in batches of the training's size, which fit the memory."""
-    section = config.training
-    own_batch = section.batch_size // (processes.world_size() * section.accumulate)
-    points = len(dataset.shape) == 1  # cheap ones, of which a picture needs many
-    default = PREVIEW_POINTS if points else min(PREVIEW_IMAGES, section.batch_size)
-    count = default if section.preview_samples == AUTO else section.preview_samples
-    needed = 2 * 4 * count * math.prod(dataset.shape)
-    refuse_beyond_memory(needed, f"a preview of {count:,} samples", "lower training.preview_samples")
-    sampler = make_sampler(PREVIEW_SAMPLER, sde, PREVIEW_NFE, denoise=True)
-    return Preview(
-        sampler,
-        dataset.shape,
-        dataset.scaling,
-        count,
-        max(count, 1) if points else own_batch,
-        _preview_conditions(config, dataset),
-    )
-
-
-def _preview_conditions(config: ConfigDict, dataset: Dataset) -> SampleConditions:
-    """All classes in turn; a user's own conditions are those of held-out samples."""
-    if not config.training.conditional:
-        return SampleConditions()
-    if dataset.conditions.keys() == {"label"}:
-        return SampleConditions.of_classes(range(dataset.condition_sizes["label"]), dataset.classes)
-    return SampleConditions(dataset.held_out_conditions, dataset.classes, dataset.vocabulary)
 
 
 def build_loop_settings(section: ConfigDict) -> LoopSettings:

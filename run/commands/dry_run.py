@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import build_encoder, build_model, build_sampler, build_sde, data_options
-from score_diffusion.run.build_encoders import ENCODER_OF, check_encoder
+from score_diffusion.run.build import build_sampler, build_sde, data_options
+from score_diffusion.run.build_encoders import check_network
 from score_diffusion.run.build_training import (
+    Model,
+    build_network,
     build_objective,
     build_times,
     build_trainer,
@@ -26,7 +28,7 @@ from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.machine import LOWER, in_words, machine_memory
 from score_diffusion.run.resolve_auto import resolve_conditions, resolve_levels, resolve_precision
 from score_diffusion.run.training.memory import TrainingMemory
-from score_diffusion.sde_lib import NoisyDataModel, ScoreModel
+from score_diffusion.sde_lib import ScoreModel
 
 TIMED_STEPS, TIMED_SECONDS = 5, 10.0  # at most
 
@@ -42,12 +44,9 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
         data = read_data_info(workdir)
     sde, shape = build_sde(config.sde), data.shape
     build_sampler(config.sampling, sde)  # this and what follows for their checks
-    check_encoder(config)
-    model: ScoreModel | NoisyDataModel
-    if config.training.objective in ENCODER_OF:
-        model = build_encoder(config.model, sde, shape)
-    else:
-        model = build_model(config.model, sde, shape)
+    check_network(config)
+    model = build_network(config, shape)
+    if isinstance(model, ScoreModel):
         build_objective(config.training, model, build_times(config.training, sde), data.levels)
     print(config_text(config))
     memory = needed_memory(config.training, model, shape)
@@ -58,9 +57,7 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     return 0
 
 
-def _costs(
-    config: ConfigDict, model: ScoreModel | NoisyDataModel, memory: TrainingMemory
-) -> list[tuple[str, object]]:
+def _costs(config: ConfigDict, model: Model, memory: TrainingMemory) -> list[tuple[str, object]]:
     """Size and memory of a training, next to what the machine has."""
     micro_batch = config.training.batch_size // config.training.accumulate
     available, where = machine_memory("cuda")

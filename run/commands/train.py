@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build_previews import build_preview
 from score_diffusion.run.build_training import (
     build_loop_settings,
-    build_preview,
     build_trainer,
     initial_weights,
     total_training_steps,
@@ -42,6 +42,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.prompts import write_captions
 from score_diffusion.run.resolve_auto import resolve, take_resolved
+from score_diffusion.run.training.autoencoding import FIGURES
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.log import CSV_FILE, LOG_FILE, LOSS_CURVE
 from score_diffusion.run.training.log_targets import LogSettings
@@ -183,6 +184,7 @@ def _report(section: ConfigDict, trainer: Trainer, workdir: Path, outcome: Outco
             if outcome.accuracy is None
             else [("accuracy", f"{outcome.accuracy:.1%} {objective.accuracy_of}{noise}")]
         ),
+        *((FIGURES[name], f"{value:.4g} on held-out samples") for name, value in outcome.figures.items()),
         ("checkpoint", workdir / checkpoint.FOLDER / f"{step:08d}"),
         ("samples", preview_path(workdir, step)),
         ("loss curve", workdir / LOSS_CURVE),

@@ -190,13 +190,26 @@ TRAINING = section("training", NEW_RUN, False, {
     "p_std": Key(1.2, "standard deviation of log(σ/α) for times=lognormal", above=0),
     "objective": Key(
         "dsm",
-        "dsm: denoising score matching; uncertainty: dsm divided by a learned loss of each noise level; "
-        "hybrid: with the variational bound; classification: of model classifier; contrastive: of model "
-        "clip; clean_...: without noise",
+        "dsm: denoising score matching; uncertainty: dsm over a learned loss of each noise level; hybrid: "
+        "with the bound; the others are of networks without a score; clean_...: without noise",
         kind=Literal[
             "dsm", "uncertainty", "hybrid", "classification", "clean_classification", "contrastive",
-            "clean_contrastive",
+            "clean_contrastive", "autoencoding",
         ],
+    ),
+    "autoencoding.penalty_weight": Key(
+        AUTO, "weight of the KL divergence or of the codebook's losses; auto: 1e-6 or 1, as in the paper",
+        least=0, kind=float | Literal["auto"],
+    ),
+    "autoencoding.perceptual": Key(
+        "", "run of --config classifier_features whose features measure a perceptual distance; empty for none"
+    ),
+    "autoencoding.perceptual_weight": Key(1.0, "weight of the perceptual distance", least=0),
+    "autoencoding.adversarial_weight": Key(
+        0.0, "weight of the patch discriminator, 0.5 in the paper; 0 for none", least=0
+    ),
+    "autoencoding.adversarial_start": Key(
+        1000, "step from which the discriminator is trained and counts", least=0
     ),
     "vlb_weight": Key(1e-3, "weight of the bound in objective hybrid", least=0),
     "grad_clip": Key(1.0, "largest norm of the gradient; 0 for no bound", least=0),

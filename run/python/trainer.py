@@ -13,10 +13,10 @@ from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_previews import build_preview
 from score_diffusion.run.build_training import (
     assemble_trainer,
     build_loop_settings,
-    build_preview,
     build_times,
 )
 from score_diffusion.run.checkpoints import checkpoint

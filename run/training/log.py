@@ -8,7 +8,7 @@ import io
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ FIELDS = {
 
 class Recorder:
     """Appends to the logs of a run; `loss` is the last logged loss, `accuracy` the last accuracy on
-    held-out samples, if there is one.
+    held-out samples, if there is one, and `figures` the last other figures of them.
 
     Args:
         workdir: The run directory.
@@ -61,6 +61,7 @@ class Recorder:
         self._total, self._last = total, (step, time.perf_counter())
         self.loss: float | None = None
         self.accuracy: float | None = None
+        self.figures: dict[str, float] = {}
 
     def __enter__(self) -> Recorder:
         with contextlib.ExitStack() as stack:
@@ -85,12 +86,13 @@ class Recorder:
         seconds: float,
         held_out_loss: float | None,
         accuracy: tuple[float, list[float]] | None = None,
+        figures: Mapping[str, float] = {},
     ) -> None:
         """Adds one point to every log.
 
         `level_losses` are the mean losses between the values `level_edges` of log(σ/α); the first and the
         last bin are open. `level_accuracies` are those of held-out samples in the same bins, where the
-        objective has an accuracy.
+        objective has an accuracy. Further figures of held-out samples are logged as `held_out_NAME`.
         """
         now = time.perf_counter()
         rate = (step - self._last[0]) / max(1e-9, now - self._last[1])
@@ -108,6 +110,8 @@ class Recorder:
         if accuracy is not None:
             self.accuracy, levels["level_accuracies"] = accuracy
             row["held_out_accuracy"] = self.accuracy
+        self.figures = {**figures} or self.figures
+        row |= {f"held_out_{name}": value for name, value in figures.items()}
         with open(self._workdir / LOG_FILE, "a") as file:
             file.write(json.dumps(_null_for_nan(dict(step=step, **row, **levels))) + "\n")
         names = level_names("level_loss", summary.level_edges)
@@ -137,6 +141,7 @@ class NullRecorder:
 
     loss: float | None = None
     accuracy: float | None = None
+    figures: dict[str, float] = {}
 
     def __enter__(self) -> NullRecorder:
         return self
@@ -155,6 +160,7 @@ class NullRecorder:
         seconds: float,
         held_out_loss: float | None,
         accuracy: tuple[float, list[float]] | None = None,
+        figures: Mapping[str, float] = {},
     ) -> None:
         """Does nothing."""
 

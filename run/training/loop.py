@@ -15,7 +15,7 @@ from score_diffusion.run.machine import warn_of_days
 from score_diffusion.run.training.interruptions import StopRequest, stop_if_diverged
 from score_diffusion.run.training.log import NullRecorder, Recorder
 from score_diffusion.run.training.post_hoc_averages import save_snapshot
-from score_diffusion.run.training.previews import Preview
+from score_diffusion.run.training.previews import Preview, ReconstructionPreview
 from score_diffusion.run.training.run_directory import preview_path, record_progress
 from score_diffusion.run.training.trainer import Trainer
 
@@ -50,7 +50,7 @@ class TrainingLoop:
     Args:
         trainer: Takes the steps.
         settings: When to do what.
-        preview: Draws pictures of samples.
+        preview: Draws pictures of samples or of reconstructions.
         workdir: The run directory.
         recorder: The log of the run.
         stop: Receives signals.
@@ -61,7 +61,7 @@ class TrainingLoop:
         self,
         trainer: Trainer,
         settings: LoopSettings,
-        preview: Preview,
+        preview: Preview | ReconstructionPreview,
         workdir: Path,
         recorder: Recorder | NullRecorder,
         stop: StopRequest,
@@ -129,7 +129,8 @@ class TrainingLoop:
             rate = trainer.settings.learning_rate(trainer.step - 1)
             held_out_loss = state.held_out_loss if state else None
             accuracy = trainer.held_out_accuracy() if state else None
-            self.recorder.log(trainer.step, summary, rate, self.seconds, held_out_loss, accuracy)
+            figures = trainer.held_out_figures() if state else {}
+            self.recorder.log(trainer.step, summary, rate, self.seconds, held_out_loss, accuracy, figures)
             self._announce_days()
         if trainer.averages.power and self._is_due(settings.snapshot_every):
             # before the checkpoint: a run resumed from it would not make the snapshot again

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from score_diffusion.models import Autoencoder
 from score_diffusion.models.conditions import condition_sizes, null_condition
 from score_diffusion.sde_lib import ConditionalScore, NoisyDataModel, ScoreModel, denoising_score_matching
 
@@ -32,7 +33,7 @@ class TrainingMemory:
 
 
 def training_memory(
-    model: ScoreModel | NoisyDataModel,
+    model: ScoreModel | NoisyDataModel | Autoencoder,
     shape: Sequence[int],
     batch_size: int,
     micro_batches: int,
@@ -56,7 +57,7 @@ def training_memory(
     )
 
 
-def activation_bytes(model: ScoreModel | NoisyDataModel, shape: Sequence[int]) -> int:
+def activation_bytes(model: ScoreModel | NoisyDataModel | Autoencoder, shape: Sequence[int]) -> int:
     """Bytes that autograd keeps for the backward pass of one sample."""
     seen = {p.untyped_storage().data_ptr() for p in model.parameters()}
     total = 0
@@ -69,12 +70,15 @@ def activation_bytes(model: ScoreModel | NoisyDataModel, shape: Sequence[int]) -
             total += storage.nbytes()
         return tensor
 
-    x, t = torch.zeros(1, *shape), torch.full((1,), model.sde.T)
+    x = torch.zeros(1, *shape)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         if isinstance(model, ScoreModel):
+            t = torch.full((1,), model.sde.T)
             cond = null_condition(condition_sizes(model), shape[1:])
             score = ConditionalScore(model, cond) if cond else model
             denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
+        elif isinstance(model, NoisyDataModel):
+            model(x, torch.full((1,), model.sde.T))
         else:
-            model(x, t)
+            model(x)
     return total

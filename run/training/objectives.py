@@ -9,7 +9,7 @@ set `uses_times = False`, and none are drawn.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Generic, TypeVar
 
 import torch
@@ -43,6 +43,8 @@ class Objective(nn.Module, Generic[Model]):
     """Whether batches have times and noise."""
     accuracy_of = "of held-out samples"
     """What the share of recognized samples is a share of, in words."""
+    step = 0
+    """The training step, counted from 0: the trainer sets it before each."""
 
     @abstractmethod
     def forward(self, model: Model, batch: Batch) -> Tensor:
@@ -51,6 +53,10 @@ class Objective(nn.Module, Generic[Model]):
     def recognized(self, model: Model, batch: Batch) -> Tensor | None:
         """Whether the model recognizes each sample, bool (B,); None where that has no meaning."""
         return None
+
+    def figures(self, model: Model, batches: Iterable[Batch]) -> dict[str, float]:
+        """What is logged of held-out samples besides their loss; empty for most objectives."""
+        return {}
 
 
 def conditioned(model: ScoreModel, batch: Batch, conditional: bool) -> ScoreFunction:

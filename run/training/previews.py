@@ -1,4 +1,4 @@
-"""Pictures of samples during training."""
+"""Pictures during training: of samples, or of what an autoencoder makes of held-out images."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
+from score_diffusion.run.encoded_data.decoder import Decoder, to_user
 from score_diffusion.samplers import Sampler
 
 
@@ -32,6 +33,8 @@ class Preview:
     """Samples that the network evaluates at a time."""
     conditions: SampleConditions = SampleConditions()
     """What the samples are conditioned on."""
+    decoder: Decoder | None = None
+    """Decodes samples that are latents; None for others."""
 
     def save(self, path: Path, model: nn.Module, device: torch.device, poll: Callable[[], None]) -> None:
         """Draws the samples and saves their picture.
@@ -63,6 +66,43 @@ class Preview:
                 result = self.sampler(model, shape, cond=cond, first=first, device=device, on_step=on_step)
                 parts.append(result.samples)
         if processes.is_rank_0():
-            values = self.scaling.model_to_user(torch.cat(parts)).cpu().numpy()
+            values = to_user(torch.cat(parts), self.scaling, self.decoder).cpu().numpy()
             names, given = self.conditions.names(self.count), self.conditions.images(self.count)
-            plots.save_samples(path, values, self.scaling.limits, names, given)
+            shown = self.scaling if self.decoder is None else self.decoder.scaling
+            plots.save_samples(path, values, shown.limits, names, given)
+
+
+@dataclass(frozen=True)
+class ReconstructionPreview:
+    """Saves a picture of held-out images, each with its reconstruction to the right of it."""
+
+    stored: Tensor
+    """The images as they are stored, shape (n, *shape)."""
+    scaling: Scaling
+    """From stored images to inputs of the autoencoder, and from there to the user's units."""
+    batch_size: int
+    """Images that the network works on at a time."""
+
+    @property
+    def count(self) -> int:
+        """Number of images; 0 for no pictures."""
+        return len(self.stored)
+
+    @torch.no_grad()
+    def save(self, path: Path, model: nn.Module, device: torch.device, poll: Callable[[], None]) -> None:
+        """Reconstructs the images and saves their picture.
+
+        Args:
+            path: The picture.
+            model: The autoencoder.
+            device: Where it is.
+            poll: Called after every batch; what it raises ends the drawing.
+        """
+        parts = []
+        for stored in self.stored.split(self.batch_size):
+            parts.append(model(self.scaling.stored_to_model(stored).to(device)).images.float())
+            poll()
+        if processes.is_rank_0():
+            decoded = self.scaling.model_to_user(torch.cat(parts)).cpu()
+            pairs = torch.cat([self.scaling.stored_to_user(self.stored), decoded], dim=-1).numpy()
+            plots.save_samples(path, pairs, self.scaling.limits)

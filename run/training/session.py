@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from score_diffusion.run.checkpoints import checkpoint
@@ -13,7 +13,7 @@ from score_diffusion.run.training.interruptions import StopRequest
 from score_diffusion.run.training.log import NullRecorder, Recorder
 from score_diffusion.run.training.log_targets import LogSettings
 from score_diffusion.run.training.loop import LoopSettings, TrainingLoop
-from score_diffusion.run.training.previews import Preview
+from score_diffusion.run.training.previews import Preview, ReconstructionPreview
 from score_diffusion.run.training.run_directory import move_leftovers_aside, record_progress
 from score_diffusion.run.training.trainer import Trainer
 
@@ -32,12 +32,14 @@ class Outcome:
     """The last logged loss; None if none was logged."""
     accuracy: float | None = None
     """The last logged accuracy on held-out samples; None if there is none."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """The last logged figures of held-out samples besides."""
 
 
 def train_in_directory(
     trainer: Trainer,
     settings: LoopSettings,
-    preview: Preview,
+    preview: Preview | ReconstructionPreview,
     workdir: Path,
     write_description: Callable[[], None],
     log: LogSettings = LogSettings(),
@@ -47,7 +49,7 @@ def train_in_directory(
     Args:
         trainer: The trainer, at step 0.
         settings: When to do what.
-        preview: Draws pictures of samples.
+        preview: Draws pictures of samples or of reconstructions.
         workdir: The run directory, which is locked.
         write_description: Writes there what the run is; called on rank 0 before the first step.
         log: What is shown besides the course of the training, and where.
@@ -66,7 +68,7 @@ def train_in_directory(
         loop = TrainingLoop(trainer, settings, preview, workdir, recorder, stop, seconds)
         ended = loop.run()
     number = stop.signal if ended == "signal" else 0
-    return Outcome(ended, number, loop.seconds, recorder.loss, recorder.accuracy)
+    return Outcome(ended, number, loop.seconds, recorder.loss, recorder.accuracy, recorder.figures)
 
 
 def _restore(trainer: Trainer, workdir: Path) -> float:

@@ -101,7 +101,8 @@ class Trainer:
             self._shard(model)
             averages.transform(self._shard)
         self._training_model = with_network(model, self._training_network)
-        self._parameters = [*model.parameters(), *objective.parameters()]
+        own = [weights for weights in objective.parameters() if weights.requires_grad]
+        self._parameters = [*model.parameters(), *own]
         self.device = self._parameters[0].device
         self.optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate(0), fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
@@ -129,6 +130,7 @@ class Trainer:
         torch.manual_seed(generator_for(self._seed, "dropout", self.step, *stream).initial_seed())
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(self.step)
+        self.objective.step = self.step
         draw = self.batches.draw(self.step)
         batch = self.batches.read(draw.share(rank, ranks))
         self.optimizer.zero_grad()
@@ -176,12 +178,20 @@ class Trainer:
     @torch.no_grad()
     def held_out_loss(self) -> float | None:
         """The average's mean loss on the held-out samples, None without them. Waits for the device."""
+        losses = [self.objective(self.average, batch) for batch in self._held_out_batches()]
+        return torch.cat(losses).double().mean().item() if losses else None
+
+    def _held_out_batches(self) -> list[Batch]:
+        """The held-out samples in batches of the training's size; none without them."""
         if self.held_out is None:
-            return None
+            return []
         size = self.batches.order.batch_size
-        starts = range(0, len(self.held_out), size)
-        losses = [self.objective(self.average, self.held_out[start : start + size]) for start in starts]
-        return torch.cat(losses).double().mean().item()
+        return [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
+
+    def held_out_figures(self) -> dict[str, float]:
+        """The objective's figures of the held-out samples; empty without them. Waits for the device."""
+        batches = self._held_out_batches()
+        return self.objective.figures(self.average, batches) if batches else {}
 
     @torch.no_grad()
     def held_out_accuracy(self) -> tuple[float, list[float]] | None:
@@ -191,9 +201,9 @@ class Trainer:
         """
         if self.held_out is None:
             return None
-        size, found = self.batches.order.batch_size, []
-        for start in range(0, len(self.held_out), size):
-            recognized = self.objective.recognized(self.average, self.held_out[start : start + size])
+        found = []
+        for batch in self._held_out_batches():
+            recognized = self.objective.recognized(self.average, batch)
             if recognized is None:
                 return None
             found.append(recognized.double())

@@ -14,10 +14,10 @@ from scipy import stats
 
 from score_diffusion.models import UNet
 from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build_previews import build_preview
 from score_diffusion.run.build_training import (
     build_loop_settings,
     build_objective,
-    build_preview,
     build_times,
     build_trainer,
     initial_weights,

@@ -8,7 +8,7 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from score_diffusion.run.build_encoders import ENCODER_OF
+from score_diffusion.run.build_encoders import NETWORKS_OF
 from score_diffusion.run.build_training import OBJECTIVES, TIMES
 from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
@@ -55,7 +55,7 @@ def test_an_experiment_starts_from_the_declared_defaults():
         ("training.parallel", PARALLEL, ()),
         ("training.weighting", WEIGHTINGS, ("min_snr", "edm")),
         ("training.times", TIMES, ()),
-        ("training.objective", OBJECTIVES, tuple(ENCODER_OF)),
+        ("training.objective", OBJECTIVES, tuple(NETWORKS_OF)),
         ("sampling.checkpoint", CHECKPOINTS, ()),
         ("sampling.grid", GRIDS, ("fitted", "auto")),
         ("likelihood.method", FIGURES, ()),
@@ -100,8 +100,8 @@ def test_the_keys_of_a_mode_in_words():
     assert keys_in_words("evaluate", KEYS).startswith("data.path, ")
     assert keys_in_words("evaluate", KEYS).endswith("data.workers, sampling.*, evaluation.*")
     assert keys_in_words("train", KEYS).split(", ") == [
-        *("seed", "data.*", "sde.*", "model.*", "training.*", "sampling.* except output"),
-        *("interpolate.*", "likelihood.*", "restore.*"),
+        *("seed", "data.*", "sde.*", "model.*", "training.*", "training.autoencoding.*"),
+        *("sampling.* except output", "interpolate.*", "likelihood.*", "restore.*"),
     ]
 
 
