@@ -2,15 +2,17 @@
 # make test    the code's form and types, then all tests
 # make quick   the same with the fast tests only, in about a minute
 # make types   mypy
+# make docs    the documentation site, in build/site; warnings are errors
 # Each makes its own environment in .venv; BIN=FOLDER takes the programs of another one.
 
 PYTHON ?= python3
 BIN := .venv/bin
 RUN := $(BIN)/python run/main.py --config vpsde
 PARALLEL := -n auto --dist worksteal  # a process per core; a file's tests mostly share their fixtures
+SITE := build/site
 DEV := $(if $(filter .venv/bin,$(BIN)),.venv/installed-dev)
 
-.PHONY: demo test quick form types
+.PHONY: demo test quick form types docs layout
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -32,11 +34,17 @@ form: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-types: $(DEV)  # mypy needs the folders where an installation has them: below score_diffusion/
-	mkdir -p build/types/score_diffusion
-	ln -sfn $(CURDIR)/score_diffusion/__init__.py build/types/score_diffusion/__init__.py
-	for folder in sde_lib models samplers run; do ln -sfn $(CURDIR)/$$folder build/types/score_diffusion/$$folder; done
+types: $(DEV) layout
 	$(BIN)/mypy
+
+docs: $(DEV) layout
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir $(SITE)
+	@echo "The documentation: $(SITE)/index.html"
+
+layout:  # the folders where an installation has them, below score_diffusion/, for mypy and mkdocstrings
+	mkdir -p build/layout/score_diffusion
+	ln -sfn $(CURDIR)/score_diffusion/__init__.py build/layout/score_diffusion/__init__.py
+	for folder in sde_lib models samplers run; do ln -sfn $(CURDIR)/$$folder build/layout/score_diffusion/$$folder; done
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv

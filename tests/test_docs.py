@@ -13,7 +13,8 @@ from tests.test_imports import ROOMS
 
 ROOT = Path(__file__).resolve().parents[1]
 TOUR = sorted((ROOT / "docs/tour").glob("*.md"))  # its snippets run in test_tour.py, page by page
-DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *TOUR]
+HOW_TO = sorted((ROOT / "docs/how_to").glob("*.md"))
+DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md")), *TOUR, *HOW_TO]
 SNIPPETS = [
     pytest.param(code, id=f"{path.name}-{i}")
     for path in DOCUMENTS
@@ -51,6 +52,12 @@ def test_readme_lists_every_mode_and_every_document():
     assert re.findall(r"^\| `(\w+)` \| [a-z]", readme.split("| config |")[0], re.M) == list(MODES)
     for path in set(DOCUMENTS) - set(TOUR) | {ROOT / "docs/tour/index.md"}:
         assert path.name == "README.md" or f"({path.relative_to(ROOT).as_posix()})" in readme, path.name
+
+
+def test_the_home_page_lists_every_how_to():
+    home = (ROOT / "docs/index.md").read_text()
+    for path in HOW_TO:
+        assert f"(how_to/{path.name})" in home, path.name
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
