@@ -10,13 +10,14 @@ from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
 from score_diffusion.models.mlp import MLP
 from score_diffusion.models.presets import PRESETS
+from score_diffusion.models.prior import Prior
 from score_diffusion.models.refinenet import NCSN, NCSNv2
 from score_diffusion.models.text_encoder import TextConditioned, TextEncoder
 from score_diffusion.models.unet import UNet
 
 IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsn": NCSN, "ncsnv2": NCSNv2, "dit": DiT}
 """Networks for x of shape (B, C, *size), by their names in a configuration."""
-POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP}
+POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "prior": Prior}
 """Networks for x of shape (B, D), by their names in a configuration."""
 ENCODERS: dict[str, type[nn.Module]] = {"classifier": Classifier, "clip": Clip}
 """Networks of noisy images that guide others, by their names in a configuration."""
@@ -40,6 +41,7 @@ __all__ = [
     "PatchDiscriminator",
     "POINT_NETWORKS",
     "PRESETS",
+    "Prior",
     "DiT",
     "FourierEmbedding",
     "NCSNv2",

@@ -57,7 +57,7 @@ class TextEncoder(nn.Module):
         self.words, self.width = words, width
         self.word = nn.Embedding(words, width)
         self.start = nn.Parameter(torch.zeros(width))
-        self.blocks = nn.ModuleList(_Block(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(TransformerBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
         nn.init.normal_(self.word.weight, std=0.5)
         nn.init.normal_(self.start, std=0.5)
@@ -76,15 +76,20 @@ class TextEncoder(nn.Module):
         h = self.word(ids)  # (B, L, width)
         h = h + sincos_positions((ids.shape[1],), self.width, h)
         h = torch.cat([self.start.expand(len(ids), 1, -1).to(h.dtype), h], dim=1)
-        attended = F.pad(valid, (1, 0), value=True)  # the start is always there
+        attended = F.pad(valid, (1, 0), value=True)[:, None, None]  # the start is always there
         for block in self.blocks:
             h = block(h, attended)
         h = self.norm(h)
         return h[:, 1:], valid, h[:, 0] * valid.any(1, keepdim=True)
 
 
-class _Block(nn.Module):
-    """Self-attention and a perceptron, each on normalized input."""
+class TransformerBlock(nn.Module):
+    """Self-attention and a perceptron, each on normalized input.
+
+    Args:
+        width: Size of the tokens, divisible by heads.
+        heads: Attention heads.
+    """
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -93,9 +98,10 @@ class _Block(nn.Module):
         self.qkv, self.project = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
-    def forward(self, h: Tensor, valid: Tensor) -> Tensor:
+    def forward(self, h: Tensor, attended: Tensor) -> Tensor:
+        """Tokens (B, L, width) to tokens; which attend to which, bool, broadcast to (B, heads, L, L)."""
         q, k, v = self.qkv(self.norm_1(h)).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid[:, None, None])  # (B, heads, L + 1, d)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=attended)  # (B, heads, L, d)
         h = h + self.project(out.transpose(1, 2).flatten(2))
         return h + self.mlp(self.norm_2(h))
 

@@ -204,7 +204,9 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             f"model {name!r} does not take data of shape {tuple(shape)}; choose {' or '.join(fitting)}"
         )
     options |= _derived_arguments(name, sde, shape, of_score.get("learned_variance", False))
-    if of_text.get("words"):
+    if reads_text(name):
+        options[CONDITION_KEYS["text"]] = of_text.pop("words", 0)
+    elif of_text.get("words"):
         options |= dict.fromkeys(text_arguments(name), of_text["width"])
 
     def make() -> nn.Module:

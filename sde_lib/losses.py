@@ -13,6 +13,8 @@ denoiser's error is x̂_0 - x_0 = -σ̃ (ε̂ - ε): a weight of ‖x̂_0 - x_0�
                                           DDPM's L_simple
     likelihood    g²/σ²                   D/2 times its integral over t bounds the negative log-likelihood
                                           up to a constant
+    x0            1/SNR                   ‖x̂_0 - x_0‖² itself: for a network that predicts x_0, the plain
+                                          error of its output
     min_snr       min(SNR, γ)/SNR         min(SNR, γ) of ‖x̂_0 - x_0‖² (Hang et al., 2023): times with
                                           little noise do not outweigh the rest
     edm           1 + (σ̃/σ_data)²         (σ̃² + σ_data²)/(σ̃ σ_data)² of ‖x̂_0 - x_0‖² (Karras et al., 2022):
@@ -62,6 +64,11 @@ def likelihood_weighting(sde: SDE, t: Tensor) -> Tensor:
     return sde.g2(t) / sde.sigma(t).square()
 
 
+def x0_weighting(sde: SDE, t: Tensor) -> Tensor:
+    """w = 1/SNR."""
+    return (-sde.log_snr(t)).exp()
+
+
 @dataclass(frozen=True)
 class MinSNRWeighting:
     """w = min(SNR, γ)/SNR (Hang et al., 2023)."""
@@ -86,6 +93,7 @@ class EDMWeighting:
 WEIGHTINGS: dict[str, Weighting] = {
     "plain": plain_weighting,
     "likelihood": likelihood_weighting,
+    "x0": x0_weighting,
     "min_snr": MinSNRWeighting(),
     "edm": EDMWeighting(),
 }
@@ -156,7 +164,7 @@ def denoising_score_matching(
         x_0: Data, shape (B, *shape).
         t: Times in (0, T], shape (B,).
         noise: Standard normal noise ε, shape (B, *shape).
-        weighting: "plain", "likelihood", "min_snr" or "edm", or a function of (sde, t) such as
+        weighting: "plain", "likelihood", "x0", "min_snr" or "edm", or a function of (sde, t) such as
             `MinSNRWeighting(gamma=1.0)`.
 
     Returns:

@@ -176,8 +176,10 @@ TRAINING = section("training", NEW_RUN, False, {
     ),
     "snapshot_every": Key(1000, "steps between snapshots of the power averages", least=1, may_change=True),
     "weighting": Key(
-        "plain", "weighting of the loss over noise levels; edm uses sigma_data, 1 with other predictions",
-        kind=Literal["plain", "likelihood", "min_snr", "edm"],
+        "plain",
+        "weighting of the loss over noise levels; edm uses sigma_data, 1 with other predictions; x0 is the "
+        "error of the denoised sample",
+        kind=Literal["plain", "likelihood", "x0", "min_snr", "edm"],
     ),
     "min_snr_gamma": Key(5.0, "the bound γ of weighting min_snr", above=0),
     "times": Key(

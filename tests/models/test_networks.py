@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.models import MLP, DiT, UNet
+from score_diffusion.models import MLP, DiT, Prior, UNet
 
 Randomize = Callable[[nn.Module], nn.Module]
 
@@ -25,6 +25,7 @@ CASES: dict[str, Case] = {
         lambda: UNet(3, 8, (1, 2, 2), blocks_per_level=1, attention_levels=(0, 2), embedding="fourier"),
         (3, 8, 12),
     ),
+    "prior": (lambda: Prior(6, width=32, depth=2, heads=4), (6,)),
     "dit": (lambda: DiT(2, patch=2, width=32, depth=2, heads=4), (2, 8, 12)),
 }
 

@@ -95,6 +95,7 @@ def test_excess_loss_is_the_weighted_score_error(sde, weighting):
     weight = {
         "plain": sigma**2,
         "likelihood": sde.g2(times),
+        "x0": sigma**4 / alpha**2,
         "min_snr": torch.minimum(alpha**2 / sigma**2, torch.tensor(5.0)) * sigma**4 / alpha**2,
         "edm": sigma**2 + sigma**4 / (0.5 * alpha) ** 2,
     }[weighting]
@@ -114,6 +115,7 @@ def edm(snr, sigma_data):
 
 
 PAPERS = {
+    "x0": (np.ones_like, "x0"),
     "min_snr": (lambda snr: min_snr(snr, 5.0), "min_snr"),
     "min_snr of 1": (lambda snr: min_snr(snr, 1.0), MinSNRWeighting(gamma=1.0)),
     "edm": (lambda snr: edm(snr, 0.5), "edm"),
@@ -157,11 +159,12 @@ def test_weights_keep_their_digits_in_float32(sde, of_x_0, weighting):
     ("weighting", "of_v"),
     [
         ("plain", lambda snr: snr / (1 + snr)),
+        ("x0", lambda snr: 1 / (1 + snr)),
         ("min_snr", lambda snr: snr.clamp_max(5) / (1 + snr)),
         ("edm", lambda snr: (snr + 4) / (1 + snr)),
         (EDMWeighting(1.0), torch.ones_like),
     ],
-    ids=["plain", "min_snr", "edm", "edm of 1"],
+    ids=["plain", "x0", "min_snr", "edm", "edm of 1"],
 )
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 def test_weightings_on_the_error_of_v(sde, of_v, weighting):
