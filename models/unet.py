@@ -37,6 +37,7 @@ from torch import Tensor, nn
 
 from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
 from score_diffusion.models.embeddings import NoiseEmbedding
+from score_diffusion.models.fourier_inputs import FourierInputs
 from score_diffusion.models.layers import (
     LAYOUTS,
     CrossAttention,
@@ -91,6 +92,7 @@ class UNet(nn.Module):
         input_pyramid: str = "none",  # progressive growing of the input: none, skip or residual
         output_pyramid: str = "none",  # progressive growing of the output: none, skip or residual
         combine: str = "sum",  # how a skip of the input joins the features: sum or cat
+        fourier_inputs: Sequence[int] = (),  # exponents n of the features sin and cos(2^n π x) of the input
         norm_groups: int | None = None,  # groups of each norm; None for at most 32, of four channels or more
         norm_eps: float = 1e-5,  # the ε that a group norm adds to the variance
         initialization: str = "torch",  # of the weights: torch's default, or ddpm's, by fan average
@@ -111,15 +113,16 @@ class UNet(nn.Module):
         self.in_channels, self.out_channels = in_channels, out_channels
         self.input_pyramid, self.output_pyramid, self.combine = input_pyramid, output_pyramid, combine
         self.condition_sizes = _condition_sizes(num_classes, vector_dim, token_dim, image_channels)
-        self.heads, self.head_channels, self.token_dim = heads, head_channels, token_dim
+        self.heads, self.head_channels = heads, head_channels
         embedding_dim, self.emb_dim = embedding_dim or channels, embedding_width or 4 * channels
         self.embedding = NoiseEmbedding(embedding, embedding_dim, self.emb_dim, embedding_scale)
-        self.condition_first = condition_first
+        self.condition_first, self.token_dim = condition_first, token_dim
         condition_dim = embedding_dim if condition_first else self.emb_dim
         self.condition = ConditionEmbedding(num_classes, vector_dim, condition_dim)
-        self.conv_in = self.style.conv(in_channels + image_channels, channels)
+        self.fourier_inputs = FourierInputs(fourier_inputs)
+        self.conv_in = self.style.conv(in_channels * self.fourier_inputs.factor + image_channels, channels)
         widths = [channels * m for m in multipliers]
-        stack = self._add_encoder(in_channels + image_channels, widths, blocks_per_level, attention_levels)
+        stack = self._add_encoder(self.conv_in.in_channels, widths, blocks_per_level, attention_levels)
         self.middle = nn.ModuleList(self._block(widths[-1], widths[-1], attends) for attends in (True, False))
         self._add_decoder(stack, widths, blocks_per_level, attention_levels, decoder_attention)
         if initialization == "ddpm":
@@ -210,7 +213,8 @@ class UNet(nn.Module):
         Args:
             x: Noisy images, shape (B, C, *size), in the dtype of the weights; each side is at least 8 and
                 divisible by 2^(levels - 1).
-            noise: Noise levels log(σ/α), or ScoreModel's `noise_input` of them, shape (B,).
+            noise: Noise levels log(σ/α), or ScoreModel's `noise_input` of them, shape (B,). Fourier inputs
+                need log(σ/α).
             cond: The condition, see `models.conditions`; None for the null condition.
 
         Returns:
@@ -227,6 +231,7 @@ class UNet(nn.Module):
             emb = F.silu(self.embedding(noise, condition))
         else:
             emb = F.silu(condition(self.embedding(noise)))
+        x = self.fourier_inputs(x, noise)
         if "image" in by_kind:
             x = torch.cat([x, by_kind["image"]], dim=1)
         tokens = self._tokens_and_mask(by_kind, x)

@@ -59,6 +59,7 @@ from score_diffusion.sde_lib import (
     ChainTimes,
     EDMWeighting,
     ImportanceTimes,
+    LikelihoodTimes,
     LogNormalTimes,
     MinSNRWeighting,
     NoisyDataModel,
@@ -70,10 +71,11 @@ from score_diffusion.sde_lib import (
 )
 
 TIMES: dict[str, Callable[[ConfigDict, SDE], TrainingTimes]] = {
-    "continuous": lambda section, sde: UniformTimes(sde),
-    "lognormal": lambda section, sde: LogNormalTimes(sde, section.p_mean, section.p_std),
+    "continuous": lambda section, sde: UniformTimes(sde, section.first_time),
+    "lognormal": lambda section, sde: LogNormalTimes(sde, section.p_mean, section.p_std, section.first_time),
     "discrete": lambda section, sde: ChainTimes(sde),
     "importance": lambda section, sde: ImportanceTimes(sde),
+    "likelihood": lambda section, sde: LikelihoodTimes(sde, section.first_time),
 }
 Model: TypeAlias = ScoreModel | NoisyDataModel | Autoencoder
 """What is trained."""

@@ -216,7 +216,7 @@ def _likelihood(
     )
 
 
-def _check_data(x: Tensor) -> None:
+def check_samples(x: Tensor) -> None:
     if x.ndim < 2 or not x.is_floating_point():
         raise InputError(
             f"x must be a floating-point tensor of shape (B, *shape), got {tuple(x.shape)} of {x.dtype}"
@@ -274,7 +274,7 @@ def log_likelihood(
     Raises:
         InputError: If x is not a finite floating-point tensor (B, *shape), or an option is unknown.
     """
-    _check_data(x)
+    check_samples(x)
     probes, sketch = _draw_probes(x, divergence, probe, n_probes, seed, first)
     field = DensityField(score, x, probes, sketch)
     solve = AdaptiveSolver(method, rtol, atol) if solver is None else solver

@@ -4,13 +4,16 @@
     LogNormalTimes     log(σ/α) ~ N(P_mean, P_std²)                  (Karras et al., 2022, Table 1)
     ChainTimes         the noisy times t_1 < ... < t_N of the SDE's chain, all equally likely
     ImportanceTimes    those times, p(t_k) ∝ √E[L_k²]                (Nichol & Dhariwal, 2021, Section 3.3)
+    LikelihoodTimes    p(t) ∝ g²/σ²                                  (Song et al., 2021, Section 5.1)
 
-Each draws a batch at once, `times.draw(batch_size, generator)`. The first three are stratified: one time in
-each of `batch_size` cells of equal probability, all with one offset (Kingma et al., 2021, Appendix I.1), so
-that the mean loss over a batch varies less than with independent times. Where times are not drawn by the law
-that the loss is meant for, weights 1/(N p(t_k)) restore its mean.
+Each draws a batch at once, `times.draw(batch_size, generator)`. All but ImportanceTimes are stratified: one
+time in each of `batch_size` cells of equal probability, all with one offset (Kingma et al., 2021, Appendix
+I.1), so that the mean loss over a batch varies less than with independent times. Where times are not drawn by
+the law that the loss is meant for, weights 1/(N p(t_k)) restore its mean.
 
 References:
+    Maximum Likelihood Training of Score-Based Diffusion Models (Song et al., 2021),
+        https://arxiv.org/abs/2101.09258.
     Variational Diffusion Models (Kingma et al., 2021), https://arxiv.org/abs/2107.00630.
     Improved Denoising Diffusion Probabilistic Models (Nichol & Dhariwal, 2021),
         https://arxiv.org/abs/2102.09672.
@@ -126,15 +129,42 @@ class UniformTimes(TrainingTimes):
         return DrawnTimes(t, torch.ones_like(t))
 
 
-class LogNormalTimes(TrainingTimes):
-    """Times with log(σ/α) ~ N(P_mean, P_std²) (Karras et al., 2022, Table 1), for any SDE, stratified.
-
-    Draws outside [eps, T] are clamped to it: with EDM's numbers 2 in a million above σ/α = 80, and 2 in a
-    thousand below VE's σ_min = 0.01.
+class NoiseLevelTimes(TrainingTimes):
+    """Base class of times in [eps, T] that are drawn by log(σ/α), for any SDE.
 
     Times are interpolated in a table over log(σ/α), with steps so small (about 1e-3) that the error is below
     one part in a million (a few at the kinks of DDPM's chain). `SDE.time_at_log_noise_level` takes a thousand
     small operations for its bisection, too slow for every training step.
+
+    Args:
+        sde: The SDE.
+        eps: The smallest time.
+    """
+
+    _times: Tensor
+
+    def __init__(self, sde: SDE, eps: float = FIRST_TIME) -> None:
+        super().__init__(eps)
+        ends = torch.tensor([eps, sde.T], dtype=torch.float64)
+        self._lowest, self._highest = sde.log_noise_level(ends).tolist()
+        log_levels = torch.linspace(self._lowest, self._highest, 2**14 + 1, dtype=torch.float64)
+        times = sde.time_at_log_noise_level(log_levels).clamp(eps, sde.T)
+        self.register_buffer("_times", times, persistent=False)
+
+    def _at(self, log_noise_level: Tensor) -> Tensor:
+        """The times of values of log(σ/α), float64; values outside [eps, T] are clamped to it."""
+        last = len(self._times) - 1
+        position = (log_noise_level - self._lowest) * (last / (self._highest - self._lowest))
+        position = position.clamp(0, last)
+        k = position.long().clamp(0, last - 1)
+        return torch.lerp(self._times[k], self._times[k + 1], position - k)
+
+
+class LogNormalTimes(NoiseLevelTimes):
+    """Times with log(σ/α) ~ N(P_mean, P_std²) (Karras et al., 2022, Table 1), for any SDE, stratified.
+
+    Draws outside [eps, T] are clamped to it: with EDM's numbers 2 in a million above σ/α = 80, and 2 in a
+    thousand below VE's σ_min = 0.01.
 
     Args:
         sde: The SDE.
@@ -146,27 +176,45 @@ class LogNormalTimes(TrainingTimes):
         InputError: If p_std is not positive.
     """
 
-    _times: Tensor
-
     def __init__(self, sde: SDE, p_mean: float = -1.2, p_std: float = 1.2, eps: float = FIRST_TIME) -> None:
-        super().__init__(eps)
+        super().__init__(sde, eps)
         if not p_std > 0:
             raise InputError(f"p_std must be above 0, got {p_std}")
         self.p_mean, self.p_std = p_mean, p_std
-        ends = torch.tensor([eps, sde.T], dtype=torch.float64)
-        self._lowest, self._highest = sde.log_noise_level(ends).tolist()
-        log_levels = torch.linspace(self._lowest, self._highest, 2**14 + 1, dtype=torch.float64)
-        times = sde.time_at_log_noise_level(log_levels).clamp(eps, sde.T)
-        self.register_buffer("_times", times, persistent=False)
 
     def draw(self, batch_size: int, generator: torch.Generator | None = None) -> DrawnTimes:
         z = torch.special.ndtri(stratified_uniform(batch_size, generator, torch.float64))
-        log_noise_level = (self.p_mean + self.p_std * z).clamp(self._lowest, self._highest)
-        last = len(self._times) - 1
-        position = (log_noise_level - self._lowest) * (last / (self._highest - self._lowest))
-        k = position.long().clamp(0, last - 1)
-        t = torch.lerp(self._times[k], self._times[k + 1], position - k).float()
+        t = self._at(self.p_mean + self.p_std * z).float()
         return DrawnTimes(t, torch.ones_like(t))
+
+
+class LikelihoodTimes(NoiseLevelTimes):
+    """Times with p(t) ∝ g²/σ², for the weighting "likelihood" (Song et al., 2021, Section 5.1), stratified.
+
+    Since g²/σ² = 2 d log(σ/α)/dt for every SDE, log(σ/α) is uniform. With the weights 1/((T - eps) p(t)) the
+    weighted loss has one factor at all times, 2 log((σ_T/α_T)/(σ_eps/α_eps))/(T - eps). With times uniform
+    in t its factors differ by several orders of magnitude.
+
+    Args:
+        sde: The SDE, with noise at eps and a signal at T.
+        eps: The smallest time.
+
+    Raises:
+        InputError: If σ/α is 0 at eps or infinite at T.
+    """
+
+    def __init__(self, sde: SDE, eps: float = FIRST_TIME) -> None:
+        ends = sde.log_noise_level(torch.tensor([eps, sde.T], dtype=torch.float64))
+        if not ends.isfinite().all():
+            raise InputError(f"times drawn for the likelihood need 0 < σ/α < ∞ from {eps} to T, unlike {sde}")
+        super().__init__(sde, eps)
+        self.sde = sde
+
+    def draw(self, batch_size: int, generator: torch.Generator | None = None) -> DrawnTimes:
+        u = stratified_uniform(batch_size, generator, torch.float64)
+        t = self._at(torch.lerp(u.new_tensor(self._lowest), u.new_tensor(self._highest), u))
+        density = self.sde.g2(t) / (2 * self.sde.sigma(t).square() * (self._highest - self._lowest))
+        return DrawnTimes(t.float(), (1 / ((self.sde.T - self.first) * density)).float())
 
 
 class ChainTimes(TrainingTimes):

@@ -185,8 +185,13 @@ TRAINING = section("training", NEW_RUN, False, {
     "times": Key(
         "continuous",
         "times drawn in training: the whole interval, EDM's log-normal noise levels, the times of the SDE's "
-        "discrete chain, or these in proportion to their losses",
-        kind=Literal["continuous", "lognormal", "discrete", "importance"],
+        "discrete chain, these in proportion to their losses, or in proportion to the weighting likelihood",
+        kind=Literal["continuous", "lognormal", "discrete", "importance", "likelihood"],
+    ),
+    "first_time": Key(
+        1e-5,
+        "earliest time of training and likelihood, where noise must be small beside the details of the data",
+        above=0, below=0.1,
     ),
     "p_mean": Key(-1.2, "mean of log(σ/α) for times=lognormal"),
     "p_std": Key(1.2, "standard deviation of log(σ/α) for times=lognormal", above=0),

@@ -186,12 +186,18 @@ class Trainer:
         if self.held_out is None:
             return []
         size = self.batches.order.batch_size
+<<<<<<< HEAD
         return [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
 
     def held_out_figures(self) -> dict[str, float]:
         """The objective's figures of the held-out samples; empty without them. Waits for the device."""
         batches = self._held_out_batches()
         return self.objective.figures(self.average, batches) if batches else {}
+=======
+        starts = range(0, len(self.held_out), size)
+        losses = [self.objective(self.average, self.held_out[start : start + size]) for start in starts]
+        return weighted_mean(torch.cat(losses).double(), self.held_out.times).item()
+>>>>>>> 15e29c8 (Train for the likelihood: times in proportion to g²/σ², a first time, Fourier features of the input)
 
     @torch.no_grad()
     def held_out_accuracy(self) -> tuple[float, list[float]] | None:

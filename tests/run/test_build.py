@@ -13,6 +13,7 @@ from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.keys import DATA
 from score_diffusion.samplers import SAMPLERS, make_sampler
+from score_diffusion.sde_lib import VPSDE
 
 
 def test_the_options_of_the_data_are_the_keys_of_their_section():
@@ -71,3 +72,11 @@ def test_a_size_that_a_network_refuses_is_refused_when_it_is_built():
         build_model(config.model, build_sde(config.sde), (1, 8, 8))
     with pytest.raises(UserError, match=r"does not take data of shape \(3,\)"):
         build_model(config.model, build_sde(config.sde), (3,))
+
+
+def test_fourier_inputs_need_the_noise_level_that_damps_them():
+    section = load_config("vpsde_likelihood").model
+    build_model(section, VPSDE(), (1, 8, 8))
+    section.noise_input = "position"
+    with pytest.raises(UserError, match="model.fourier_inputs needs a network that is given scaled images"):
+        build_model(section, VPSDE(), (1, 8, 8))

@@ -16,12 +16,14 @@ from score_diffusion.sde_lib import (
     DrawnTimes,
     ImportanceTimes,
     InputError,
+    LikelihoodTimes,
     LogNormalTimes,
     UniformTimes,
     linear_betas,
     noisy_times,
     sample_times,
 )
+from score_diffusion.sde_lib.losses import likelihood_weighting
 from tests.problems import ALL_SDES
 
 SDES = ALL_SDES | {"ddpm": DDPM(linear_betas(1000))}
@@ -150,3 +152,34 @@ def test_importance_times_in_one_large_batch_and_from_a_state_dict():
         each.update(at(torch.tensor([1])), torch.tensor([9.0]))
     torch.testing.assert_close(copy.probabilities(), times.probabilities())
     assert copy.probabilities()[1] > 0.6
+
+
+# Times for the likelihood.
+
+
+@every_sde
+def test_likelihood_times_are_uniform_in_the_noise_level_and_their_weights_undo_the_weighting(sde):
+    times = LikelihoodTimes(sde, eps=1e-4)
+    drawn = times.draw(64, generator(3))
+    low, high = sde.log_noise_level(torch.tensor([1e-4, sde.T], dtype=torch.float64)).tolist()
+    place = (sde.log_noise_level(drawn.t.double()) - low) / (high - low) * 64
+    assert place.long().tolist() == list(range(64)) and (place % 1).std() < 1e-2
+    factor = drawn.weights * likelihood_weighting(sde, drawn.t)
+    rtol = 0.02 if isinstance(sde, DDPM) else 1e-3  # DDPM's slope jumps at the points of its chain
+    torch.testing.assert_close(
+        factor, torch.full((64,), 2 * (high - low) / (sde.T - 1e-4)), rtol=rtol, atol=0
+    )
+
+
+@every_sde
+def test_likelihood_times_keep_the_mean_of_losses(sde):
+    """The weighted mean of h(t) is its mean over [eps, T], here of a loss as large where there is noise."""
+    times, eps = LikelihoodTimes(sde, eps=1e-3), 1e-3
+    drawn = times.draw(20_000, generator(4))
+    grid = torch.linspace(eps, sde.T, 200_001, dtype=torch.float64)
+
+    def loss(t):
+        return t.cos() + 0.5
+
+    mean = torch.trapezoid(loss(grid), grid) / (sde.T - eps)
+    assert (drawn.weights * loss(drawn.t)).mean().item() == pytest.approx(mean.item(), rel=5e-3)

@@ -16,6 +16,7 @@ RECIPES = {
     "edm": ("edm", UNET, "karras, 4 steps from 80"),
     "edm2": ("edm", UNET | {"training.objective": "uncertainty"}, "karras, 4 steps from 80"),
     "dit": ("dit", DIT, "from 1"),
+    "likelihood": ("vpsde_likelihood", UNET | {"training.first_time": 1e-6}, "from 1"),
     "dit, learned variance": (
         "dit",
         DIT | {"model.learned_variance": True, "training.objective": "hybrid", "training.times": "discrete"},
