@@ -214,11 +214,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
         return TextConditioned(net, TextEncoder(**of_text)) if of_text.get("words") else net
 
     with refusing_arguments():
-<<<<<<< HEAD
         refuse_too_large(make)
-        return ScoreModel(make(), sde, prediction, **of_score)
-=======
-        _refuse_too_large(make)
         model = ScoreModel(make(), sde, prediction, **of_score)
     if options.get("fourier_inputs") and not (model.noise_input == "log_noise_level" and model.scale_input):
         raise UserError(
@@ -226,7 +222,6 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             "model.prediction=v and model.noise_input=log_noise_level"
         )
     return model
->>>>>>> 15e29c8 (Train for the likelihood: times in proportion to g²/σ², a first time, Fourier features of the input)
 
 
 def text_arguments(name: str) -> list[str]:

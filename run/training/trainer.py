@@ -179,25 +179,21 @@ class Trainer:
     def held_out_loss(self) -> float | None:
         """The average's mean loss on the held-out samples, None without them. Waits for the device."""
         losses = [self.objective(self.average, batch) for batch in self._held_out_batches()]
-        return torch.cat(losses).double().mean().item() if losses else None
+        if self.held_out is None:
+            return None
+        return weighted_mean(torch.cat(losses).double(), self.held_out.times).item()
 
     def _held_out_batches(self) -> list[Batch]:
         """The held-out samples in batches of the training's size; none without them."""
         if self.held_out is None:
             return []
         size = self.batches.order.batch_size
-<<<<<<< HEAD
         return [self.held_out[start : start + size] for start in range(0, len(self.held_out), size)]
 
     def held_out_figures(self) -> dict[str, float]:
         """The objective's figures of the held-out samples; empty without them. Waits for the device."""
         batches = self._held_out_batches()
         return self.objective.figures(self.average, batches) if batches else {}
-=======
-        starts = range(0, len(self.held_out), size)
-        losses = [self.objective(self.average, self.held_out[start : start + size]) for start in starts]
-        return weighted_mean(torch.cat(losses).double(), self.held_out.times).item()
->>>>>>> 15e29c8 (Train for the likelihood: times in proportion to g²/σ², a first time, Fourier features of the input)
 
     @torch.no_grad()
     def held_out_accuracy(self) -> tuple[float, list[float]] | None:
