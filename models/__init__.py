@@ -12,6 +12,7 @@ from score_diffusion.models.mlp import MLP
 from score_diffusion.models.presets import PRESETS
 from score_diffusion.models.prior import Prior
 from score_diffusion.models.refinenet import NCSN, NCSNv2
+from score_diffusion.models.super_resolution import SuperResolution
 from score_diffusion.models.text_encoder import TextConditioned, TextEncoder
 from score_diffusion.models.unet import UNet
 
@@ -46,6 +47,7 @@ __all__ = [
     "FourierEmbedding",
     "NCSNv2",
     "SinusoidalEmbedding",
+    "SuperResolution",
     "TextConditioned",
     "TextEncoder",
     "UNet",

@@ -8,11 +8,14 @@
     mask      which of the tokens are valid, bool (B, L); by default all
     image     an image of the size of x, (B, C', H, W), concatenated to x along the channels
     text      ids of the words of a text, int64 (B, L), 0 for none; see text_encoder.py
+    low_resolution    a smaller image, (B, C, *size/factor); see super_resolution.py
+    augmentation      the level of the noise in it, floating point (B,)
 
 A network that takes only one kind of condition also accepts that tensor itself. A missing kind is the null
 condition: no class, a zero vector, no tokens, a text without words. Classifier-free guidance trains on it.
-Only the image cannot be missing. Every weight takes part in every forward pass, with or without a condition,
-because DistributedDataParallel waits for the gradient of each.
+Images and smaller images cannot be missing, and the latter are never replaced by a null condition. Every
+weight takes part in every forward pass, with or without a condition, because DistributedDataParallel waits
+for the gradient of each.
 """
 
 from __future__ import annotations
@@ -24,6 +27,8 @@ from torch import Tensor, nn
 
 Condition = Tensor | Mapping[str, Tensor]
 
+KEPT = ("low_resolution", "augmentation")
+"""Kinds that are the same with and without a condition: what an image is made of stays."""
 DTYPES = {"label": torch.int64, "mask": torch.bool, "text": torch.int64}  # of the other kinds: floating point
 
 
@@ -47,8 +52,9 @@ def read_condition(cond: Condition | None, sizes: Mapping[str, int], x: Tensor) 
     unknown = set(by_kind) - {*sizes, *(["mask"] if "tokens" in sizes else [])}
     if unknown:
         raise ValueError(f"cond must be {_accepted(sizes)}, got ({', '.join(by_kind)})")
-    if "image" in sizes and "image" not in by_kind:
-        raise ValueError("cond must have an image: this network concatenates it to x; got none")
+    for kind, name in (("image", "an image"), ("low_resolution", "a low_resolution image")):
+        if kind in sizes and kind not in by_kind:
+            raise ValueError(f"cond must have {name}: this network concatenates it to x; got none")
     for kind, value in by_kind.items():
         _check_shape(kind, value, sizes.get(kind, 0), x, by_kind)
         _check_values(kind, value, sizes.get(kind, 0))
@@ -84,6 +90,8 @@ def _check_shape(kind: str, value: Tensor, size: int, x: Tensor, by_kind: Mappin
         "mask": tuple(by_kind["tokens"].shape[:2]) if "tokens" in by_kind else ("B", "L"),
         "image": (B, size, *x.shape[2:]),
         "text": (B, value.shape[1] if value.ndim == 2 else "L"),
+        "low_resolution": (B, x.shape[1], *(side // max(size, 1) for side in x.shape[2:])),
+        "augmentation": (B,),
     }[kind]
     if tuple(value.shape) != required:
         text = ", ".join(map(str, required)) + ("," if len(required) == 1 else "")
@@ -110,19 +118,24 @@ def condition_sizes(model: object) -> dict[str, int]:
     return getattr(getattr(model, "net", model), "condition_sizes", {})
 
 
-def null_condition(sizes: Mapping[str, int], size: Sequence[int] = ()) -> dict[str, Tensor]:
-    """The null condition of one sample, every kind of it spelled out.
+def null_condition(sizes: Mapping[str, int], shape: Sequence[int] = ()) -> dict[str, Tensor]:
+    """The null condition of one sample, every kind of it spelled out; smaller images are 0.
 
     Args:
-        sizes: The kinds that a network takes, with the number of classes, V, D, C' and of ids.
-        size: The height and width of an image condition.
+        sizes: The kinds that a network takes, with the number of classes, V, D, C', of ids, and the factor.
+        shape: Of a sample, (C, *size), for conditions that are images.
     """
+    channels, *sides = shape or (0,)
     null = {
         "label": torch.tensor([-1]),
         "vector": torch.zeros(1, sizes.get("vector", 0)),
         "tokens": torch.zeros(1, 0, sizes.get("tokens", 0)),
-        "image": torch.zeros(1, sizes.get("image", 0), *size),
+        "image": torch.zeros(1, sizes.get("image", 0), *sides),
         "text": torch.zeros(1, 1, dtype=torch.int64),
+        "low_resolution": torch.zeros(
+            1, channels, *(side // sizes.get("low_resolution", 1) for side in sides)
+        ),
+        "augmentation": torch.zeros(1),
     }
     return {kind: null[kind] for kind in sizes}
 
@@ -131,6 +144,7 @@ def drop_conditions(cond: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Te
     """Conditions with the null condition, of all kinds together, where `dropped`, bool (B,), is true.
 
     Dropped tokens stay where they are and become invalid; a dropped image is 0, a dropped text has no words.
+    Smaller images stay.
     """
     cond = dict(cond)
     if "tokens" in cond:
@@ -138,7 +152,7 @@ def drop_conditions(cond: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Te
     null: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0, "text": 0}
     return {
         kind: value
-        if kind == "tokens"
+        if kind in ("tokens", *KEPT)
         else value.masked_fill(dropped.view(-1, *[1] * (value.ndim - 1)), null[kind])
         for kind, value in cond.items()
     }

@@ -50,7 +50,7 @@ from score_diffusion.models.layers import (
     zero_init,
 )
 
-SMALLEST_SIDE = 8  # pixels
+SMALLEST_SIDE = 4  # pixels
 CHOICES = {
     "decoder_attention": ("block", "level"),
     "input_pyramid": ("none", "skip", "residual"),
@@ -211,7 +211,7 @@ class UNet(nn.Module):
         """The output of the network for noisy images.
 
         Args:
-            x: Noisy images, shape (B, C, *size), in the dtype of the weights; each side is at least 8 and
+            x: Noisy images, shape (B, C, *size), in the dtype of the weights; each side is at least 4 and
                 divisible by 2^(levels - 1).
             noise: Noise levels log(σ/α), or ScoreModel's `noise_input` of them, shape (B,). Fourier inputs
                 need log(σ/α).

@@ -19,6 +19,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from score_diffusion.models import AUTOENCODERS, ENCODERS, IMAGE_NETWORKS, POINT_NETWORKS
 from score_diffusion.models.conditions import condition_sizes, null_condition
+from score_diffusion.models.super_resolution import LEVEL_FEATURES, SuperResolution
 from score_diffusion.models.text_encoder import FROM_TEXT, TextConditioned, TextEncoder
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
@@ -89,7 +90,7 @@ BYTES_PER_LEVEL = 64  # of an SDE's tables
 BYTES_PER_STEP = 2048  # of a sampler's coefficients
 MANY_STEPS = 20_000
 FITTED = "fitted"  # grid and coefficients fitted to the trained model, see inference/fitted_solver.py
-CONDITION_KEYS = {
+CONDITION_KEYS = {  # of what comes with the data
     "label": "num_classes",
     "vector": "vector_dim",
     "tokens": "token_dim",
@@ -103,6 +104,7 @@ TEXT_OPTIONS = (
     "encoder_depth",
     "encoder_heads",
 )  # arguments of the text encoder
+UPSCALE_OPTIONS = ("upscale", "upsampling")  # arguments of SuperResolution
 # Arguments of ScoreModel among the keys of the section `model`.
 SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
@@ -159,8 +161,18 @@ def build_encoder(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> NoisyD
 
 
 def network_options(section: ConfigDict) -> dict[str, Any]:
-    """The arguments in a `model` section of a network that is no score model."""
-    others = {"name", "prediction", *SCORE_OPTIONS, *TEXT_OPTIONS} - {*_parameters(section.name)}
+    """The arguments in a `model` section of a network that is no score model.
+
+    Raises:
+        UserError: If it is to enlarge images.
+    """
+    if section.get("upscale"):
+        raise UserError(
+            f"model {section.name!r} is no score model, and enlarges no images: leave model.upscale at 0"
+        )
+    others = {"name", "prediction", *SCORE_OPTIONS, *TEXT_OPTIONS, *UPSCALE_OPTIONS} - {
+        *_parameters(section.name)
+    }
     return {key: value for key, value in section.to_dict().items() if key not in others}
 
 
@@ -170,7 +182,7 @@ def run_once(model: ScoreModel, shape: Sequence[int]) -> None:
     Raises:
         UserError: If the network refuses it.
     """
-    cond = null_condition(condition_sizes(model), shape[1:]) or None
+    cond = null_condition(condition_sizes(model), shape) or None
     with refusing_arguments(), torch.no_grad():
         model(torch.zeros(1, *shape), torch.full((1,), model.sde.T), cond)
 
@@ -185,6 +197,7 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
     name, prediction = options.pop("name"), options.pop("prediction")
     of_score = {key: options.pop(key) for key in SCORE_OPTIONS if key in options}
     of_text = {key.removeprefix("encoder_"): options.pop(key) for key in TEXT_OPTIONS if key in options}
+    factor, upsampling = options.pop("upscale", 0), options.pop("upsampling", "bilinear")
     if of_score.get("noise_input") == AUTO:
         del of_score["noise_input"]
     network = choose(MODELS, name, "model")
@@ -208,9 +221,12 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
         options[CONDITION_KEYS["text"]] = of_text.pop("words", 0)
     elif of_text.get("words"):
         options |= dict.fromkeys(text_arguments(name), of_text["width"])
+    if factor:
+        options |= _of_super_resolution(name, shape, factor, options)
 
     def make() -> nn.Module:
         net = network(shape[0], **options)
+        net = SuperResolution(net, factor, upsampling) if factor else net
         return TextConditioned(net, TextEncoder(**of_text)) if of_text.get("words") else net
 
     with refusing_arguments():
@@ -222,6 +238,26 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
             "model.prediction=v and model.noise_input=log_noise_level"
         )
     return model
+
+
+def _of_super_resolution(
+    name: str, shape: Sequence[int], factor: int, options: Mapping[str, Any]
+) -> dict[str, object]:
+    """The arguments of a network that enlarges images: it takes another image and a vector besides its own.
+
+    Raises:
+        UserError: If it cannot, or the sides of its images are no multiples of the factor.
+    """
+    if factor < 2 or len(shape) < 2 or any(side % factor for side in shape[1:]):
+        raise UserError(
+            f"model.upscale must be 0, or a factor of at least 2 that divides the sides of the images, got "
+            f"{factor} for samples of shape {tuple(shape)}"
+        )
+    if not {"vector_dim", "image_channels"} <= set(_parameters(name)):
+        raise UserError(f"model {name!r} takes no image to enlarge: choose unet")
+    if options["image_channels"]:
+        raise UserError("model.upscale conditions the network on an image: set model.image_channels=0")
+    return {"image_channels": shape[0], "vector_dim": options["vector_dim"] + LEVEL_FEATURES}
 
 
 def text_arguments(name: str) -> list[str]:

@@ -19,13 +19,15 @@ from score_diffusion.run.build import (
     grid_times,
 )
 from score_diffusion.run.build_training import build_times
-from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions
+from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
+from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import absolute_path, expanded, file_digest, is_writable
 from score_diffusion.run.inference.conditioning import (
+    ALL,
     NONE,
     OWN,
     check_kinds,
@@ -80,7 +82,8 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
     first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
     choice, sizes = _weights_choice(config.sampling), condition_sizes(model)
     # a network that takes an image must be given one
-    conditions = unconditional(sizes, info) if "image" in sizes else SampleConditions()
+    given = {"image", LOW_RESOLUTION} & set(sizes)
+    conditions = unconditional(sizes, info) if given else SampleConditions()
     return TrainedModel(model, model.sde, info, step, first_time, choice, words, conditions)
 
 
@@ -91,7 +94,7 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
         UserError: If there is no such class, or the model was trained without such conditions.
     """
     section, info, sizes = config.sampling, trained.data, condition_sizes(trained.score)
-    if section.conditions and not set(sizes) & set(OWN):
+    if section.conditions and not set(sizes) & {*OWN, LOW_RESOLUTION}:
         raise UserError(
             f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "
             "cond_tokens or cond_image, and this one was not"
@@ -115,7 +118,10 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
         path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
         return read_conditions(path, info.shape)
 
-    conditions = chosen_conditions(section.label, sizes, info, conditional, read_given)
+    of_data = {kind: size for kind, size in sizes.items() if kind not in (LOW_RESOLUTION, LEVEL)}
+    conditions = chosen_conditions(section.label, of_data, info, conditional, read_given)
+    if LOW_RESOLUTION in sizes:
+        conditions = _with_small_images(conditions, config, info, workdir)
     return replace(trained, conditions=conditions)
 
 
@@ -133,6 +139,39 @@ def with_conditions_if(named: bool, trained: TrainedModel, config: ConfigDict, w
             "condition: name a class with --label"
         )
     return trained
+
+
+def _with_small_images(
+    conditions: SampleConditions, config: ConfigDict, info: DataInfo, workdir: Path
+) -> SampleConditions:
+    """The conditions of a model that enlarges images: those of the held-out samples or of a file, with the
+    class and the text of each unless others are chosen.
+    """
+    section, factor = config.sampling, config.model.upscale
+    path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
+    own = read_small_images(path, (info.shape[0], *(side // factor for side in info.shape[1:])))
+    chosen = {"label": section.label != ALL, "text": section.prompt or section.prompts}
+    rows = dict(conditions.rows)
+    for kind in [kind for kind, other in chosen.items() if kind in own and kind in rows and not other]:
+        rows[kind] = own[kind]
+    return replace(
+        conditions, rows=rows | {LOW_RESOLUTION: own[LOW_RESOLUTION]}, augmentation=_augmentation(config)
+    )
+
+
+def _augmentation(config: ConfigDict) -> Augmentation:
+    """The noise of the small images that samples are drawn under.
+
+    Raises:
+        UserError: If it is more than the model was trained for.
+    """
+    level, trained = config.sampling.augment_noise, config.training.augment_noise
+    if level > trained:
+        raise UserError(
+            f"sampling.augment_noise={level:g} is more noise in the small images than the model was trained "
+            f"for: set it to training.augment_noise={trained:g} or less"
+        )
+    return Augmentation(level, config.sampling.seed)
 
 
 def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
@@ -182,19 +221,24 @@ def own_conditions(config: ConfigDict, trained: TrainedModel, dataset: Dataset) 
     if not sizes or not trains_conditions(config, trained.data):
         return trained
     what = f"the conditions of the held-out samples of {dataset.name!r}"
-    rows = check_kinds(dataset.test_conditions, sizes, what)
+    rows, augmentation = check_kinds(dataset.test_conditions, sizes, what), None
+    if LOW_RESOLUTION in sizes:
+        count, factor = config.likelihood.num_images, config.model.upscale
+        rows[LOW_RESOLUTION] = small_copies(dataset.test, factor, trained.data.scaling, count)
+        augmentation = _augmentation(config)
     if "label" in sizes and "label" not in rows:
         raise UserError(
             f"the model is conditioned on classes, and the held-out samples of {dataset.name!r} have no "
             "labels: name data with labels, --config.data.path="
         )
-    return replace(trained, conditions=SampleConditions(rows, dataset.classes, dataset.vocabulary))
+    conditions = SampleConditions(rows, dataset.classes, dataset.vocabulary, augmentation)
+    return replace(trained, conditions=conditions)
 
 
 def without_conditions(config: ConfigDict, trained: TrainedModel) -> TrainedModel | None:
     """A conditional model under the null condition; None if it was not trained on that."""
     training = config.training
-    if not training.conditional or not training.condition_dropout:
+    if not training.conditional or not training.condition_dropout or config.model.upscale:
         return None
     return replace(trained, conditions=unconditional(condition_sizes(trained.score), trained.data))
 

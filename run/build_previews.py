@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.build_encoders import AUTOENCODING
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.low_resolution import LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.encoded_data.decoder import Decoder
@@ -53,10 +54,16 @@ def build_preview(
     )
 
 
-def _preview_conditions(config: ConfigDict, dataset: Dataset) -> SampleConditions:
-    """All classes in turn; a user's own conditions are those of held-out samples."""
+def _preview_conditions(config: ConfigDict, dataset: Dataset, count: int) -> SampleConditions:
+    """All classes in turn; a user's own conditions and small images are those of held-out samples."""
     if not config.training.conditional:
         return SampleConditions()
+    factor = config.model.upscale
+    if factor:
+        small = small_copies(dataset.held_out, factor, dataset.scaling, count)
+        rows = {**dataset.held_out_conditions, LOW_RESOLUTION: small}
+        augmentation = Augmentation(config.sampling.augment_noise, config.sampling.seed)
+        return SampleConditions(rows, dataset.classes, dataset.vocabulary, augmentation)
     if dataset.conditions.keys() == {"label"}:
         return SampleConditions.of_classes(range(dataset.condition_sizes["label"]), dataset.classes)
     return SampleConditions(dataset.held_out_conditions, dataset.classes, dataset.vocabulary)

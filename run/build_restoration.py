@@ -51,6 +51,11 @@ def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> Traine
     Raises:
         UserError: If several classes are named, or none although the model knows no p(x) without one.
     """
+    if config.model.upscale:
+        raise UserError(
+            "this model enlarges images and is no prior of its own: --task superres --method model restores "
+            "small images with it"
+        )
     named = config.sampling.label != ALL or bool(config.sampling.prompt)
     trained = with_conditions_if(named, trained, config, workdir)
     if named and len(trained.conditions.rows.get("label", ())) > 1:

@@ -32,6 +32,7 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import differing_keys, read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -43,6 +44,7 @@ from score_diffusion.run.training.batches import BatchSource
 from score_diffusion.run.training.learning_rate import LearningRate, total_steps
 from score_diffusion.run.training.loaders import make_loader
 from score_diffusion.run.training.loop import LoopSettings
+from score_diffusion.run.training.low_resolution import LowResolution
 from score_diffusion.run.training.memory import TrainingMemory, training_memory
 from score_diffusion.run.training.objectives import (
     DenoisingScoreMatching,
@@ -188,8 +190,10 @@ def check_batch_size(section: ConfigDict) -> None:
 
 def _check_conditions(model: Model, dataset: Dataset) -> None:
     """Refuses `training.conditional` where the network and the data do not have the same conditions."""
-    taken, given = condition_sizes(model), dataset.condition_sizes
-    if not given:
+    of_samples = (LOW_RESOLUTION, LEVEL)  # which are no conditions of the data
+    taken = {kind: size for kind, size in condition_sizes(model).items() if kind not in of_samples}
+    given = dataset.condition_sizes
+    if not given and taken == condition_sizes(model):
         raise UserError(
             "training.conditional=True conditions the network on class labels, captions, cond_vector, "
             f"cond_tokens or cond_image of the data, and the data {dataset.name!r} have none of them"
@@ -264,6 +268,11 @@ def assemble_trainer(config: ConfigDict, dataset: Dataset, model: Model, device:
     model.to(device)
     if section.conditional:
         _check_conditions(model, dataset)
+    elif LOW_RESOLUTION in condition_sizes(model):
+        raise UserError(
+            "model.upscale conditions the network on small images: set training.conditional=True, which "
+            "conditions it on labels or captions too if the data have them"
+        )
     group = processes.step_group(device, section.patience)
     ranks = None if group is None else Ranks(group, sharded=section.parallel == "fsdp")
     if section.channels_last and not (ranks and ranks.sharded):  # sharded weights keep the usual order
@@ -343,7 +352,16 @@ def _build_batches(
         device,
         mirror=config.data.flip,
         dropout=section.condition_dropout if section.conditional else 0.0,
+        low_resolution=_low_resolution(config, dataset.scaling),
     )
+
+
+def _low_resolution(config: ConfigDict, scaling: Scaling) -> LowResolution | None:
+    """What makes the small images of a model that enlarges them; None for other models."""
+    if not config.model.upscale:
+        return None
+    section = config.training
+    return LowResolution(config.model.upscale, scaling, section.augment_noise, section.augment_blur)
 
 
 def _to_model(samples: Tensor, u: Tensor, scaling: Scaling, dequantize: bool) -> Tensor:

@@ -7,18 +7,15 @@ constructors that these sections name.
 
 from __future__ import annotations
 
-import contextlib
 import difflib
 import functools
-import importlib
-import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from score_diffusion.run.config_files import SYSTEM, find_module, the_users_code
 from score_diffusion.run.configs import base
 from score_diffusion.run.console import warn
 from score_diffusion.run.constructor_keys import (
@@ -40,7 +37,6 @@ from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
 from score_diffusion.run.keys import KEYS, TRAINING
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
-CONFIGS = Path(__file__).parent / "configs"
 CONFIG_FILE = "config.json"
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 NAMES = ("data.name", *CONSTRUCTORS)
@@ -52,25 +48,14 @@ Overrides = Sequence[tuple[str, object]]
 """Configuration keys by their full names, each with its new value, or with a text that spells it."""
 
 
-def config_names() -> list[str]:
-    """The experiments that `--config NAME` knows."""
-    names = []
-    for stem in sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base")):
-        experiments = getattr(
-            importlib.import_module(f"score_diffusion.run.configs.{stem}"), "EXPERIMENTS", {}
-        )
-        names += [f"{stem}:{experiment}" for experiment in experiments] or [stem]
-    return names
-
-
 def load_config(name: str) -> ConfigDict:
     """The configuration of an experiment.
 
     Args:
-        name: A name in `config_names()`, or the path of a .py file that defines get_config() -> ConfigDict. A
-            file of several experiments has them as the keys of EXPERIMENTS, defines get_config(experiment),
-            and is named NAME:EXPERIMENT. Or the path of a .json or .yaml file: a run's config.json, or some
-            keys that differ from the defaults, in sections.
+        name: A name in `config_files.config_names()`, or the path of a .py file that defines get_config() ->
+            ConfigDict. A file of several experiments has them as the keys of EXPERIMENTS, defines
+            get_config(experiment), and is named NAME:EXPERIMENT. Or the path of a .json or .yaml file: a
+            run's config.json, or some keys that differ from the defaults, in sections.
 
     Returns:
         The complete configuration, locked.
@@ -78,19 +63,12 @@ def load_config(name: str) -> ConfigDict:
     Raises:
         UserError: If there is no such configuration, or the file does not define a complete one.
     """
-    stem, _, experiment = name.partition(":")
-    if name in config_names():
-        module = importlib.import_module(f"score_diffusion.run.configs.{stem}")
-    elif stem.endswith(".py"):
-        module = _import_file(expanded(stem))
-    elif Path(name).suffix in SUFFIXES:
+    if Path(name).suffix in SUFFIXES:
         return _of_settings(read_settings(expanded(name)), name)
-    else:
-        close = difflib.get_close_matches(name, config_names(), n=1)
-        raise UserError(
-            f"unknown configuration {name!r}{f', did you mean {close[0]!r}?' if close else ''}; "
-            f"choose one of {', '.join(config_names())}, or give the path of a .py, .json or .yaml file"
-        )
+    stem, _, experiment = name.partition(":")
+    module = find_module(name)
+    if hasattr(module, SYSTEM):
+        raise UserError(f"{name} is a system of several runs, and one run is needed here: choose another one")
     if not hasattr(module, "get_config"):
         raise UserError(f"{name} must define get_config() -> ml_collections.ConfigDict, and does not")
     experiments = getattr(module, "EXPERIMENTS", {"": None})
@@ -98,9 +76,18 @@ def load_config(name: str) -> ConfigDict:
         raise UserError(
             f"{stem} has no experiment {experiment!r}; choose one of {', '.join(map(repr, experiments))}"
         )
-    with _the_users_code(name):
+    with the_users_code(name):
         config = module.get_config(experiment) if experiment else module.get_config()
-    _check_is_whole(config, name)
+    return completed(config, name)
+
+
+def completed(config: ConfigDict, source: str) -> ConfigDict:
+    """A configuration that Python code made, with the keys that it leaves out at their defaults; locked.
+
+    Raises:
+        UserError: If it lacks a section or a name, or a key is unknown or has a wrong value.
+    """
+    _check_is_whole(config, source)
     complete(config)
     check(config)
     config.data.path = absolute(config.data.path) if config.data.path else ""
@@ -129,26 +116,6 @@ def _of_settings(settings: Overrides, source: str) -> ConfigDict:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     return config
-
-
-def _import_file(path: Path) -> ModuleType:
-    if not path.is_file():
-        raise UserError(f"configuration file {path} does not exist")
-    spec = importlib.util.spec_from_file_location(f"user_config_{path.stem}", path)
-    assert spec is not None and spec.loader is not None, "a .py file has a loader"
-    module = importlib.util.module_from_spec(spec)
-    with _the_users_code(str(path)):
-        spec.loader.exec_module(module)
-    return module
-
-
-@contextlib.contextmanager
-def _the_users_code(source: str) -> Iterator[None]:
-    """Puts whatever a configuration file raises into one sentence."""
-    try:
-        yield
-    except (Exception, SystemExit) as error:
-        raise UserError(f"configuration {source} does not run: {type(error).__name__}: {error}") from error
 
 
 def _check_is_whole(config: ConfigDict, source: str) -> None:

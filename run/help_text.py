@@ -36,6 +36,7 @@ SECTIONS = {
     "evaluation": "metrics, features, numbers of samples",
     "compare": "what is compared",
 }
+STAGES = "A system's stages: --config.STAGE.section.key=VALUE sets a key of one, --config.section.key of all."
 
 
 def help_text(usage: str, flags: str) -> str:
@@ -49,6 +50,7 @@ def help_text(usage: str, flags: str) -> str:
         usage.strip(),
         _table("Modes, --mode NAME", MODES),
         _table("Experiments, --config NAME", experiments()),
+        _table("Systems of several runs, --config NAME", systems()) + f"\n  {STAGES}",
         _table("Sections of the configuration, --help_config NAME", SECTIONS),
         "Flags:" + flags.strip().partition(":")[2],  # after the module that defines them
     ]
@@ -63,15 +65,35 @@ def _table(title: str, rows: dict[str, str]) -> str:
 def experiments() -> dict[str, str]:
     """The experiments with the first sentence of their files; NAME:EXPERIMENT for files of several."""
     found = {}
-    for path in sorted(CONFIGS.glob("*.py")):
-        if path.stem in NO_EXPERIMENTS:
-            continue
-        tree = ast.parse(path.read_text(encoding="utf-8"))
+    for stem, tree in _files().items():
         several = any(
             "EXPERIMENTS" in ast.dump(node) for node in tree.body if isinstance(node, ast.AnnAssign)
         )
-        found[f"{path.stem}:NAME" if several else path.stem] = _first_sentence(ast.get_docstring(tree) or "")
+        if not _defines_system(tree):
+            name = f"{stem}:NAME" if several else stem
+            found[name] = _first_sentence(ast.get_docstring(tree) or "")
     return found
+
+
+def systems() -> dict[str, str]:
+    """The systems with the first sentence of their files."""
+    return {
+        stem: _first_sentence(ast.get_docstring(tree) or "")
+        for stem, tree in _files().items()
+        if _defines_system(tree)
+    }
+
+
+def _files() -> dict[str, ast.Module]:
+    return {
+        path.stem: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(CONFIGS.glob("*.py"))
+        if path.stem not in NO_EXPERIMENTS
+    }
+
+
+def _defines_system(tree: ast.Module) -> bool:
+    return any(isinstance(node, ast.FunctionDef) and node.name == "get_stages" for node in tree.body)
 
 
 def _first_sentence(text: str) -> str:

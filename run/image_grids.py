@@ -39,7 +39,7 @@ def image_grid(
 
     With names, images of one name are a row of their own, with the name on its left. A single name is above
     all of them. Where few images share a name and names are long, as captions are, each has its own below.
-    Given images of the same size are shown on the left of each.
+    Given images of the same size, or of a fraction of it, are shown on the left of each.
 
     Args:
         images: The images.
@@ -50,7 +50,9 @@ def image_grid(
     """
     levels = rgb(images, limits)
     if given is not None:
-        levels = np.concatenate([rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None), levels], axis=3)
+        shown = rgb(given, (-1, 1) if np.abs(given).max() <= 1 else None)
+        factor = levels.shape[2] // shown.shape[2]
+        levels = np.concatenate([shown.repeat(factor, axis=2).repeat(factor, axis=3), levels], axis=3)
     captioned = names is not None and _are_captions(names)
     levels = _enlarged(levels, CAPTION_WIDTH if captioned else SHORT_SIDE)
     if names is None:

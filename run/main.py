@@ -41,8 +41,11 @@ from score_diffusion.run.help_text import help_text
 from score_diffusion.run.standard_streams import prepare_standard_streams
 
 if TYPE_CHECKING:  # imported where they are needed: --help must not wait for torch
+    import torch
     from ml_collections import ConfigDict
 
+SYSTEM_MODES = ("train", "sample")
+"""The modes that work on a system of several runs as a whole."""
 ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n), or lower data.workers",
     errno.EFBIG: "raise the limit on the size of files (ulimit -f)",
@@ -159,6 +162,9 @@ def _run(line: CommandLine) -> int:
             raise UserError("--dry_run has no meaning for --mode compare, whose runs have their own settings")
         with joined_processes(), memory_explained(values.mode):
             return compare(line.runs, line.overrides, line.workdir, pick_device(values.device))
+    if _is_of_system(line):
+        with joined_processes(), memory_explained(values.mode):
+            return _run_system(line, pick_device(values.device))
     with memory_explained(values.mode):
         config = _configuration(line)
     with joined_processes(), memory_explained(values.mode):
@@ -169,6 +175,41 @@ def _run(line: CommandLine) -> int:
         # A mode is a function of its name in a file of its name, and imports what it needs itself.
         command = getattr(importlib.import_module(f"score_diffusion.run.commands.{values.mode}"), values.mode)
         return command(config, line.workdir, pick_device(values.device))
+
+
+def _is_of_system(line: CommandLine) -> bool:
+    """Whether a command is about a system of several runs: the one that its directory holds, or, to train it
+    or where there is no directory yet, the one that its experiment defines.
+    """
+    from score_diffusion.run.systems.configuration import names_system
+    from score_diffusion.run.systems.system import is_system
+
+    config_is_given = line.flags["config"].present or not line.flags.workdir
+    if line.workdir.exists() and (line.flags.mode not in ("train", "data") or not config_is_given):
+        return is_system(line.workdir)
+    return bool(config_is_given) and names_system(line.config)
+
+
+def _run_system(line: CommandLine, device: torch.device) -> int:
+    from score_diffusion.run.systems.configuration import load_system, read_stages
+    from score_diffusion.run.systems.system import is_system, read_system
+
+    mode, workdir = line.flags.mode, line.workdir
+    if mode == "train" and line.flags["config"].present:
+        system, configs = load_system(line.config, workdir, line.overrides)
+    elif is_system(workdir):
+        system = read_system(workdir)
+        configs = read_stages(system, line.overrides, mode)
+    else:
+        raise UserError(f"{workdir} holds no system: train it by --mode train --config {line.config}")
+    if mode not in SYSTEM_MODES:
+        system.refuse_whole(mode)
+    if line.flags.dry_run:
+        from score_diffusion.run.system_commands.dry_run import dry_run
+
+        return dry_run(mode, system, configs)
+    command = getattr(importlib.import_module(f"score_diffusion.run.system_commands.{mode}"), mode)
+    return command(system, configs, device)
 
 
 def _convert(line: CommandLine) -> int:

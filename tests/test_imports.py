@@ -40,8 +40,19 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "build": {"console", "data", "errors", "key_types", "machine"},
     "constructor_keys": {"build", "errors", "key_types", "keys", "tasks"},
     "configs": {"constructor_keys", "key_types", "keys"},
+    "config_files": {"errors", "files"},
     "config": {
-        *("configs", "console", "constructor_keys", "data", "errors", "files", "json_files", "key_types"),
+        *(
+            "config_files",
+            "configs",
+            "console",
+            "constructor_keys",
+            "data",
+            "errors",
+            "files",
+            "json_files",
+            "key_types",
+        ),
         *("keys", "setting_files"),
     },
     "checkpoints": {"console", "distributed", "errors", "files", "json_files", "key_types"},
@@ -86,6 +97,12 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("image_grids", "inference", "json_files", "key_types", "keys", "machine", "plots"),
         *("resolve_auto", "training", "web_page"),
     },
+    "systems": {
+        *("build_guidance", "build_inference", "build_training", "checkpoints", "config", "config_files"),
+        *("console", "constructor_keys", "data", "distributed", "errors", "files", "follow_run"),
+        *("image_grids", "inference", "json_files", "key_types", "keys", "plots", "setting_files"),
+    },
+    "system_commands": {"build_inference", "commands", "console", "distributed", "systems"},
     "command_line": {"errors", "files", "keys"},
     "help_text": {"keys"},
     "follow_run": {"config", "errors", "files", "keys"},
@@ -108,7 +125,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "standard_streams": set(),
     "main": {
         *("command_line", "commands", "config", "console", "data", "distributed", "errors", "fit_to_data"),
-        *("help_text", "keys", "machine", "standard_streams"),
+        *("help_text", "keys", "machine", "standard_streams", "system_commands", "systems"),
     },
 }
 

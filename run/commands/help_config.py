@@ -25,8 +25,9 @@ values.
 
 Set a key with `--config.section.key=value`, or in a configuration file (`run/configs/` has
 examples). Values of several numbers are separated by commas. An experiment may set other values
-than the defaults below. Keys marked ✓ may change when training is resumed, the others are fixed for
-a run.
+than the defaults below. Of a system of several runs, `--config.STAGE.section.key=value` sets a key
+of one stage, and `--config.section.key=value` the key of every stage that has it. Keys marked ✓ may
+change when training is resumed, the others are fixed for a run.
 """
 
 

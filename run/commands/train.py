@@ -28,7 +28,7 @@ from score_diffusion.run.config import (
 )
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.constructor_keys import declared_keys
-from score_diffusion.run.data.condition_files import write_conditions
+from score_diffusion.run.data.condition_files import MOST_ROWS, write_conditions
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import (
     DataInfo,
@@ -37,6 +37,7 @@ from score_diffusion.run.data.info import (
     read_data_info,
     write_data_info,
 )
+from score_diffusion.run.data.low_resolution import LOW_RESOLUTION, small_copies
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
@@ -89,6 +90,18 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         return _run(config, dataset, trainer, workdir)
 
 
+def is_finished(config: ConfigDict, workdir: Path) -> bool:
+    """Whether a run directory holds this training, and it has taken all of its steps.
+
+    Raises:
+        UserError: If the directory holds another run.
+    """
+    if not _has_checkpoint(workdir):
+        return False
+    _check_same_run(take_resolved(config, read_config(workdir)), workdir, True)
+    return checkpoint.steps(workdir)[-1] >= total_training_steps(config.training)
+
+
 def _recorded_data(config: ConfigDict, workdir: Path, resumes: bool) -> DataInfo | None:
     """What the run, or the one that it follows, has recorded about its data; None for a new run."""
     if resumes:
@@ -125,7 +138,11 @@ def _write_description(config: ConfigDict, dataset: Dataset, workdir: Path) -> N
         return
     if dataset.vocabulary is not None:
         write_captions(workdir, dataset.held_out_conditions["text"], dataset.vocabulary)
-    elif dataset.conditions.keys() != {"label"}:
+    factor = config.model.upscale
+    if factor:
+        small = small_copies(dataset.held_out, factor, dataset.scaling, MOST_ROWS)
+        write_conditions(workdir, {**dataset.held_out_conditions, LOW_RESOLUTION: small})
+    elif dataset.vocabulary is None and dataset.conditions.keys() != {"label"}:
         write_conditions(workdir, dataset.held_out_conditions)
 
 

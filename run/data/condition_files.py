@@ -1,7 +1,9 @@
 """Files of conditions to draw samples under: the arrays cond_vector, cond_tokens, cond_mask and cond_image of
 an .npz, with one row for each sample, and optionally `label`, class indices.
 
-A run on data with such conditions keeps those of its first held-out samples as conditions.npz.
+A run on data with such conditions keeps those of its first held-out samples as conditions.npz. A model that
+enlarges images has the small images there, cond_low_resolution, with the labels and the texts that belong to
+them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_diffusion.run.data.low_resolution import LOW_RESOLUTION
 from score_diffusion.run.data.user_conditions import KINDS, PREFIX, check_conditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
@@ -68,6 +71,39 @@ def read_conditions(path: Path, shape: Sequence[int]) -> dict[str, Tensor]:
             )
         conditions["label"] = torch.from_numpy(labels.astype(np.int64))
     return conditions
+
+
+def read_small_images(path: Path, shape: Sequence[int]) -> dict[str, Tensor]:
+    """The small images of a file in the units of the model, float32, and the labels and the ids of texts that
+    belong to them.
+
+    Args:
+        path: The file.
+        shape: Of a small image.
+
+    Raises:
+        UserError: If the file is missing or damaged, or holds no images of this shape.
+    """
+    arrays, name = _arrays(path), name_of(LOW_RESOLUTION)
+    images = arrays.get(name)
+    if images is None or images.dtype.kind != "f" or images.shape[1:] != tuple(shape) or not len(images):
+        found = "nothing of that name" if images is None else f"{images.dtype} of shape {images.shape}"
+        expected = f"(N, {', '.join(map(str, shape))})"
+        raise UserError(f"{path} must hold {name}, small images of shape {expected}, it holds {found}")
+    if not np.isfinite(images).all():
+        raise UserError(f"{name} of {path} holds NaN or infinite values: replace them")
+    found_rows = {LOW_RESOLUTION: torch.from_numpy(images.astype(np.float32))}
+    for kind, ndim in (("label", 1), ("text", 2)):
+        rows = arrays.get(name_of(kind))
+        if rows is None:
+            continue
+        if rows.dtype.kind not in "iu" or rows.ndim != ndim or len(rows) != len(images):
+            raise UserError(
+                f"{name_of(kind)} of {path} must be {len(images)} rows of integers, got {rows.dtype} of "
+                f"shape {rows.shape}"
+            )
+        found_rows[kind] = torch.from_numpy(rows.astype(np.int64))
+    return found_rows
 
 
 def _arrays(path: Path) -> dict[str, np.ndarray]:

@@ -21,6 +21,7 @@ from score_diffusion.run.data.decoding import ImagePreparation
 from score_diffusion.run.data.hugging_face import HUB, find_on_hub
 from score_diffusion.run.data.image_folders import find_images
 from score_diffusion.run.data.image_source import BadFile, all_bad_files
+from score_diffusion.run.data.low_resolution import shrunk
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.shapes import SHAPE_SETS, load_shapes
@@ -50,6 +51,7 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, stream
             raise all_bad_files(error, options.workers) from error
     else:
         dataset = _load_built_in(options)
+    dataset = shrunk(dataset, options.shrink)
     if options.flip and len(dataset.shape) < 2:
         raise UserError("data.flip mirrors images, and these data are points: leave it false")
     return dataset

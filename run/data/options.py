@@ -53,6 +53,8 @@ class DataOptions:
     """Larger sets are streamed from the disk."""
     workers: int = 8
     """Threads that read and decode."""
+    shrink: int = 1
+    """By how much the sides of images are made smaller, each pixel the mean of a block."""
     flip: bool = False
     """Whether training mirrors images left to right at random."""
     dequantize: bool = True

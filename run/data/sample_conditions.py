@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_diffusion.run.data.low_resolution import LOW_RESOLUTION, Augmentation
 from score_diffusion.run.data.vocabulary import Vocabulary
 
 NO_CLASS, NO_TEXT = "no class", "no text"
@@ -24,6 +25,8 @@ class SampleConditions:
     """Names of the classes, in the order of their indices; a class without a name has its index."""
     vocabulary: Vocabulary | None = None
     """The words that the ids of texts stand for; None without texts."""
+    augmentation: Augmentation | None = None
+    """The noise of small images that are enlarged, each sample's its own; None without such."""
 
     @classmethod
     def of_classes(cls, labels: Sequence[int], classes: tuple[str, ...] = ()) -> SampleConditions:
@@ -33,8 +36,10 @@ class SampleConditions:
     def of(self, indices: range, device: torch.device | None = None) -> dict[str, Tensor] | None:
         """The conditions of the samples with these indices, one row for each; None if there are none."""
         index = torch.arange(indices.start, indices.stop)
-        cond = {kind: rows[index % len(rows)].to(device) for kind, rows in self.rows.items()}
-        return cond or None
+        cond = {kind: rows[index % len(rows)] for kind, rows in self.rows.items()}
+        if self.augmentation is not None:
+            cond = self.augmentation(cond, indices)
+        return {kind: rows.to(device) for kind, rows in cond.items()} or None
 
     def labels(self, count: int) -> Tensor | None:
         """The class indices of the first samples, int64 (count,), -1 for none; None without classes."""
@@ -49,9 +54,12 @@ class SampleConditions:
         return None if labels is None else [class_name(label, self.classes) for label in labels.tolist()]
 
     def images(self, count: int) -> np.ndarray | None:
-        """The image conditions of the first samples, (count, C', *size); None without such."""
+        """The images or the small images that the first samples are conditioned on, (count, C', *size); None
+        without such.
+        """
         cond = self.of(range(count)) or {}
-        return cond["image"].numpy() if "image" in cond else None
+        images = cond.get("image", cond.get(LOW_RESOLUTION))
+        return None if images is None else images.numpy()
 
 
 def class_name(label: int, classes: Sequence[str]) -> str:

@@ -89,7 +89,7 @@ def _in_words(sizes: Mapping[str, int]) -> str:
 
 def unconditional(sizes: Mapping[str, int], info: DataInfo) -> SampleConditions:
     """The null condition for all samples."""
-    return SampleConditions(null_condition(sizes, info.shape[1:]), info.classes, info.vocabulary)
+    return SampleConditions(null_condition(sizes, info.shape), info.classes, info.vocabulary)
 
 
 def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "sampling.label") -> list[int]:

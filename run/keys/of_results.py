@@ -47,6 +47,12 @@ SAMPLING = section("sampling", SAMPLES, True, {
         "the range, as 0.995; 0 for none",
         least=0, below=1,
     ),
+    "augment_noise": Key(
+        0.1,
+        "super-resolution: the level of the noise in the small images that samples are drawn under, up to "
+        "training.augment_noise",
+        least=0, below=1.0001, modes=(*SAMPLES, "likelihood"),
+    ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
     "guidance": Key(
         "none",

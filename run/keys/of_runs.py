@@ -75,6 +75,10 @@ DATA = section("data", (*NEW_RUN, "data"), False, {
         least=0, modes=DATA_ACCESS, may_change=True,
     ),
     "workers": Key(8, "threads that read images", least=1, modes=DATA_ACCESS, may_change=True),
+    "shrink": Key(
+        1, "factor by which the sides of images are made smaller, each pixel the mean of a block of them",
+        least=1,
+    ),
     "flip": Key(False, "mirror each image of a training batch left to right with probability 1/2"),
     "dequantize": Key(True, "add uniform noise within a grey level in training; false for bare pixel values"),
 })  # fmt: skip
@@ -115,6 +119,16 @@ MODEL = section("model", NEW_RUN, False, {
     "encoder_width": Key(128, "text encoder: size of its tokens; even, and divisible by its heads", least=2),
     "encoder_depth": Key(2, "text encoder: number of its blocks", least=1),
     "encoder_heads": Key(4, "text encoder: attention heads", least=1),
+    "upscale": Key(
+        0,
+        "super-resolution: the network is conditioned on images whose sides are smaller by this factor, made "
+        "of the samples themselves; 0 for none",
+        least=0,
+    ),
+    "upsampling": Key(
+        "bilinear", "super-resolution: how the network enlarges them first",
+        kind=Literal["nearest", "bilinear", "bicubic"],
+    ),
     "sigma_data": Key(0.5, "standard deviation of the data in prediction and weighting edm", above=0),
 })  # fmt: skip
 
@@ -160,6 +174,18 @@ TRAINING = section("training", NEW_RUN, False, {
         "probability that a training sample is not conditioned, for classifier-free guidance and the "
         "unconditional likelihood; only with training.conditional",
         least=0, below=1,
+    ),
+    "augment_noise": Key(
+        1.0,
+        "super-resolution: the largest level of the noise that training adds to small images, 0 for none, 1 "
+        "for nothing but noise; levels are drawn evenly up to it (conditioning augmentation)",
+        least=0, below=1.0001,
+    ),
+    "augment_blur": Key(
+        0.0,
+        "super-resolution: training blurs every second small image by a Gaussian of a width up to this one, "
+        "in pixels of the small image",
+        least=0,
     ),
     "ema_decay": Key(
         0.999,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.models.conditions import drop_conditions
+from score_diffusion.run.training.low_resolution import LowResolution
 from score_diffusion.sde_lib import DrawnTimes, TrainingTimes, generator_for
 
 T = TypeVar("T", bound="Sliceable")
@@ -60,7 +61,7 @@ class BatchOrder:
 
 class Sliceable:
     """Base of dataclasses whose fields hold B rows each, of which `batch[2:5]` takes some: tensors, ranges,
-    None, and dictionaries or dataclasses of these.
+    None, and dictionaries, tuples or dataclasses of these.
     """
 
     @abstractmethod
@@ -81,6 +82,8 @@ def _sliced(value: object, rows: slice) -> object:
         return type(value)(**parts)
     if isinstance(value, Mapping):
         return {key: _sliced(item, rows) for key, item in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_sliced(item, rows) for item in value)
     return value[rows] if isinstance(value, Tensor | range) else value
 
 
@@ -100,6 +103,8 @@ class BatchDraw(Sliceable):
     """The times; None for objectives without times."""
     noise: Tensor | None
     """Standard normal noise, shape (B, *shape); None for objectives without times."""
+    augmentation: tuple[Tensor, ...] = ()
+    """Of the small images of a model that enlarges them, see `LowResolution`; empty without such."""
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -153,6 +158,7 @@ class BatchSource:
         device: Where the batches are.
         mirror: Whether each image is mirrored left to right with probability 1/2.
         dropout: Probability that a sample gets the null condition, of all kinds together.
+        low_resolution: Makes the small images of a model that enlarges them; None for other models.
     """
 
     def __init__(
@@ -166,11 +172,13 @@ class BatchSource:
         device: torch.device,
         mirror: bool = False,
         dropout: float = 0.0,
+        low_resolution: LowResolution | None = None,
     ) -> None:
         self.loader, self.order, self.times, self.shape = loader, loader.order, times, shape
         self._conditions = {kind: value.to(loader.order.device) for kind, value in conditions.items()}
         self._to_model, self._seed, self._device = to_model, seed, device
         self._mirror, self._dropout = mirror, dropout if conditions else 0.0
+        self._low_resolution = low_resolution
 
     def draw(self, step: int) -> BatchDraw:
         """The whole batch of a step."""
@@ -179,7 +187,8 @@ class BatchSource:
         size = len(positions)
         mirrored = self._draw_uniform("flip", step, size) < 0.5 if self._mirror else None
         dropped = self._draw_uniform("drop", step, size) < self._dropout if self._dropout else None
-        return BatchDraw(positions, mirrored, dropped, *self._draw_noise(size, generator))
+        augmentation = self._draw_augmentation(size, "augment", step)
+        return BatchDraw(positions, mirrored, dropped, *self._draw_noise(size, generator), augmentation)
 
     def _draw_noise(
         self, size: int, generator: torch.Generator
@@ -191,6 +200,12 @@ class BatchSource:
             return u, None, None
         times = self.times.draw(size, generator)
         return u, times, torch.randn(shape, generator=generator, device=self._device)
+
+    def _draw_augmentation(self, size: int, *keys: str | int) -> tuple[Tensor, ...]:
+        if self._low_resolution is None:
+            return ()
+        generator = generator_for(self._seed, *keys, device=self._device)
+        return self._low_resolution.draw((size, *self.shape), generator)
 
     def _draw_uniform(self, purpose: str, step: int, size: int) -> Tensor:
         generator = generator_for(self._seed, purpose, step, device=self._device)
@@ -206,6 +221,8 @@ class BatchSource:
                 conditions["image"] = _mirror(conditions["image"], draw.mirrored)
         if draw.dropped is not None:
             conditions = drop_conditions(conditions, draw.dropped)
+        if self._low_resolution is not None:
+            conditions |= self._low_resolution.conditions(samples, *draw.augmentation)
         return Batch(self._to_model(samples, draw.u), conditions, draw.times, draw.noise)
 
     def _conditions_of(self, positions: range) -> dict[str, Tensor]:
@@ -228,7 +245,11 @@ class BatchSource:
         generator = generator_for(self._seed, "held-out", device=self._device)
         u, times, noise = self._draw_noise(len(samples), generator)
         own = {kind: value[: len(samples)].to(self._device) for kind, value in conditions.items()}
-        return Batch(self._to_model(samples.to(self._device), u), own, times, noise)
+        samples = samples.to(self._device)
+        if self._low_resolution is not None:
+            augmentation = self._draw_augmentation(len(samples), "augment held-out")
+            own |= self._low_resolution.conditions(samples, *augmentation)
+        return Batch(self._to_model(samples, u), own, times, noise)
 
 
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ def activation_bytes(model: ScoreModel | NoisyDataModel | Autoencoder, shape: Se
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         if isinstance(model, ScoreModel):
             t = torch.full((1,), model.sde.T)
-            cond = null_condition(condition_sizes(model), shape[1:])
+            cond = null_condition(condition_sizes(model), shape)
             score = ConditionalScore(model, cond) if cond else model
             denoising_score_matching(model.sde, score, x, t, torch.zeros_like(x))
         elif isinstance(model, NoisyDataModel):

@@ -31,7 +31,9 @@ def rows_for(value: Tensor, x: Tensor, name: str) -> Tensor:
 
 
 NULL: dict[str, int | bool] = {"label": -1, "vector": 0, "mask": False, "image": 0, "text": 0}
-"""What the tensors of the null condition are filled with; its tokens stay and become invalid."""
+"""What the tensors of the null condition are filled with."""
+KEPT = ("tokens", "low_resolution", "augmentation")
+"""Kinds whose tensors stay: tokens become invalid, and an image that is enlarged stays what it is."""
 
 
 def null_condition(cond: Condition) -> Condition:
@@ -43,7 +45,7 @@ def null_condition(cond: Condition) -> Condition:
         InputError: If a bare tensor is neither.
     """
     if not isinstance(cond, Tensor):
-        return {k: v if k == "tokens" else torch.full_like(v, NULL[k]) for k, v in with_mask(cond).items()}
+        return {k: v if k in KEPT else torch.full_like(v, NULL[k]) for k, v in with_mask(cond).items()}
     if cond.ndim > 2:
         raise InputError(
             f"a tensor of shape {tuple(cond.shape)} has no null condition that is known: name its kind, "

@@ -50,7 +50,7 @@ def test_a_dropped_condition_is_the_null_condition(randomize: Randomize) -> None
     out = net(x, noise, drop_conditions(cond, torch.tensor([False, True])))
     torch.testing.assert_close(out, torch.stack([full[0], null[1]]), rtol=0, atol=1e-6)
     assert (full - null).abs().amin(0).max() > 1e-3
-    spelled = null_condition(net.condition_sizes, (8, 8))
+    spelled = null_condition(net.condition_sizes, (1, 8, 8))
     assert set(spelled) == set(net.condition_sizes)
     repeated = {kind: value.expand(2, *value.shape[1:]) for kind, value in spelled.items()}
     torch.testing.assert_close(net(x, noise, repeated), null, rtol=0, atol=1e-6)

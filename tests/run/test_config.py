@@ -10,7 +10,6 @@ from score_diffusion.run.config import (
     apply_overrides,
     changed_keys,
     changed_text,
-    config_names,
     config_text,
     differing_keys,
     flatten,
@@ -18,6 +17,7 @@ from score_diffusion.run.config import (
     read_config,
     save_config,
 )
+from score_diffusion.run.config_files import config_names
 from score_diffusion.run.errors import UserError
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from score_diffusion.run import help_text
-from score_diffusion.run.config import config_names
+from score_diffusion.run.config_files import config_names, system_names
 from score_diffusion.run.keys import MODES
 
 
@@ -12,8 +12,9 @@ def test_every_mode_section_and_experiment_is_named():
     assert set(help_text.SECTIONS) == help_text.sections()
     files = {name if ":" not in name else f"{name.partition(':')[0]}:NAME" for name in config_names()}
     assert set(help_text.experiments()) == files
+    assert set(help_text.systems()) == set(system_names()) >= {"cascade_mnist"}
 
 
 def test_every_experiment_has_one_line_of_words():
-    for name, text in help_text.experiments().items():
+    for name, text in (help_text.experiments() | help_text.systems()).items():
         assert 10 < len(text) < 130 and "\n" not in text, name

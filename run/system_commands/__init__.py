@@ -1,0 +1,1 @@
+"""What `--mode` does with a system, one file per mode; it goes through the commands of one run."""

@@ -1,0 +1,122 @@
+"""Cascades: a model of small images, and models that enlarge them (Ho et al., 2021).
+
+    base draws x of 7x7   ->   x14 draws 14x14 given x   ->   x28 draws 28x28 given what x14 drew
+
+Each enlarging model is conditioned on the image before it with the noise of its *conditioning augmentation*,
+see `run/data/low_resolution.py`, and on the class or the text that the first model drew.
+
+References:
+    Cascaded Diffusion Models for High Fidelity Image Generation (Ho et al., 2021),
+        https://arxiv.org/abs/2106.15282.
+    Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022),
+        https://arxiv.org/abs/2205.11487: Sections 2.3 and 2.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from score_diffusion.models.conditions import condition_sizes
+from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.systems.chain import Chain, ScoreStage, StageRun, StageSamples, stage_seed
+
+LOW = "low_resolution"
+
+
+class Cascade(Chain):
+    """A first model, and models that enlarge what the one before them drew.
+
+    Args:
+        runs: The run directories.
+        stages: The models, in the same order.
+    """
+
+    def __init__(self, runs: Mapping[str, StageRun], stages: Sequence[ScoreStage]) -> None:
+        super().__init__(runs)
+        self.stages = stages
+
+    @classmethod
+    def load(cls, runs: Mapping[str, StageRun], device: torch.device) -> Cascade:
+        """The cascade of some run directories.
+
+        Raises:
+            UserError: If the first stage enlarges, another one does not, or its images have another size than
+                those that the stage before it draws.
+        """
+        first, *others = runs.values()
+        if first.config.model.upscale:
+            raise UserError(
+                f"the first stage of a cascade draws images from noise, and {first.path} enlarges images "
+                "(model.upscale)"
+            )
+        for run in others:
+            if not run.config.model.upscale:
+                raise UserError(
+                    f"stage {run.name} of a cascade enlarges images, and {run.path} does not: train it with "
+                    f"--config.{run.name}.model.upscale=2"
+                )
+        stages = [ScoreStage.load(run, device) for run in runs.values()]
+        for before, run, stage in zip(stages, others, stages[1:], strict=False):
+            _check_fits(before, stage, run)
+        return cls(runs, stages)
+
+    def draw(self, indices: range, seed: int) -> dict[str, StageSamples]:
+        first, *others = self.stages
+        drawn = {first.name: first.draw(indices, seed)}
+        conditions, before = first.trained.conditions, drawn[first.name]
+        for stage in others:
+            given = _given(stage.trained, before, conditions, indices)
+            drawn[stage.name] = before = stage.draw(indices, stage_seed(seed, stage.name), given)
+        return drawn
+
+    def facts(self) -> list[tuple[str, object]]:
+        return [stage.fact() for stage in self.stages]
+
+    @property
+    def training_steps(self) -> int:
+        return self.stages[-1].trained.step
+
+    def names(self, count: int) -> Sequence[str] | None:
+        return self.stages[0].trained.conditions.names(count)
+
+
+def _check_fits(before: ScoreStage, stage: ScoreStage, run: StageRun) -> None:
+    """Refuses a stage that does not enlarge what the stage before it draws.
+
+    Raises:
+        UserError: If the images have another size or other channels, or the texts other words.
+    """
+    factor, drawn, own = run.config.model.upscale, before.trained.data, stage.trained.data
+    needed = (own.shape[0], *(side // factor for side in own.shape[1:]))
+    if drawn.shape != needed:
+        raise UserError(
+            f"stage {stage.name} enlarges images of shape {needed}, and stage {before.name} draws "
+            f"{drawn.shape}: train one of them for the other"
+        )
+    if own.words and own.words != drawn.words:
+        raise UserError(
+            f"stages {before.name} and {stage.name} were trained with captions of other words: train both "
+            "with the same data"
+        )
+    classes = condition_sizes(stage.trained.score).get("label", 0)
+    if classes and own.classes != drawn.classes:
+        raise UserError(
+            f"stages {before.name} and {stage.name} were trained with other classes: train both with the "
+            "same data"
+        )
+
+
+def _given(
+    trained: TrainedModel, before: StageSamples, conditions: SampleConditions, indices: range
+) -> TrainedModel:
+    """A model under what the stage before it drew, and the class or the text that the first stage drew."""
+    small = trained.data.scaling.user_to_model(torch.from_numpy(before.samples))
+    sizes = condition_sizes(trained.score)
+    rows = {kind: row for kind, row in conditions.rows.items() if kind in sizes}
+    rows[LOW] = small.roll(indices.start % len(small), 0)  # sample k has row k mod n
+    return replace(trained, conditions=replace(trained.conditions, rows={**trained.conditions.rows, **rows}))
