@@ -18,6 +18,6 @@ def get_stages() -> dict[str, ConfigDict]:
     spec.loader.exec_module(tiny)
     base, x8 = tiny.get_config(), tiny.get_config()
     for stage in (base, x8):
-        stage.training.conditional, stage.training.preview_samples = True, 4
+        stage.training.conditional = True
     base.data.shrink, x8.model.upscale = 2, 2
     return {"base": base, "x8": x8}
