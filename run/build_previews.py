@@ -49,7 +49,7 @@ def build_preview(
         dataset.scaling,
         count,
         max(count, 1) if points else own_batch,
-        _preview_conditions(config, dataset),
+        _preview_conditions(config, dataset, max(count, 1)),
         decoder,
     )
 
