@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from matplotlib.figure import Figure
 
 from docs.tour.figures.drawing import BLUE, ORANGE, digits_law, new_figure, save
