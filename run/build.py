@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
 from typing import Any, TypeVar
 
 import torch
@@ -117,8 +118,9 @@ def choose(table: Mapping[str, T], name: str, kind: str) -> T:
 
 
 def data_options(section: ConfigDict) -> DataOptions:
-    """The options of a `data` section, whose keys are their names."""
-    return DataOptions(**section.to_dict() | {"image_size": parse_image_size(section.image_size)})
+    """The options of a `data` section, which has keys of their names."""
+    options = {field.name: section[field.name] for field in fields(DataOptions)}
+    return DataOptions(**options | {"image_size": parse_image_size(section.image_size)})
 
 
 def build_sde(section: ConfigDict) -> SDE:

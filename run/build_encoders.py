@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from score_diffusion.models import AUTOENCODERS, ENCODERS
 from score_diffusion.run.build import build_encoder, build_sde, refusing_arguments
@@ -13,11 +15,15 @@ from score_diffusion.run.config import read_config
 from score_diffusion.run.data.class_captions import captions_of
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info
+from score_diffusion.run.encoded_data.cache import check_unchanged
+from score_diffusion.run.encoded_data.embeddings import ENCODER, ContrastiveEncoders, with_unit_entries
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.trained_model import (
     TrackedAverages,
     WeightsChoice,
     load_chosen_weights,
+    tensors_digest,
 )
 from score_diffusion.run.training.objectives import (
     CaptionContrastive,
@@ -25,6 +31,7 @@ from score_diffusion.run.training.objectives import (
     Classification,
     CleanClassification,
     Objective,
+    clean_data,
 )
 from score_diffusion.sde_lib import NoisyDataModel
 
@@ -150,3 +157,36 @@ def load_clean_classifier(
     if info.scaling != dataset.scaling or info.shape != dataset.shape:
         raise UserError(f"the classifier of {run} is for {info}, and the data are {DataInfo.of(dataset)}")
     return load_encoder(run, config, device)
+
+
+def load_contrastive_encoders(name: str, info: DataInfo | None) -> ContrastiveEncoders:
+    """The encoders in the run directory data.encoder.
+
+    Args:
+        name: The directory.
+        info: What the run that uses them has recorded about its data; None for a new run.
+
+    Raises:
+        UserError: If the directory holds something else, or encoders with other weights than recorded.
+    """
+    run = expanded(name)
+    config, training_data = read_config(run), read_data_info(run)
+    if config.training.objective != "clean_contrastive":
+        raise UserError(
+            f"data.encoder={run} holds no encoders of images and captions without noise: train some by "
+            "--mode train --config clip_shapes"
+        )
+    model, _ = load_encoder(run, config, torch.device("cpu"))
+    net: Any = model.net
+
+    def encode(x: Tensor) -> Tensor:
+        return with_unit_entries(model(*clean_data(model, x)))
+
+    def encode_text(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return with_unit_entries(net.encode_text(ids))
+
+    weights = tensors_digest(model.state_dict().items())
+    encoders = ContrastiveEncoders(run, weights, encode, encode_text, training_data)
+    check_unchanged(encoders, "data.encoder", None if info is None else info.encoders.get(ENCODER))
+    return encoders

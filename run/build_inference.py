@@ -18,12 +18,14 @@ from score_diffusion.run.build import (
     build_sde,
     grid_times,
 )
+from score_diffusion.run.build_encoders import load_contrastive_encoders
 from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
 from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.encoded_data.embeddings import ENCODER
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import absolute_path, expanded, file_digest, is_writable
 from score_diffusion.run.inference.conditioning import (
@@ -114,7 +116,8 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
 
     def read_given() -> dict[str, Tensor]:
         if "text" in sizes:
-            return {"text": _prompts(section, info, workdir)}
+            text = _prompts(section, info, workdir)
+            return {"text": text} | (_embedded(text, config, info) if ENCODER in info.encoders else {})
         path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
         return read_conditions(path, info.shape)
 
@@ -188,6 +191,11 @@ def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
         return encoded_prompts([section.prompt], info.vocabulary, "sampling.prompt")
     path = expanded(section.prompts) if section.prompts else workdir / CAPTIONS_FILE
     return encoded_prompts(read_prompts(path), info.vocabulary, f"a prompt of {path}")
+
+
+def _embedded(text: Tensor, config: ConfigDict, info: DataInfo) -> dict[str, Tensor]:
+    """The embeddings of texts that a prior is conditioned on besides."""
+    return {"vector": load_contrastive_encoders(config.data.encoder, info).encode_text(text)}
 
 
 def trains_conditions(config: ConfigDict, info: DataInfo) -> bool:

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_inference import load_unconditioned, trains_conditions, with_conditions_if
-from score_diffusion.run.data.info import load_data
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL
@@ -75,7 +75,7 @@ def build_pairs(config: ConfigDict, trained: TrainedModel) -> Pairs:
             raise UserError(f"a path needs two ends, and {section.input} holds one sample: name more files")
         names = list(zip(inputs.names[::2], inputs.names[1::2], strict=False))
         return Pairs(x[: 2 * count].unflatten(0, (count, 2)), names, inputs.found)
-    dataset = load_data(options, data)
+    dataset = load_run_data(config.data, data)
     classes = trained.conditions.labels(section.num_pairs)
     labels = dataset.test_conditions.get("label")
     if classes is not None and labels is None and (classes >= 0).any():

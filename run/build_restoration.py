@@ -12,8 +12,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_inference import load_unconditioned, with_conditions_if
-from score_diffusion.run.data.info import DataInfo, load_data
+from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader, Inputs
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL
@@ -135,7 +136,7 @@ def build_measurements(config: ConfigDict, task: Task, data: DataInfo) -> Measur
         images = task.picture is None
         return as_measured(task, reader.measurements(section.input, expected, what, images), scaling)
     if section.input == HELD_OUT:
-        held_out = load_data(options, data).test
+        held_out = load_run_data(config.data, data).test
         samples = scaling.stored_to_user(held_out[: section.num_inputs])
         inputs = Inputs(samples, tuple(f"held-out {k}" for k in range(len(samples))), len(held_out))
     else:

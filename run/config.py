@@ -186,7 +186,7 @@ def apply_overrides(
         if not (also and name.startswith(also)):
             refuse_unused(name, mode, keys)
         value = key.read(name, given)
-        if name == "data.path" and value:
+        if name in ("data.path", "data.encoder") and value:
             value = absolute(value)  # the run directory is used from other folders too
         if name in CONSTRUCTORS:
             _drop_arguments(config, name, str(value))

@@ -67,7 +67,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("checkpoints", "console", "data", "distributed", "errors", "files", "film", "json_files"),
         *("image_grids", "key_types", "machine", "plots", "tasks", "training"),
     },
-    "build_encoders": {"build", "config", "data", "errors", "inference", "training"},
+    "build_encoders": {
+        *("build", "config", "data", "encoded_data", "errors", "files", "inference", "training"),
+    },
+    "build_data": {"build", "build_encoders", "data", "encoded_data"},
     "build_autoencoders": {
         *("build", "build_encoders", "config", "data", "errors", "files", "inference", "key_types"),
         "training",
@@ -79,9 +82,14 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("build", "build_autoencoders", "build_encoders", "checkpoints", "config", "data", "distributed"),
         *("encoded_data", "errors", "files", "key_types", "machine", "training"),
     },
-    "build_inference": {"build", "build_training", "data", "errors", "files", "inference", "training"},
-    "build_restoration": {"build", "build_inference", "data", "errors", "inference", "key_types", "tasks"},
-    "build_interpolation": {"build", "build_inference", "data", "errors", "inference"},
+    "build_inference": {
+        *("build", "build_encoders", "build_training", "data", "encoded_data", "errors", "files"),
+        *("inference", "training"),
+    },
+    "build_restoration": {
+        *("build", "build_data", "build_inference", "data", "errors", "inference", "key_types", "tasks"),
+    },
+    "build_interpolation": {"build", "build_data", "build_inference", "data", "errors", "inference"},
     "build_guidance": {
         *("build", "build_inference", "build_encoders", "config", "data", "errors", "files", "inference"),
     },
@@ -90,7 +98,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("files", "inference", "training"),
     },
     "commands": {
-        "build_encoders",
+        *("build_data", "build_encoders"),
         *("build", "build_evaluation", "build_guidance", "build_inference", "build_interpolation"),
         *("build_previews", "build_restoration", "build_training", "checkpoints", "config", "configs"),
         *("console", "constructor_keys", "data", "distributed", "errors", "evaluation", "files"),

@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build import build_sampler, build_sde, data_options
+from score_diffusion.run.build import build_sampler, build_sde
+from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_encoders import check_network
 from score_diffusion.run.build_training import (
     Model,
@@ -24,7 +25,6 @@ from score_diffusion.run.config import config_text
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info
-from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.machine import LOWER, in_words, machine_memory
 from score_diffusion.run.resolve_auto import resolve_conditions, resolve_levels, resolve_precision
 from score_diffusion.run.training.memory import TrainingMemory
@@ -38,7 +38,7 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     dataset = None
     if mode in ("train", "data"):
         check_batch_size(config.training)
-        dataset = load_dataset(data_options(config.data))
+        dataset = load_run_data(config.data)
         config, data = resolve_conditions(resolve_levels(config, dataset), dataset), DataInfo.of(dataset)
     else:
         data = read_data_info(workdir)

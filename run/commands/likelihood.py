@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run import plots
-from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build import build_sde
+from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_inference import (
     load_unconditioned,
     output_folder,
@@ -28,7 +29,6 @@ from score_diffusion.run.build_inference import (
 )
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.dataset import Dataset
-from score_diffusion.run.data.info import load_data
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic, write_numbered_json
@@ -71,7 +71,7 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         check_chain(build_sde(config.sde))
     output = output_folder(config.sampling, workdir)
     trained = load_unconditioned(workdir, config, device)
-    dataset = load_data(data_options(config.data), trained.data)
+    dataset = load_run_data(config.data, trained.data)
     conditioned = own_conditions(config, trained, dataset)
     if section.classify != "none" and conditioned.conditions.labels(1) is None:
         raise UserError(

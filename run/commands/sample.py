@@ -62,7 +62,7 @@ def _condition_rows(section: ConfigDict, trained: TrainedModel) -> list[tuple[st
     if "text" in rows and section.label != NONE:
         words.append(("text", section.prompt or f"{section.prompts or 'held-out captions'}, line by line"))
     own = [name_of(kind) for kind in rows if kind not in ("label", "text")]
-    if own and section.label != NONE:
+    if own and "text" not in rows and section.label != NONE:
         words.append(("conditions", f"{', '.join(own)} of {section.conditions or 'held-out samples'}"))
     return words
 

@@ -9,7 +9,8 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.models.conditions import condition_sizes
-from score_diffusion.run.build import build_sde, data_options
+from score_diffusion.run.build import build_sde
+from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_previews import build_preview
 from score_diffusion.run.build_training import (
     build_loop_settings,
@@ -33,7 +34,6 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import (
     DataInfo,
     is_data_picture,
-    load_data,
     read_data_info,
     write_data_info,
 )
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         config = take_resolved(config, read_config(workdir))
     _check_same_run(config, workdir, resumes)
     _check_ranks_agree(config)
-    dataset = load_data(data_options(config.data), _recorded_data(config, workdir, resumes))
+    dataset = load_run_data(config.data, _recorded_data(config, workdir, resumes))
     config = resolve(config, dataset, device)
     initial = None if resumes else initial_weights(config, dataset)
     trainer = build_trainer(config, dataset, device, initial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -166,18 +166,23 @@ def _as_tuple(value: Any) -> Any:  # noqa: ANN401
     return tuple(value) if isinstance(value, list) else value
 
 
-def load_data(options: DataOptions, info: DataInfo | None = None) -> Dataset:
+def load_data(
+    options: DataOptions,
+    info: DataInfo | None = None,
+    load: Callable[[DataOptions, Scaling | None], Dataset] = load_dataset,
+) -> Dataset:
     """Loads the data of a run, and warns if they look wrong.
 
     Args:
         options: Which data to load.
         info: What the run has recorded about its data; None for a new run.
+        load: Loads them, with the scaling of the run.
 
     Raises:
         UserError: If they cannot be read, do not fit the network, are not those that the run was trained on,
             or differ between ranks.
     """
-    dataset = load_dataset(options, None if info is None else info.scaling)
+    dataset = load(options, None if info is None else info.scaling)
     found = DataInfo.of(dataset)
     if info is not None and not found.fits(info):
         raise UserError(

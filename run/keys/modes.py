@@ -18,6 +18,7 @@ WEIGHTS = (*NEW_RUN, "sample", "interpolate", "restore", "likelihood", "evaluate
 SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare")
 RESTORES = (*NEW_RUN, "restore")
 DATA_ACCESS = (*NEW_RUN, "data", "interpolate", "restore", "likelihood", "evaluate", "compare")
+ENCODED = (*(mode for mode in DATA_ACCESS if mode != "data"), "sample")
 MEASURES = ("evaluate", "compare")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from score_diffusion.run.key_types import AUTO, Key
-from score_diffusion.run.keys.modes import DATA_ACCESS, NEW_RUN, section
+from score_diffusion.run.keys.modes import DATA_ACCESS, ENCODED, NEW_RUN, section
 
 LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
     "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
@@ -80,6 +80,16 @@ DATA = section("data", (*NEW_RUN, "data"), False, {
         least=1,
     ),
     "flip": Key(False, "mirror each image of a training batch left to right with probability 1/2"),
+    "encoder": Key(
+        "", "run of --config clip_shapes, or of your own encoders, whose image embeddings the data get",
+        modes=ENCODED, may_change=True,  # their weights are compared instead
+    ),
+    "embeddings": Key(
+        "conditions",
+        "with data.encoder: conditions of the images, for unCLIP's decoder, or samples in their place, under "
+        "captions, for its prior",
+        kind=Literal["conditions", "samples"],
+    ),
     "dequantize": Key(True, "add uniform noise within a grey level in training; false for bare pixel values"),
 })  # fmt: skip
 
