@@ -9,21 +9,14 @@ from pathlib import Path
 import pytest
 from matplotlib.figure import Figure
 
+from docs.tour.figures.drawing import python_of
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs/tour").glob("[0-9]*.md"))
 PICTURES = sorted(path.stem for path in (ROOT / "docs/images/tour").glob("*.png"))
 SMALL = 16  # whatever the picture counts: samples, points
 
 each_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-
-
-def python_of(page: Path) -> str:
-    """The Python of a page, with empty lines in place of everything else, so that errors name its lines."""
-    in_python, lines = False, []
-    for line in page.read_text(encoding="utf-8").splitlines():
-        in_python = (in_python or line == "```python") and line != "```"
-        lines.append(line if in_python and line != "```python" else "")
-    return "\n".join(lines)
 
 
 @pytest.mark.slow

@@ -1,9 +1,10 @@
-"""What the pictures of the tour share: figures without axes, rows of digits, and where they are saved."""
+"""What the pictures of the tour share: figures, rows of digits, what a page computed, where they go."""
 
 from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from score_diffusion.sde_lib import GaussianMixture
 
+PAGES = Path(__file__).resolve().parents[1]
 FOLDER = Path(__file__).resolve().parents[2] / "images" / "tour"
 BLUE, ORANGE, GREEN, GREY = "#274060", "#d1603d", "#3c887e", "0.6"
 
@@ -33,8 +35,24 @@ def save(name: str, figure: Figure) -> None:
     figure.savefig(buffer, dpi=100)
     path = FOLDER / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.open(buffer).convert("RGB").quantize(96).save(path, optimize=True)
+    Image.open(buffer).convert("RGB").quantize(224).save(path, optimize=True)
     print(f"{path} ({path.stat().st_size / 1000:.0f} kB)")
+
+
+def python_of(page: Path) -> str:
+    """The Python of a page, with empty lines in place of everything else, so that errors name its lines."""
+    in_python, lines = False, []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        in_python = (in_python or line == "```python") and line != "```"
+        lines.append(line if in_python and line != "```python" else "")
+    return "\n".join(lines)
+
+
+def names_of(page: str) -> dict[str, Any]:
+    """What a page of the tour has computed, by the names on the page."""
+    path, names = PAGES / f"{page}.md", dict[str, Any]()
+    exec(compile(python_of(path), str(path), "exec"), names)
+    return names
 
 
 def digits() -> tuple[Tensor, Tensor]:
