@@ -44,7 +44,7 @@ class CommandLine:
     path: Path | None
     """The argument without a name, which only `--mode convert` takes."""
     runs: tuple[Path, ...] = ()
-    """The arguments without names of `--mode compare`."""
+    """The arguments without names of the modes `compare` and `demo`."""
 
     @property
     def workdir(self) -> Path:
@@ -137,7 +137,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
     if values.mode is None and not rest:
         raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
     path = expanded(rest.pop(0)) if rest and values.mode == "convert" else None
-    runs = tuple(map(expanded, rest)) if values.mode == "compare" else ()
+    runs = tuple(map(expanded, rest)) if values.mode in ("compare", "demo") else ()
     if rest and not runs:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
     keys = SHORT_FLAGS | OTHER_KEYS.get(values.mode, {})

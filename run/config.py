@@ -194,7 +194,8 @@ def apply_overrides(
             _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
         _set(config, name, value)
     check(config)
-    refuse_options_of_others([name for name, _ in overrides], config)
+    if mode != "demo":  # whose page has all samplers, guidance methods and methods to choose from
+        refuse_options_of_others([name for name, _ in overrides], config)
     return config.lock()
 
 

@@ -66,14 +66,15 @@ def _pictures(frames: np.ndarray, limits: tuple[float, float] | None, inches: fl
     if frames.ndim > 4:
         limits = contrast(slices(frames[-1])) if limits is None else limits
         return [image_grid(slices(frame), limits) for frame in frames]
-    draw = _draw_signals if frames.ndim == 4 else _draw_points
+    draw = draw_signals if frames.ndim == 4 else draw_points
     last = frames[-1]
     margin = 0.25 * np.ptp(last)
     view = (float(last.min() - margin), float(last.max() + margin))
     return [figure_image(functools.partial(draw, frame, view), inches) for frame in frames]
 
 
-def _draw_points(points: np.ndarray, view: tuple[float, float], axes: Axes) -> None:
+def draw_points(points: np.ndarray, view: tuple[float, float], axes: Axes) -> None:
+    """Draws points (n, D) between the ends of the axes `view`, of one dimension as a histogram."""
     if points.shape[1] == 1:
         axes.hist(points[:, 0], bins=60, range=view)
         axes.set(xlim=view, yticks=[])
@@ -82,6 +83,7 @@ def _draw_points(points: np.ndarray, view: tuple[float, float], axes: Axes) -> N
     axes.set(xlim=view, ylim=view, aspect="equal", xticks=[], yticks=[])
 
 
-def _draw_signals(signals: np.ndarray, view: tuple[float, float], axes: Axes) -> None:
+def draw_signals(signals: np.ndarray, view: tuple[float, float], axes: Axes) -> None:
+    """Draws the first channels of signals (n, C, L) as curves between the ends of the axis `view`."""
     axes.plot(signals[:, 0].T, linewidth=0.7)
     axes.set(ylim=view, xticks=[], yticks=[])

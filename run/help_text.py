@@ -22,6 +22,7 @@ MODES = {
     "compare": "compares runs, samplers and numbers of evaluations",
     "data": "describes a data set",
     "report": "makes a page of a run",
+    "demo": "opens a page to draw, fill in and score",
     "convert": "reads and writes checkpoints of other libraries",
 }
 SECTIONS = {
@@ -35,6 +36,7 @@ SECTIONS = {
     "likelihood": "which figures, and how exactly",
     "evaluation": "metrics, features, numbers of samples",
     "compare": "what is compared",
+    "demo": "address of the page, size of uploads",
 }
 STAGES = "A system's stages: --config.STAGE.section.key=VALUE sets a key of one, --config.section.key of all."
 

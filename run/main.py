@@ -9,6 +9,7 @@
     python run/main.py --mode compare runs/vpsde runs/vesde --config.compare.nfe=8,15,30
     python run/main.py --mode data --config.data.path=FOLDER
     python run/main.py --mode report --config vpsde
+    python run/main.py --mode demo runs/vpsde runs/vpsde_cfg
     torchrun --nproc-per-node 4 run/main.py --mode train --config vpsde
     python run/main.py --mode convert --from diffusers FOLDER --workdir runs/NAME
 
@@ -162,6 +163,8 @@ def _run(line: CommandLine) -> int:
             raise UserError("--dry_run has no meaning for --mode compare, whose runs have their own settings")
         with joined_processes(), memory_explained(values.mode):
             return compare(line.runs, line.overrides, line.workdir, pick_device(values.device))
+    if values.mode == "demo":
+        return _demo(line)
     if _is_of_system(line):
         with joined_processes(), memory_explained(values.mode):
             return _run_system(line, pick_device(values.device))
@@ -175,6 +178,19 @@ def _run(line: CommandLine) -> int:
         # A mode is a function of its name in a file of its name, and imports what it needs itself.
         command = getattr(importlib.import_module(f"score_diffusion.run.commands.{values.mode}"), values.mode)
         return command(config, line.workdir, pick_device(values.device))
+
+
+def _demo(line: CommandLine) -> int:
+    """Runs `--mode demo`, whose runs have their own settings."""
+    from score_diffusion.run.demo.demo import demo
+    from score_diffusion.run.machine import memory_explained
+
+    if line.flags.dry_run:
+        raise UserError("--dry_run has no meaning for --mode demo, which computes nothing by itself")
+    if line.runs and line.flags.workdir:
+        raise UserError("--mode demo takes run directories or one --workdir, not both")
+    with memory_explained("demo"):
+        return demo(line.runs or (line.workdir,), line.overrides, line.flags.device)
 
 
 def _is_of_system(line: CommandLine) -> bool:

@@ -130,8 +130,14 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
         *("plots", "resolve_auto", "setting_files", "tasks", "training"),
     },
+    "demo": {
+        *("build", "build_guidance", "build_inference", "config", "console", "constructor_keys", "data"),
+        *("distributed", "errors", "film", "image_grids", "inference", "json_files", "key_types"),
+        *("machine", "plots", "python", "systems", "tasks"),
+    },
     "standard_streams": set(),
     "main": {
+        "demo",
         *("command_line", "commands", "config", "console", "data", "distributed", "errors", "fit_to_data"),
         *("help_text", "keys", "machine", "standard_streams", "system_commands", "systems"),
     },

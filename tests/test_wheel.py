@@ -64,6 +64,7 @@ def python(built: Path) -> Path:
 
 def test_the_wheel_has_every_file(built: Path):
     tree = {path.relative_to(ROOT).as_posix() for name in FOLDERS for path in (ROOT / name).rglob("*.py")}
+    tree |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "run/demo/page").iterdir()}
     expected = {name if name.startswith("score_diffusion/") else f"score_diffusion/{name}" for name in tree}
     for wheel in (*built.glob("*.whl"), *built.glob("direct/*.whl")):
         files = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}

@@ -10,14 +10,16 @@ import numpy as np
 import safetensors.torch
 import torch
 from PIL import Image
+from torch import Tensor
 
 from score_diffusion.run import film
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
 from score_diffusion.run.image_grids import png_bytes, rgb, shortened, slices
 from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.samplers import Sampler
-from score_diffusion.sde_lib import expand
+from score_diffusion.sde_lib import SDE, expand
 
 FILMED = 16  # samples, 500 points
 FILMED_POINTS = 500
@@ -94,9 +96,8 @@ def file_names(trained: TrainedModel, count: int) -> list[str]:
 
 
 def draw_frames(trained: TrainedModel, sampler: Sampler, seed: int, count: int) -> np.ndarray:
-    """The states x_t of the first samples at the times of the grid, then the samples, in the user's units.
-
-    States are shown over √(α² + σ²), which is the deviation of data of unit variance with their noise.
+    """The states x_t of the first samples at the times of the grid, as `shown_states` has them, then the
+    samples, in the user's units.
 
     Returns:
         Shape (steps + 2, count, *shape).
@@ -105,12 +106,25 @@ def draw_frames(trained: TrainedModel, sampler: Sampler, seed: int, count: int) 
     score = trained.guide(in_fixed_batches(trained.score))
     result = sampler(score, (count, *trained.data.shape), seed, cond=cond, trajectory=True)
     assert result.trajectory is not None
-    times = result.times.to(result.trajectory.device)
-    scale = (trained.sde.alpha(times).square() + trained.sde.sigma(times).square()).rsqrt()
-    states = (result.trajectory * expand(scale, result.trajectory)).to(result.samples.dtype)
-    scaling = trained.data.scaling
-    if scaling.levels is None:
-        flat = states.flatten(0, 1)
-        states = scaling.model_to_user(flat).reshape(states.shape)
-    last = scaling.model_to_user(result.samples)[None]
+    path, times = result.trajectory, result.times.repeat_interleave(count)
+    states = shown_states(trained.sde, trained.data.scaling, path.flatten(0, 1), times).reshape(path.shape)
+    last = trained.data.scaling.model_to_user(result.samples)[None]
     return torch.cat([states.to(last.dtype), last]).cpu().numpy()
+
+
+def shown_states(sde: SDE, scaling: Scaling, states: Tensor, times: Tensor) -> Tensor:
+    """States x_t as they are shown: over √(α² + σ²), the deviation of data of unit variance with their noise.
+
+    Args:
+        sde: The SDE.
+        scaling: Of the data.
+        states: The states, shape (n, *shape).
+        times: Their times, shape (n,).
+
+    Returns:
+        In the units of the data, shape (n, *shape); images are not rounded to grey levels.
+    """
+    times = times.to(states.device)
+    scale = (sde.alpha(times).square() + sde.sigma(times).square()).rsqrt()
+    scaled = (states * expand(scale, states)).to(states.dtype)
+    return scaled if scaling.levels else scaling.model_to_user(scaled)

@@ -23,6 +23,7 @@ from score_diffusion.run.keys.modes import (
 )
 from score_diffusion.run.keys.of_results import (
     COMPARE,
+    DEMO,
     EVALUATION,
     GUIDING,
     INTERPOLATE,
@@ -44,6 +45,7 @@ KEYS: dict[str, Key] = {
     **RESTORE,
     **EVALUATION,
     **COMPARE,
+    **DEMO,
 }
 
 __all__ = [

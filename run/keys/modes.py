@@ -8,16 +8,19 @@ from score_diffusion.run.key_types import Key
 
 MODES = (
     *("train", "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", "data", "report"),
-    "convert",
+    *("demo", "convert"),
 )
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
 NEW_RUN = ("train", CONVERT_FROM)
 """The modes that make a run and write its configuration."""
 
-WEIGHTS = (*NEW_RUN, "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", CONVERT_TO)
-SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare")
-RESTORES = (*NEW_RUN, "restore")
-DATA_ACCESS = (*NEW_RUN, "data", "interpolate", "restore", "likelihood", "evaluate", "compare")
+WEIGHTS = (
+    *(*NEW_RUN, "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", "demo"),
+    CONVERT_TO,
+)
+SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare", "demo")
+RESTORES = (*NEW_RUN, "restore", "demo")
+DATA_ACCESS = (*NEW_RUN, "data", "interpolate", "restore", "likelihood", "evaluate", "compare", "demo")
 ENCODED = (*(mode for mode in DATA_ACCESS if mode != "data"), "sample")
 MEASURES = ("evaluate", "compare")
 

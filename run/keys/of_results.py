@@ -114,7 +114,7 @@ INTERPOLATE = section("interpolate", (*NEW_RUN, "interpolate"), True, {
     "atol": Key(1e-5, "absolute tolerance of the solver", above=0),
 })  # fmt: skip
 
-LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood"), True, {
+LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
     "num_images": Key(256, "held-out samples to score, from the first on, or all of them if fewer", least=1),
     "batch_size": Key(256, "samples scored at a time", least=1),
     "seed": Key(0, "seed of the dequantization noise, the probes and the noise of the bound"),
@@ -220,4 +220,14 @@ COMPARE = section("compare", ("compare",), True, {
             "accuracy_from_samples",
         ],
     ),
+})  # fmt: skip
+
+DEMO = section("demo", ("demo",), True, {
+    "host": Key(
+        "127.0.0.1",
+        "address that the page is bound to; 0.0.0.0 lets every machine that reaches this one use it, without "
+        "a password",
+    ),
+    "port": Key(7860, "port of the page; 0 for any that is free", least=0, below=65536),
+    "max_upload_mib": Key(16.0, "MiB that an uploaded image may have at most", above=0),
 })  # fmt: skip

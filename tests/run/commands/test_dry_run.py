@@ -10,7 +10,7 @@ import pytest
 from score_diffusion.run.keys import MODES
 
 
-@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("convert", "compare")])
+@pytest.mark.parametrize("mode", [mode for mode in MODES if mode not in ("convert", "compare", "demo")])
 def test_a_dry_run_writes_nothing(
     snapshot: Callable, mode: str, cli: Callable, trained: Path, tmp_path: Path, capsys
 ):
