@@ -16,6 +16,7 @@ from score_diffusion.run.build import (
     build_model,
     build_sampler,
     build_sde,
+    data_options,
     grid_times,
 )
 from score_diffusion.run.build_encoders import load_contrastive_encoders
@@ -23,6 +24,7 @@ from score_diffusion.run.build_training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
+from score_diffusion.run.data.inputs import InputReader
 from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.encoded_data.embeddings import ENCODER
@@ -39,6 +41,7 @@ from score_diffusion.run.inference.conditioning import (
 from score_diffusion.run.inference.costs import check_bound, check_ode
 from score_diffusion.run.inference.fitted_solver import fitted_solver
 from score_diffusion.run.inference.prompts import CAPTIONS_FILE, encoded_prompts, read_prompts
+from score_diffusion.run.inference.reverse_bounds import reverse_bound_held_out
 from score_diffusion.run.inference.sample_files import SampleRequest
 from score_diffusion.run.inference.scoring import (
     Dequantization,
@@ -62,7 +65,7 @@ from score_diffusion.samplers import (
     find_sampler,
     sampler_options,
 )
-from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, ScoreModel, chain_times
+from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, ScoreModel, chain_times, quantize
 
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
@@ -324,7 +327,8 @@ def score_data(
     """The likelihood of stored samples as a section `likelihood` says; None on all ranks except the first.
 
     Args:
-        figure: "ode" for the probability flow, "bound" for the variational bound.
+        figure: "ode" for the probability flow, "reverse_sde" for the reverse SDE's bound, "bound" for the
+            variational bound.
         section: The section.
         trained: The model.
         data: Grey levels or standardized numbers, shape (n, *shape).
@@ -344,6 +348,17 @@ def score_data(
             probe=section.probe,
             n_probes=section.n_probes,
             solver=build_density_solver(section, tighter),
+        )
+    if figure == "reverse_sde":
+        check_bound(trained, len(data), section.batch_size, 2 * section.reverse_times, section.n_draws)
+        return reverse_bound_held_out(
+            trained,
+            data,
+            build_dequantization(section, trained),
+            batch_size=section.batch_size,
+            seed=section.seed,
+            n_times=section.reverse_times,
+            n_draws=section.n_draws,
         )
     n_terms = section.bound_terms or len(chain_times(trained.sde)) - 1
     check_bound(trained, len(data), section.batch_size, n_terms, section.bound_draws)
@@ -372,3 +387,19 @@ def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequanti
     if section.dequantization == "uniform":
         return UniformDequantization(trained, section.seed)
     return GaussianDequantization(trained, section.seed, section.variance, clip_bounds(section.clip))
+
+
+def other_data(config: ConfigDict, info: DataInfo) -> Tensor | None:
+    """The data `likelihood.path`, stored as those of the run; None where it names none.
+
+    Raises:
+        UserError: If they cannot be read, or do not have the shape and the range of the run's data.
+    """
+    section = config.likelihood
+    if not section.path:
+        return None
+    reader = InputReader(data_options(config.data), info.scaling, section.num_images)
+    found = reader.truth(section.path, info.shape)
+    if info.levels:
+        return quantize(found.samples, info.levels).to(torch.int32)
+    return torch.from_numpy(info.scaling.user_to_stored(found.samples.numpy()))

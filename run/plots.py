@@ -306,12 +306,18 @@ def svg(figure: Figure) -> bytes:
     return buffer.getvalue()
 
 
-def save_histogram(path: Path, values: np.ndarray, label: str) -> None:
-    """A histogram with the mean marked."""
+def save_histogram(path: Path, values: np.ndarray | Mapping[str, np.ndarray], label: str) -> None:
+    """A histogram with the mean marked, or those of several sets by their names."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=label, ylabel="count")
-    axes.hist(values, bins=min(50, max(10, len(values) // 10)))
-    axes.axvline(values.mean(), color="black", linestyle="--", label=f"mean {values.mean():.4g}")
+    sets = values if isinstance(values, Mapping) else {"": values}
+    every = np.concatenate(list(sets.values()))
+    bins = np.histogram_bin_edges(every, bins=min(50, max(10, len(every) // 10))).tolist()
+    for k, (name, of_set) in enumerate(sets.items()):
+        axes.hist(of_set, bins=bins, alpha=1 / len(sets), color=f"C{k}")
+        color = f"C{k}" if len(sets) > 1 else "black"
+        mean = f"{name} mean {of_set.mean():.4g}".lstrip()
+        axes.axvline(of_set.mean(), color=color, linestyle="--", label=mean)
     axes.legend()
     _save(path, figure)
 

@@ -51,6 +51,7 @@ from score_diffusion.sde_lib.ncsn_levels import (
 from score_diffusion.sde_lib.noisy_data_model import NoisyDataModel
 from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
 from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
+from score_diffusion.sde_lib.reverse_bound import ReverseBound, reverse_sde_bound, reverse_sde_estimate
 from score_diffusion.sde_lib.score import ScoreModel, tweedie
 from score_diffusion.sde_lib.score_matching import (
     implicit_score_matching,
@@ -120,6 +121,7 @@ __all__ = [
     "MinSNRWeighting",
     "NoisyDataModel",
     "RectifiedFlowSDE",
+    "ReverseBound",
     "ReverseSDE",
     "SampleNoise",
     "ScoreFunction",
@@ -159,6 +161,8 @@ __all__ = [
     "quadratic_betas",
     "quantize",
     "relative_step_size",
+    "reverse_sde_bound",
+    "reverse_sde_estimate",
     "reverse_transition",
     "sample_times",
     "score_and_fraction",

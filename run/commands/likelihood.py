@@ -22,12 +22,13 @@ from score_diffusion.run.build import build_sde
 from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_inference import (
     load_unconditioned,
+    other_data,
     output_folder,
     own_conditions,
     score_data,
     without_conditions,
 )
-from score_diffusion.run.console import format_duration, print_result
+from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.errors import UserError
@@ -39,17 +40,27 @@ from score_diffusion.run.inference.classification import (
     denoising_log_likelihoods,
     of_each_class,
 )
+from score_diffusion.run.inference.out_of_distribution import OtherData
+from score_diffusion.run.inference.reverse_bounds import importance_weighted, orders_violated
 from score_diffusion.run.inference.scoring import Scores, check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
 
-FIGURES = {"ode": ("ode",), "bound": ("bound",), "both": ("bound", "ode")}  # what can be refused comes first
-HISTOGRAMS = {"ode": ".png", "bound": "-bound.png"}
-EACH, LEAST_LIKELY = ".npz", "-least-likely.png"
+FIGURES = {
+    "ode": ("ode",),
+    "reverse_sde": ("reverse_sde",),
+    "bound": ("bound",),
+    "both": ("bound", "ode"),
+    "all": ("bound", "reverse_sde", "ode"),
+}
+"""The figures of each method: what can be refused comes first, what stands for the data last."""
+WORDS = {"ode": "", "reverse_sde": "reverse SDE's bound, ", "bound": "bound, "}
+HISTOGRAMS = {"ode": ".png", "reverse_sde": "-reverse-sde.png", "bound": "-bound.png"}
+EACH, LEAST_LIKELY, OTHER = ".npz", "-least-likely.png", "-other.png"
 SHOWN = 25  # images, the least likely first
 MOST_CLASSES = 20  # that are printed
 
 Figures = dict[str, Scores]
-"""The scores of the figures, "ode" and "bound"."""
+"""The scores of the figures, "ode", "reverse_sde" and "bound"."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +73,10 @@ class Scored:
     unconditional: Figures
     """The same under the null condition; empty for a model that does not know it, or no other."""
     classification: Classification | None
+    weighted: dict[int, Scores]
+    """The importance-weighted bounds of the ODE, by the number of draws."""
+    other: OtherData | None
+    """Other data next to the held-out data."""
 
 
 def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -78,28 +93,56 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
             f"likelihood.classify={section.classify} needs a model that was trained with class labels: set "
             "training.conditional=True in training, or likelihood.classify=none here"
         )
+    other = other_data(config, trained.data)
     start = time.perf_counter()
-    scored = _score(config, conditioned, without_conditions(config, trained), dataset)
+    scored = _score(config, conditioned, without_conditions(config, trained), dataset, other)
     if not scored.figures:  # on all ranks except the first
         return 0
     _report(scored, config, dataset, output, time.perf_counter() - start)
     return 0
 
 
-def _score(config: ConfigDict, trained: TrainedModel, bare: TrainedModel | None, dataset: Dataset) -> Scored:
+def _score(
+    config: ConfigDict,
+    trained: TrainedModel,
+    bare: TrainedModel | None,
+    dataset: Dataset,
+    other: Tensor | None,
+) -> Scored:
     section = config.likelihood
     data = dataset.test[: section.num_images]
+    if other is not None and trained.conditions.rows and bare is None:
+        raise UserError(
+            "likelihood.path names data without conditions, and this model knows nothing without one "
+            "(training.condition_dropout=0): leave it out, or train with condition dropout"
+        )
     figures = _figures(section, trained, data)
-    if "ode" in FIGURES[section.method] and section.checked_images:
+    if "ode" in figures and section.checked_images:
         tighter = score_data("ode", section, trained, data[: section.checked_images], tighter=True)
         if tighter is not None:
             figures["ode"] = figures["ode"].with_solver_error(tighter)
+    unconditional = {} if bare is None else _figures(section, bare, data)
+    chosen = FIGURES[section.method][-1]
+    of_other = None if other is None else score_data(chosen, section, bare or trained, other)
+    for sentence in orders_violated(figures, section.dequantization == "gaussian"):
+        warn(sentence)
     return Scored(
         trained,
         figures,
-        {} if bare is None else _figures(section, bare, data),
+        unconditional,
         None if section.classify == "none" else _classify(section, trained, dataset, data),
+        _weighted(section, trained, figures, data[0].numel()),
+        None if of_other is None else OtherData(section.path, (unconditional or figures)[chosen], of_other),
     )
+
+
+def _weighted(
+    section: ConfigDict, trained: TrainedModel, figures: Figures, dimensions: int
+) -> dict[int, Scores]:
+    """The importance-weighted bounds of images; none where the likelihoods of the draws are estimates."""
+    if "ode" not in figures or section.divergence != "exact" or not trained.data.levels:
+        return {}
+    return importance_weighted(figures["ode"], dimensions * math.log(2))
 
 
 def _figures(section: ConfigDict, trained: TrainedModel, data: Tensor) -> Figures:
@@ -144,19 +187,24 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         min(len(dataset.test), config.likelihood.num_images),
     )
     record = _record(scored, config.likelihood, count, seconds)
-    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values(), EACH, LEAST_LIKELY)
-    pictures = _save_each(stem, figures, trained, dataset)
+    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values(), EACH, LEAST_LIKELY, OTHER)
+    pictures = _save_each(stem, scored, dataset)
     histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
     for name, path in histograms.items():
         plots.save_histogram(path, figures[name].values, _quantity(trained))
+    if scored.other is not None:
+        histograms["other"] = stem.with_name(stem.name + OTHER)
+        both = {"held-out": scored.other.held_out.values, "other": scored.other.other.values}
+        plots.save_histogram(histograms["other"], both, _quantity(trained))
     all_figures = [*figures.values(), *scored.unconditional.values()]
     rows = [
-        *_score_rows(figures, _quantity(trained)),
+        *_score_rows(scored, _quantity(trained)),
         *_condition_rows(scored, config),
         ("held-out samples", f"{count:,} of {len(dataset.test):,}"),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{sum(s.nfe for s in all_figures):,} network evaluations per sample"),
         *_classification_rows(scored),
+        *_other_rows(scored),
         ("time", format_duration(seconds)),
         ("result", stem.with_suffix(".json")),
         ("each sample", stem.with_suffix(EACH)),
@@ -166,10 +214,13 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
     print_result("Likelihood of held-out data", rows)
 
 
-def _save_each(stem: Path, figures: Figures, trained: TrainedModel, dataset: Dataset) -> list[Path]:
+def _save_each(stem: Path, scored: Scored, dataset: Dataset) -> list[Path]:
     """Writes the figures of each sample, and of images a picture of the least likely; returns pictures."""
+    figures, trained = scored.figures, scored.trained
     arrays = {name: scores.values for name, scores in figures.items()}
     arrays |= {f"{name}_estimates": s.estimates for name, s in figures.items() if s.estimates is not None}
+    if scored.other is not None:
+        arrays |= {"other": scored.other.other.values, "other_held_out": scored.other.held_out.values}
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     write_atomic(stem.with_suffix(EACH), file.getvalue())
@@ -188,15 +239,39 @@ def _quantity(trained: TrainedModel) -> str:
     return "bits/dim" if trained.data.levels else "negative log-likelihood, nats"
 
 
-def _score_rows(scores: Figures, quantity: str) -> list[tuple[str, object]]:
-    """The figures, and the terms of the bound."""
+def _score_rows(scored: Scored, quantity: str) -> list[tuple[str, object]]:
+    """The figures, and what they consist of."""
     rows: list[tuple[str, object]] = []
-    if "ode" in scores:
-        rows.append((quantity, scores["ode"]))
-        rows += _error_rows(scores["ode"])
-    if "bound" in scores:
-        rows.append((f"bound, {quantity}", scores["bound"]))
-        rows += [(f"  {name}", term) for name, term in scores["bound"].terms.items()]
+    for name in ("ode", "reverse_sde", "bound"):
+        if name not in scored.figures:
+            continue
+        scores = scored.figures[name]
+        rows.append((f"{WORDS[name]}{quantity}", scores))
+        if name == "ode":
+            rows += _error_rows(scores)
+            rows += [(f"  weighted, {K} draws", bound) for K, bound in scored.weighted.items()]
+        elif "ode" in scored.figures:
+            rows.append(("  above the ODE's", f"{scores.less(scored.figures['ode'])}, sample by sample"))
+        rows += [(f"  {term_name}", term) for term_name, term in scores.terms.items()]
+    return rows
+
+
+def _other_rows(scored: Scored) -> list[tuple[str, object]]:
+    other = scored.other
+    if other is None:
+        return []
+    rows: list[tuple[str, object]] = [
+        (f"other data, {_quantity(scored.trained)}", f"{other.other}, {len(other.other.values):,} samples"),
+        ("  AUROC", f"{other.by_likelihood} by likelihood, {other.by_typicality} by typicality"),
+    ]
+    if other.is_more_likely:
+        rows.append(
+            (
+                "  note",
+                "more likely than the held-out data: a density favours simple data (Nalisnick et al., 2019), "
+                "go by typicality",
+            )
+        )
     return rows
 
 
@@ -220,7 +295,7 @@ def _condition_rows(scored: Scored, config: ConfigDict) -> list[tuple[str, objec
         return []
     rows: list[tuple[str, object]] = [("conditioned on", f"each sample's own {', '.join(conditions.rows)}")]
     for name, scores in scored.unconditional.items():
-        of = "" if name == "ode" else "bound, "
+        of = WORDS[name]
         rows.append((f"  {of}unconditional", scores))
         rows.append((f"  {of}difference", f"{scored.figures[name].less(scores)}, sample by sample"))
     if not scored.unconditional:
@@ -271,6 +346,10 @@ def _record(scored: Scored, section: ConfigDict, num_images: int, seconds: float
         "conditioned_on": [*trained.conditions.rows],
         "settings": section.to_dict(),
     }
+    if scored.weighted:
+        record["importance_weighted"] = {str(K): bound.record(key) for K, bound in scored.weighted.items()}
+    if scored.other is not None:
+        record["other"] = scored.other.record(key)
     if scored.unconditional:
         record["unconditional"] = _figures_record(scored.unconditional, key)
         record["difference"] = {
@@ -305,6 +384,8 @@ def _figures_record(scores: Figures, key: str) -> dict[str, object]:
         ode = scores["ode"]
         errors = {"standard_error_parts": ode.error_parts, "solver_error": ode.solver_error}
         record |= ode.record(key) | {"nfe": ode.nfe} | errors
+    if "reverse_sde" in scores:
+        record["reverse_sde"] = scores["reverse_sde"].record(key) | {"nfe": scores["reverse_sde"].nfe}
     if "bound" in scores:
         bound = scores["bound"]
         record["bound"] = {

@@ -272,7 +272,7 @@ def score_held_out(
                 first=first,
             )
             draws.append((dequantized.bits, result))
-        batches.append(_estimates(draws, _unit(trained, batch), batch[0].numel()))
+        batches.append(_estimates(draws, unit_of(trained, batch), batch[0].numel()))
     scored = processes.gather(batches)
     return None if scored is None else _joined(scored)
 
@@ -291,8 +291,8 @@ def _estimates(
     values = [bits[:, None] * unit - result.log_probs * to_unit for bits, result in draws]
     errors = [result.solver_error * to_unit for _, result in draws]
     return (
-        _array(torch.stack(values, 1)),
-        _array(torch.stack(errors, 1)),
+        array_of(torch.stack(values, 1)),
+        array_of(torch.stack(errors, 1)),
         sum(result.nfe for _, result in draws),
     )
 
@@ -344,11 +344,11 @@ def bound_held_out(
             seed=seed,
             first=first,
         )
-        unit, scale_bits = _unit(trained, batch), _scale_bits(trained.data.scaling)
+        unit, scale_bits = unit_of(trained, batch), _scale_bits(trained.data.scaling)
         parts = bound.terms.clone()
         if not n_terms:
             parts[:, -1] += scale_bits  # of the decoder, L_0
-        batches.append((_array((bound.total + scale_bits) * unit), _array(parts * unit), bound.nfe))
+        batches.append((array_of((bound.total + scale_bits) * unit), array_of(parts * unit), bound.nfe))
     scored = processes.gather(batches)
     if scored is None:
         return None
@@ -362,7 +362,7 @@ def bound_held_out(
     return Scores(total, nfe, {name: Scores(values, nfe) for name, values in named.items()}, steps)
 
 
-def _unit(trained: TrainedModel, batch: Tensor) -> float:
+def unit_of(trained: TrainedModel, batch: Tensor) -> float:
     """The factor from bits per dimension to the unit of the scores, nats for points."""
     return 1.0 if trained.data.levels else batch[0].numel() * math.log(2)
 
@@ -372,5 +372,5 @@ def _scale_bits(scaling: Scaling) -> float:
     return scaling.bits_offset if scaling.levels is None else 0.0
 
 
-def _array(values: Tensor) -> np.ndarray:
+def array_of(values: Tensor) -> np.ndarray:
     return values.double().cpu().numpy()

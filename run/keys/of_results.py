@@ -119,7 +119,14 @@ LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
     "batch_size": Key(256, "samples scored at a time", least=1),
     "seed": Key(0, "seed of the dequantization noise, the probes and the noise of the bound"),
     "method": Key(
-        "ode", "probability-flow ODE, DDPM's variational bound, or both", kind=Literal["ode", "bound", "both"]
+        "ode",
+        "ode: the probability-flow ODE; reverse_sde: the reverse SDE's bound; bound: DDPM's variational "
+        "bound; both: ode and bound; all: all three",
+        kind=Literal["ode", "reverse_sde", "bound", "both", "all"],
+    ),
+    "path": Key(
+        "",
+        "other data that are scored besides: image files, a folder or zip of images, an .npy or .npz file",
     ),
     "classify": Key(
         "none",
@@ -135,7 +142,12 @@ LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
     ),
     "probe": Key("rademacher", "law of the probes", kind=Literal["rademacher", "gaussian", "sphere"]),
     "n_probes": Key(1, "random probes of the divergence, not of the exact one", least=1),
-    "n_draws": Key(1, "times that a sample is scored by the ODE, each with its own noise", least=1),
+    "n_draws": Key(
+        1, "times that a sample is scored by ode and reverse_sde, each with its own noise", least=1
+    ),
+    "reverse_times": Key(
+        64, "times of the reverse SDE's bound for each sample and draw, two evaluations each", least=1
+    ),
     "checked_images": Key(4, "samples scored again by a tighter solver to measure its error", least=0),
     "solver": Key("dopri5", "adaptive or fixed-step solver", kind=Literal["dopri5", "exponential_adams"]),
     "rtol": Key(1e-5, "relative tolerance of solver=dopri5", above=0),

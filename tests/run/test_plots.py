@@ -132,7 +132,8 @@ def test_columns_of_different_units_are_both_seen(tmp_path: Path):
 def test_curves(tmp_path: Path):
     plots.save_loss_curve(tmp_path / "loss.png", [1, 10, 100], [1.0, 0.5, 0.1])
     plots.save_histogram(tmp_path / "histogram.png", np.arange(30.0), "bits/dim")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "loss.png"]
+    plots.save_histogram(tmp_path / "two.png", {"a": np.arange(30.0), "b": np.ones(5)}, "bits/dim")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["histogram.png", "loss.png", "two.png"]
 
 
 @pytest.mark.slow

@@ -133,3 +133,42 @@ def test_a_model_without_classes_classifies_nothing(cli: Callable, trained: Path
     sentence = refused(cli("likelihood", trained, "--config.likelihood.classify=denoising"))
     assert "classify=denoising needs a model that was trained with class labels" in sentence
     assert sorted(trained.iterdir()) == before
+
+
+def test_other_data_and_the_bound_of_the_reverse_sde(
+    cli: Callable, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], refused: Callable
+):
+    """Per-sample scores of both sets, whose areas are those of the file; batch size does not matter."""
+    other = tmp_path / "flat.npy"
+    np.save(other, np.full((3, 1, 8, 8), -1.0))
+    options = ("method=reverse_sde", "reverse_times=4", "n_draws=2", f"path={other}")
+    arguments = [f"--config.likelihood.{option}" for option in options]
+    for batch_size in (4, 2):
+        assert cli("likelihood", trained, *arguments, f"--config.likelihood.batch_size={batch_size}") == 0
+    out = capsys.readouterr().out
+    assert "reverse SDE's bound, bits/dim" in out and "AUROC" in out
+    first, second = (json.loads((trained / f"likelihood{n}.json").read_text()) for n in ("", "-2"))
+    each = np.load(trained / "likelihood.npz")
+    assert each["reverse_sde_estimates"].shape == (4, 2, 1) and each["other"].shape == (3,)
+    assert first["reverse_sde"]["bits_per_dim"] == pytest.approx(each["reverse_sde"].mean())
+    assert first["reverse_sde"]["nfe"] == 16
+    pairs = each["other"][:, None] > each["other_held_out"]
+    assert first["other"]["auroc"]["likelihood"]["value"] == pytest.approx(pairs.mean())
+    for result in ("reverse_sde", "other"):
+        assert first[result]["bits_per_dim"] == pytest.approx(second[result]["bits_per_dim"], rel=1e-5)
+    assert (trained / "likelihood-other.png").exists() and (trained / "likelihood-reverse-sde.png").exists()
+    np.save(other, np.full((3, 1, 9, 8), -1.0))
+    assert "have shape (n, 1, 8, 8)" in refused(cli("likelihood", trained, *arguments))
+
+
+def test_importance_weighted_bounds(cli: Callable, trained: Path, capsys: pytest.CaptureFixture[str]):
+    """Of the exact divergence; they are those of the draws in the file."""
+    options = ("num_images=2", "n_draws=2", "divergence=exact", "solver=exponential_adams", "steps=8")
+    arguments = [f"--config.likelihood.{option}" for option in (*options, "checked_images=0")]
+    assert cli("likelihood", trained, *arguments) == 0
+    assert "weighted, 2 draws" in capsys.readouterr().out
+    result = json.loads((trained / "likelihood.json").read_text())
+    nats = np.load(trained / "likelihood.npz")["ode_estimates"][:, :, 0] * 64 * np.log(2)
+    exact = (np.log(2) - np.logaddexp(-nats[:, 0], -nats[:, 1])).mean() / (64 * np.log(2))
+    assert result["importance_weighted"]["2"]["bits_per_dim"] == pytest.approx(exact)
+    assert exact <= result["bits_per_dim"]
