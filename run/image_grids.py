@@ -121,14 +121,14 @@ def _blocks(levels: np.ndarray, members: Sequence[tuple[str, list[int]]]) -> Ima
     return side_by_side(pictures)
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    whole = Image.new(
-        "RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)), (255, 255, 255)
-    )
+def side_by_side(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
+    """Pictures in a row on white, with so many pixels between them."""
+    width = sum(p.width for p in pictures) + gap * (len(pictures) - 1)
+    whole = Image.new("RGB", (width, max(p.height for p in pictures)), (255, 255, 255))
     left = 0
     for picture in pictures:
         whole.paste(picture, (left, 0))
-        left += picture.width
+        left += picture.width + gap
     return whole
 
 

@@ -14,7 +14,15 @@ import numpy as np
 from PIL import Image
 
 from score_diffusion.run.files import write_atomic
-from score_diffusion.run.image_grids import contrast, image_grid, image_rows, png_bytes, shortened, slices
+from score_diffusion.run.image_grids import (
+    contrast,
+    image_grid,
+    image_rows,
+    png_bytes,
+    shortened,
+    side_by_side,
+    slices,
+)
 
 # Notebooks name a backend in the environment, and matplotlib cannot be imported where that is not installed.
 # No backend is needed here: figures are drawn on the canvases below.
@@ -31,6 +39,7 @@ finally:
 
 SHORT_LINE = 12  # lines of fewer points have markers, so that a single point can be seen
 MOST_IN_LEGEND = 20
+GROUP_GAP = 16  # pixels between groups of images
 PANELS = 16  # signals in a picture
 MISSING = (0.55, 0.65, 0.85)  # the colour of pixels that are not there
 MOST_STRETCHED = 20  # points whose widths differ by more have axes of different units
@@ -60,6 +69,14 @@ def save_samples(
     else:
         images, given = slices(samples), None if given is None else slices(given)
         write_atomic(path, png_bytes(image_grid(images, limits, names, given)))
+
+
+def save_groups(
+    path: Path, groups: Mapping[str, np.ndarray], limits: tuple[float, float] | None = (-1, 1)
+) -> None:
+    """Groups of images (n, C, H, W) side by side, each a grid under its name."""
+    grids = [image_grid(images, limits, [name] * len(images)) for name, images in groups.items()]
+    write_atomic(path, png_bytes(side_by_side(grids, GROUP_GAP)))
 
 
 def figure_image(draw: Callable[[Axes], None], inches: float) -> Image.Image:
@@ -242,7 +259,8 @@ def curves(
     axes = figure.add_subplot(xlabel=xlabel, ylabel=ylabel, xscale=xscale, yscale=yscale)
     for name, (x, y) in lines.items():
         axes.plot(x, y, label=name, marker="." if len(x) < SHORT_LINE else None)
-    axes.grid(alpha=0.3, which="both")
+    axes.grid(alpha=0.3)
+    axes.grid(alpha=0.1, which="minor")
     if len(lines) > 1:
         axes.legend()
     return figure
@@ -299,14 +317,19 @@ def _mark_points(axes: Axes, x: Sequence[float]) -> None:
 
 
 def svg(figure: Figure) -> bytes:
-    """A figure as an SVG image, the same bytes for the same figure."""
+    """A figure as an SVG image whose words are text, the same bytes for the same figure."""
     buffer = io.BytesIO()
-    with rc_context({"svg.hashsalt": "figure"}):
+    with rc_context({"svg.hashsalt": "figure", "svg.fonttype": "none"}):
         FigureCanvasSVG(figure).print_svg(buffer, metadata={"Date": None})
     return buffer.getvalue()
 
 
 def save_histogram(path: Path, values: np.ndarray | Mapping[str, np.ndarray], label: str) -> None:
+    """A histogram with the mean marked, or those of several sets by their names."""
+    _save(path, histogram(values, label))
+
+
+def histogram(values: np.ndarray | Mapping[str, np.ndarray], label: str) -> Figure:
     """A histogram with the mean marked, or those of several sets by their names."""
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot(xlabel=label, ylabel="count")
@@ -319,7 +342,7 @@ def save_histogram(path: Path, values: np.ndarray | Mapping[str, np.ndarray], la
         mean = f"{name} mean {of_set.mean():.4g}".lstrip()
         axes.axvline(of_set.mean(), color=color, linestyle="--", label=mean)
     axes.legend()
-    _save(path, figure)
+    return figure
 
 
 def _plain(text: str) -> str:

@@ -28,7 +28,8 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "setting_files": {"errors", "json_files"},
     "plots": {"files", "image_grids"},
     "film": {"files", "image_grids", "plots"},
-    "web_page": {"plots"},
+    "web_theme": set(),
+    "web_page": {"plots", "web_theme"},
     "distributed": {"errors"},
     "console": {"distributed"},
     "machine": {"console", "errors"},
@@ -97,12 +98,16 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("build_inference", "build_encoders", "config", "data", "distributed", "errors", "evaluation"),
         *("files", "inference", "training"),
     },
+    "reporting": {
+        *("build_training", "config", "console", "data", "errors", "evaluation", "inference", "json_files"),
+        *("key_types", "plots", "training", "web_page"),
+    },
     "commands": {
         *("build_data", "build_encoders"),
         *("build", "build_evaluation", "build_guidance", "build_inference", "build_interpolation"),
         *("build_previews", "build_restoration", "build_training", "checkpoints", "config", "configs"),
         *("console", "constructor_keys", "data", "distributed", "errors", "evaluation", "files"),
-        *("image_grids", "inference", "json_files", "key_types", "keys", "machine", "plots"),
+        *("image_grids", "inference", "json_files", "key_types", "keys", "machine", "plots", "reporting"),
         *("resolve_auto", "training", "web_page"),
     },
     "systems": {

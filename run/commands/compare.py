@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from html import escape
 from pathlib import Path
 
 import torch
@@ -39,8 +38,10 @@ from score_diffusion.run.evaluation.results import (
 )
 from score_diffusion.run.files import write_atomic, write_numbered_json
 from score_diffusion.run.keys import COMPARE
+from score_diffusion.run.web_page import Section
 
 STEM = "comparison"
+WIDE = (9.6, 3.8)  # inches, of the picture on the page
 
 
 def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: torch.device) -> int:
@@ -196,10 +197,9 @@ def _line(records: Sequence[Record], key: str, metric: str) -> plots.ErrorBars:
 
 def _page(records: Sequence[Record], figure: plots.Figure, metric: str) -> str:
     header, *rows = table(records)
-    parts = [
-        f"<p>{escape(_title(records))}. Each figure is followed by its standard error; the dashed line is "
-        "what as many real samples get.</p>",
-        web_page.table(rows, header),
-        web_page.figure(figure, name_in_words(metric)),
+    note = "Each figure is followed by its standard error; the dashed line is what as many real samples get."
+    sections = [
+        Section("Picture", [web_page.figure(figure, name_in_words(metric), WIDE), web_page.paragraph(note)]),
+        Section("Table", [web_page.table(rows, header)]),
     ]
-    return web_page.page("Comparison of samples", "\n".join(parts))
+    return web_page.page("Comparison of samples", f"{_title(records)}.", sections)

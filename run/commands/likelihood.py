@@ -55,8 +55,8 @@ FIGURES = {
 """The figures of each method: what can be refused comes first, what stands for the data last."""
 WORDS = {"ode": "", "reverse_sde": "reverse SDE's bound, ", "bound": "bound, "}
 HISTOGRAMS = {"ode": ".png", "reverse_sde": "-reverse-sde.png", "bound": "-bound.png"}
-EACH, LEAST_LIKELY, OTHER = ".npz", "-least-likely.png", "-other.png"
-SHOWN = 25  # images, the least likely first
+EACH, EXTREMES, OTHER = ".npz", "-extremes.png", "-other.png"
+SHOWN = 25  # images of each extreme
 MOST_CLASSES = 20  # that are printed
 
 Figures = dict[str, Scores]
@@ -187,7 +187,7 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         min(len(dataset.test), config.likelihood.num_images),
     )
     record = _record(scored, config.likelihood, count, seconds)
-    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values(), EACH, LEAST_LIKELY, OTHER)
+    stem = write_numbered_json(output / "likelihood", record, *HISTOGRAMS.values(), EACH, EXTREMES, OTHER)
     pictures = _save_each(stem, scored, dataset)
     histograms = {name: stem.with_name(stem.name + HISTOGRAMS[name]) for name in figures}
     for name, path in histograms.items():
@@ -209,13 +209,13 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         ("result", stem.with_suffix(".json")),
         ("each sample", stem.with_suffix(EACH)),
         *(("histogram", path) for path in histograms.values()),
-        *(("least likely", path) for path in pictures),
+        *(("least and most", path) for path in pictures),
     ]
     print_result("Likelihood of held-out data", rows)
 
 
 def _save_each(stem: Path, scored: Scored, dataset: Dataset) -> list[Path]:
-    """Writes the figures of each sample, and of images a picture of the least likely; returns pictures."""
+    """Writes the figures of each sample, and a picture of the least and the most likely image; returns it."""
     figures, trained = scored.figures, scored.trained
     arrays = {name: scores.values for name, scores in figures.items()}
     arrays |= {f"{name}_estimates": s.estimates for name, s in figures.items() if s.estimates is not None}
@@ -227,10 +227,12 @@ def _save_each(stem: Path, scored: Scored, dataset: Dataset) -> list[Path]:
     if not trained.data.levels:
         return []
     values = next(reversed(figures.values())).values  # of the ODE if there are both
-    chosen = np.argsort(-values, kind="stable")[:SHOWN]
-    path = stem.with_name(stem.name + LEAST_LIKELY)
-    images = dataset.scaling.stored_to_user(dataset.test[torch.from_numpy(chosen)]).numpy()
-    plots.save_samples(path, images, dataset.scaling.limits)
+    order = torch.from_numpy(np.argsort(-values, kind="stable"))
+    count = min(SHOWN, max(1, len(order) // 2))
+    chosen = {"least likely": order[:count], "most likely": order.flip(0)[:count]}
+    groups = {name: dataset.scaling.stored_to_user(dataset.test[k]).numpy() for name, k in chosen.items()}
+    path = stem.with_name(stem.name + EXTREMES)
+    plots.save_groups(path, groups, dataset.scaling.limits)
     return [path]
 
 

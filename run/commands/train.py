@@ -47,6 +47,7 @@ from score_diffusion.run.training.autoencoding import FIGURES
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.log import CSV_FILE, LOG_FILE, LOSS_CURVE
 from score_diffusion.run.training.log_targets import LogSettings
+from score_diffusion.run.training.previews import Preview, ReconstructionPreview, save_real
 from score_diffusion.run.training.run_directory import (
     locked,
     preview_path,
@@ -114,12 +115,13 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
     print(changed_text(config))
     if condition_sizes(trainer.model) and not config.training.conditional:
         warn("training.conditional=False: the network takes conditions, and the model will be unconditional")
+    preview = build_preview(config, dataset, build_sde(config.sde))
     outcome = train_in_directory(
         trainer,
         build_loop_settings(config.training),
-        build_preview(config, dataset, build_sde(config.sde)),
+        preview,
         workdir,
-        lambda: _write_description(config, dataset, workdir),
+        lambda: _write_description(config, dataset, workdir, preview),
         _log_settings(config),
     )
     _report(config.training, trainer, workdir, outcome)
@@ -131,9 +133,12 @@ def _log_settings(config: ConfigDict) -> LogSettings:
     return LogSettings(decide, config.training.wandb)
 
 
-def _write_description(config: ConfigDict, dataset: Dataset, workdir: Path) -> None:
+def _write_description(
+    config: ConfigDict, dataset: Dataset, workdir: Path, preview: Preview | ReconstructionPreview
+) -> None:
     save_config(config, workdir)
     write_data_info(workdir, DataInfo.of(dataset))
+    save_real(workdir, dataset, preview, config.training.conditional)
     if not config.training.conditional:
         return
     if dataset.vocabulary is not None:

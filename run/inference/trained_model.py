@@ -9,7 +9,7 @@ The run directory holds
     skipped/                                   a batch of training that diverged, see interruptions.py
     log.jsonl, tensorboard/, loss_curve.png    the course of training
     captions.txt                               held-out captions, to draw samples under
-    samples/                                   pictures and sample files
+    samples/                                   pictures and sample files, and a picture of held-out data
     solvers/                                   samplers that were fitted to the model
     restored/                                  pictures and files of restored samples
     interpolated/                              pictures and files of paths between samples

@@ -36,6 +36,7 @@ from score_diffusion.run.resolve_auto import resolve_precision
 from score_diffusion.run.setting_files import dotted
 from score_diffusion.run.training.interruptions import full_disk_explained
 from score_diffusion.run.training.log_targets import LogSettings
+from score_diffusion.run.training.previews import Preview, ReconstructionPreview, save_real
 from score_diffusion.run.training.run_directory import locked, refuse_if_checkpoints_vanished
 from score_diffusion.run.training.session import train_in_directory
 from score_diffusion.sde_lib import SDE, VPSDE, ScoreModel
@@ -113,7 +114,7 @@ class Trainer:
                 build_loop_settings(config.training),
                 preview,
                 self.workdir,
-                self._description(config),
+                self._description(config, preview),
                 self._log_settings(config),
             )
         if outcome.signal:
@@ -133,10 +134,13 @@ class Trainer:
         record = self._record(config)
         return LogSettings(record["settings"] | {"model": record["model"]}, config.training.wandb)
 
-    def _description(self, config: ConfigDict) -> Callable[[], None]:
+    def _description(
+        self, config: ConfigDict, preview: Preview | ReconstructionPreview
+    ) -> Callable[[], None]:
         def write() -> None:
             write_json(self.workdir / OWN_FILE, self._record(config))
             write_data_info(self.workdir, DataInfo.of(self.dataset))
+            save_real(self.workdir, self.dataset, preview, config.training.conditional)
 
         return write
 

@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from score_diffusion.run import plots
 from score_diffusion.run.console import progress_bar
+from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.encoded_data.decoder import Decoder, to_user
 from score_diffusion.samplers import Sampler
+
+REAL_PICTURE = "samples/held_out.png"
+"""Held-out data in the run directory, to compare samples with."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,9 @@ class ReconstructionPreview:
     batch_size: int
     """Images that the network works on at a time."""
 
+    decoder: None = None
+    """Images are no latents."""
+
     @property
     def count(self) -> int:
         """Number of images; 0 for no pictures."""
@@ -106,3 +113,25 @@ class ReconstructionPreview:
             decoded = self.scaling.model_to_user(torch.cat(parts)).cpu()
             pairs = torch.cat([self.scaling.stored_to_user(self.stored), decoded], dim=-1).numpy()
             plots.save_samples(path, pairs, self.scaling.limits)
+
+
+def save_real(
+    workdir: Path, dataset: Dataset, preview: Preview | ReconstructionPreview, conditional: bool
+) -> None:
+    """Saves a picture of the first held-out samples, as many as a preview has; latents are decoded.
+
+    Args:
+        workdir: The run directory.
+        dataset: The data.
+        preview: The preview of the training.
+        conditional: Whether classes or texts are shown.
+    """
+    if not preview.count:
+        return
+    x, decoder = dataset.scaling.stored_to_model(dataset.held_out[: preview.count]), preview.decoder
+    values = to_user(x, dataset.scaling, decoder).cpu().numpy()
+    rows = dataset.held_out_conditions if conditional else {}
+    conditions = SampleConditions(rows, dataset.classes, dataset.vocabulary)
+    names, given = conditions.names(len(values)), conditions.images(len(values))
+    limits = (dataset.scaling if decoder is None else decoder.scaling).limits
+    plots.save_samples(workdir / REAL_PICTURE, values, limits, names, given)

@@ -16,11 +16,19 @@ from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.image_grids import image_grid
 
 
-def assert_picture_is_of(path: Path, levels: Tensor, order: np.ndarray) -> None:
-    """The picture is the grid of these images, in this order."""
-    images = load_digits().scaling.stored_to_user(levels[torch.from_numpy(np.argsort(order))]).numpy()
-    expected = image_grid(images, load_digits().scaling.limits)
-    assert np.array_equal(np.asarray(Image.open(path).convert("RGB")), np.asarray(expected.convert("RGB")))
+def assert_picture_is_of(path: Path, levels: Tensor, values: np.ndarray) -> None:
+    """The picture has the images with the largest values on the left, with the smallest on the right."""
+    order = torch.from_numpy(np.argsort(-values))
+    half = len(order) // 2
+    groups = {"least likely": order[:half], "most likely": order.flip(0)[:half]}
+    scaling, pixels = load_digits().scaling, np.asarray(Image.open(path).convert("RGB"))
+    grids = [
+        np.asarray(image_grid(scaling.stored_to_user(levels[k]).numpy(), scaling.limits, [name] * half))
+        for name, k in groups.items()
+    ]
+    left, right = grids
+    assert np.array_equal(pixels[:, : left.shape[1]], left)
+    assert np.array_equal(pixels[:, -right.shape[1] :], right) and not np.array_equal(left, right)
 
 
 def test_likelihood(cli: Callable, trained: Path, capsys):
@@ -33,7 +41,7 @@ def test_likelihood(cli: Callable, trained: Path, capsys):
     each = np.load(trained / "likelihood.npz")
     assert each["ode"].shape == (4,) and each["ode_estimates"].shape == (4, 1, 1)
     assert each["ode"].mean() == pytest.approx(result["bits_per_dim"])
-    assert_picture_is_of(trained / "likelihood-least-likely.png", load_digits().test[:4], -each["ode"])
+    assert_picture_is_of(trained / "likelihood-extremes.png", load_digits().test[:4], each["ode"])
     assert (
         cli("likelihood", trained, "--config.likelihood.batch_size=4", "--config.likelihood.num_images=1")
         == 0

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import os
@@ -8,7 +9,6 @@ import shutil
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -16,10 +16,11 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from score_diffusion.run import plots
-from score_diffusion.run.commands import report
-from score_diffusion.run.commands.report import PNG_SIGNATURE
+from score_diffusion.run.reporting import results, training
+from score_diffusion.run.reporting.files import PNG_SIGNATURE
+from score_diffusion.run.web_theme import SCRIPT
 
-VOID = {"meta", "img", "br", "link"}
+VOID = {"meta", "img", "br", "link", "input"}
 
 
 class Page(HTMLParser):
@@ -39,6 +40,8 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(dict(attributes)["src"])
             self.captions.append(dict(attributes)["alt"])
+        if tag == "svg":
+            self.captions.append(dict(attributes)["aria-label"])
         if tag not in VOID:
             self.open.append(tag)
 
@@ -52,16 +55,18 @@ class Page(HTMLParser):
 def read(workdir: Path) -> Page:
     text = (workdir / "report.html").read_text()
     page = Page(text)
-    assert "script" not in page.tags and "link" not in page.tags and "url(" not in text
-    assert all(link.startswith("data:image/") for link in page.links)
-    assert "http" not in "".join(part for part in text.split("'") if not part.startswith("data:image/"))
+    assert page.tags.count("script") == 1 and f"<script>{SCRIPT}</script>" in text
+    digest = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()
+    assert (
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" in text
+    )
+    assert "link" not in page.tags and text.count("url(") == text.count("url(#")
+    assert all(link.startswith(("data:image/png;", "#")) for link in page.links)
+    outside = "".join(part for part in text.split("'") if not part.startswith("data:image/"))
+    assert outside.count("http") == outside.count("http-equiv") == 1
     for source in page.images:
-        kind, _, data = source.partition(";base64,")
-        content = base64.b64decode(data, validate=True)
-        if kind == "data:image/png":
-            Image.open(io.BytesIO(content)).verify()
-        else:
-            assert kind == "data:image/svg+xml" and ElementTree.fromstring(content).tag.endswith("svg")
+        content = base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True)
+        Image.open(io.BytesIO(content)).verify()
     return page
 
 
@@ -83,8 +88,20 @@ def test_a_whole_run_is_on_the_page(cli: Callable, trained: Path, capsys):
         assert key in page.words and value in page.words
     curves = {"loss", "norm of the gradient", "learning rate", "steps per second"}
     curves.add("loss by noise level, means over parts of the training")
-    copies = {"evaluation-copies.png", "evaluation-2-copies.png"}
-    assert {*curves, *copies, "step 8", "likelihood.png", "eabm.png"} == set(page.captions)
+    copies = {
+        f"evaluation{number}-copies.png: the samples nearest to training data, each left of its neighbour"
+        for number in ("", "-2")
+    }
+    likelihood = {
+        "by the probability flow, in the unit of the mean",
+        "likelihood-extremes.png: held-out images",
+    }
+    next_to_each_other = {"real: held-out data", "drawn: samples/eabm.png"}
+    drawn = {"step 8", "eabm.png", *next_to_each_other}
+    assert {*curves, *copies, *likelihood, *drawn} == set(page.captions)
+    for part, key in ((record, "bits_per_dim"), (evaluation["samples"], "frechet_distance")):
+        error = record["standard_error"] if part is record else evaluation["samples_standard_error"][key]
+        assert str(results.Figure(part[key], error)) in page.words
     assert cli("report", trained) == 0  # in the place of the old one, which is no file of the run
 
 
@@ -116,7 +133,7 @@ def test_losses_by_noise_level_are_a_curve(cli: Callable, trained: Path, monkeyp
         }
         for step, losses in ((1, [4.0, 2.0, None, 1.0]), (2, [2.0, None, None, 3.0]))
     ]
-    monkeypatch.setattr(report, "WINDOWS", 1)
+    monkeypatch.setattr(training, "WINDOWS", 1)
     (trained / "log.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     assert cli("report", trained) == 0
     ((x, y),) = drawn["noise level log(σ/α)", "loss"].values()
@@ -130,7 +147,9 @@ def test_a_run_that_has_only_its_configuration(cli: Callable, finished_run: Path
     shutil.copy(finished_run / "config.json", tmp_path / "new")
     assert cli("report", tmp_path / "new") == 0
     page = read(tmp_path / "new")
-    assert not page.images and "none logged, of 8" in page.words and "config.json" in page.words
+    assert (
+        not page.images and "No training is logged, of 8 steps" in page.words and "config.json" in page.words
+    )
 
 
 def test_whatever_a_run_holds_is_text(cli: Callable, trained: Path):
@@ -178,7 +197,7 @@ def test_what_a_link_leads_to_is_not_copied(cli: Callable, trained: Path, tmp_pa
     assert cli("report", trained) == 0
     text = (trained / "report.html").read_text()
     assert "SECRET" not in text and base64.b64encode(PNG_SIGNATURE + b"SECRET").decode() not in text
-    assert text.count("is a link out of the run directory") == 6 and "is no picture" in text
+    assert text.count("is a link out of the run directory") == 7 and "is no picture" in text
     assert "num train" in text
 
 
@@ -235,3 +254,14 @@ def test_many_pictures_are_thinned_out(cli: Callable, trained: Path):
     page = read(trained)
     steps = [int(caption.split()[1]) for caption in page.captions if caption.startswith("step ")]
     assert len(steps) == 12 and steps[0] == 8 and steps[-1] == 47 and "28 more in samples/" in page.words
+
+
+@pytest.mark.parametrize(
+    ("value", "error", "words"),
+    [
+        (1.92749, 0.0531, "1.927 ± 0.053"), (-0.005082, 0.029, "-0.005 ± 0.029"), (2.5, 0.5, "2.50 ± 0.50"),
+        (1234.5, 98.7, "1234 ± 99"), (3.14159, None, "3.142"), (2.0, 0.0, "2 ± 0"), (2.0, 1e-9, "2 ± 1e-09"),
+    ],
+)  # fmt: skip
+def test_a_figure_has_the_digits_that_its_error_allows(value: float, error: float | None, words: str):
+    assert str(results.Figure(value, error)) == words
