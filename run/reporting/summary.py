@@ -18,6 +18,7 @@ from score_diffusion.run.reporting.training import Rows
 from score_diffusion.run.training.log import finite_values
 from score_diffusion.run.web_page import Section
 
+DENOISING = ("dsm", "uncertainty", "hybrid")  # objectives of networks that remove noise
 PREDICTED = {
     "noise": "the noise",
     "x0": "the clean sample",
@@ -65,9 +66,13 @@ def written_now() -> str:
 def _what(config: ConfigDict, data: DataInfo | None) -> str:
     """What is trained on what."""
     model, training = config.model, config.training
-    given = ", given what each sample comes with," if training.conditional else ""
     counts = "" if data is None else f"{data.num_train:,} training and {data.num_test:,} held-out samples"
     on = "" if data is None else f" on {data.name} ({counts} of shape {data.shape}, {data.kind})"
+    if training.objective not in DENOISING:
+        return (
+            f"This run trains a network of the kind {model.name}{on}; its objective is {training.objective}."
+        )
+    given = ", given what each sample comes with," if training.conditional else ""
     return (
         f"This run trains a network of the kind {model.name} to remove noise{given}{on}. The noise is that "
         f"of the SDE {config.sde.name}, and what the network predicts is {PREDICTED[model.prediction]}."
