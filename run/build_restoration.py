@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,7 +29,7 @@ from score_diffusion.run.inference.restoring import (
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
-from score_diffusion.run.tasks import RESTORERS, TASKS, Task, method_of
+from score_diffusion.run.tasks import BY_MODEL, RESTORERS, TASKS, Task, method_of
 from score_diffusion.samplers import make_sampler
 from score_diffusion.samplers.inverse import InverseProblem, Restorer
 from score_diffusion.samplers.registry import DEFAULT
@@ -50,18 +51,43 @@ def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> Traine
     """A model as the prior of what is restored, of one class where `sampling.label` names it.
 
     Raises:
-        UserError: If several classes are named, or none although the model knows no p(x) without one.
+        UserError: If several classes are named, or none although the model knows no p(x) without one, or the
+            model enlarges images and another method or task is asked for.
     """
-    if config.model.upscale:
-        raise UserError(
-            "this model enlarges images and is no prior of its own: --task superres --method model restores "
-            "small images with it"
-        )
+    _check_enlarges(config)
     named = config.sampling.label != ALL or bool(config.sampling.prompt)
     trained = with_conditions_if(named, trained, config, workdir)
     if named and len(trained.conditions.rows.get("label", ())) > 1:
         raise UserError(f"--mode restore takes one class, got sampling.label={config.sampling.label}")
     return trained
+
+
+def _check_enlarges(config: ConfigDict) -> None:
+    """Refuses a model that enlarges images for anything else, and any other model for that.
+
+    Raises:
+        UserError: If model, method and task do not fit.
+    """
+    section, factor = config.restore, config.model.upscale
+    by_model = method_of(section.task, section.method) == BY_MODEL
+    if not (factor or by_model):
+        return
+    if not factor:
+        raise UserError(
+            "restore.method=model needs a model that was trained to enlarge images (model.upscale), and this "
+            "one was not: take another method"
+        )
+    if not by_model or section.task != "superres" or section.superres.factor != factor:
+        raise UserError(
+            f"this model enlarges images by {factor} and restores nothing else: --task superres --method "
+            f"model --config.restore.superres.factor={factor}"
+        )
+    largest = math.tan(math.pi / 2 * min(config.training.augment_noise, 1 - 1e-9))
+    if section.noise > largest:
+        raise UserError(
+            f"restore.noise={section.noise:g} is more than the model was trained for: its small images had "
+            f"noise of up to {largest:g} (training.augment_noise={config.training.augment_noise:g})"
+        )
 
 
 def build_task(section: ConfigDict, shape: Sequence[int]) -> Task:
@@ -150,6 +176,8 @@ def data_std(section: ConfigDict, trained: TrainedModel) -> float:
     """The standard deviation of the data that a section `restore` states, or that of samples drawn."""
     if section.data_std != AUTO:
         return section.data_std
+    if section.method == BY_MODEL:
+        return 1.0  # which it does not use
     seed = generator_for(section.seed, "data_std").initial_seed()
     sampler = make_sampler(DEFAULT, trained.sde, STD_NFE, denoise=True)
     score, cond = sampling_score(trained), trained.conditions.of(range(1))

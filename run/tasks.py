@@ -29,6 +29,7 @@ from score_diffusion.samplers.inverse import (
     Radon,
     ToGrey,
     column_sampling,
+    enlarge,
     gaussian_kernel,
     sdedit,
 )
@@ -38,7 +39,8 @@ from score_diffusion.sde_lib import generator_for
 LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, the grey of image libraries
 MASK_MEGAPIXELS = 100.0
 
-RESTORERS: dict[str, Callable] = {**METHODS, "sdedit": sdedit}
+BY_MODEL = "model"
+RESTORERS: dict[str, Callable] = {**METHODS, "sdedit": sdedit, BY_MODEL: enlarge}
 """The methods by name."""
 
 

@@ -15,11 +15,11 @@ KIND = "cascade"
 
 def get_stages() -> dict[str, ConfigDict]:
     base, x14, x28 = _stage(shrink=4), _stage(shrink=2, upscale=2), _stage(upscale=2)
-    # Attention at 7x7 pixels only, and narrower levels where there are more pixels (Imagen's Efficient U-Net).
-    base.model.update(channels=32, multipliers=(2,), attention_levels=(0,))
-    x14.model.update(channels=24, multipliers=(1, 2), attention_levels=(1,))
+    # Attention at 7x7 pixels only, and narrow levels where pixels are many, as in Imagen's Efficient U-Net.
+    base.model.update(channels=24, multipliers=(2,), attention_levels=(0,))
+    x14.model.update(channels=16, multipliers=(1, 2), attention_levels=(1,))
     x28.model.update(channels=16, multipliers=(1, 2, 2), attention_levels=(2,))
-    base.training.steps, x14.training.steps, x28.training.steps = 2500, 2000, 1500
+    base.training.steps, x14.training.steps, x28.training.steps = 1200, 800, 600
     return {"base": base, "x14": x14, "x28": x28}
 
 
@@ -28,7 +28,7 @@ def _stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
     config = vpsde.get_config()
     config.data.update(name="mnist5k", shrink=shrink)
     config.model.update(blocks_per_level=1, upscale=upscale)
-    config.training.update(batch_size=32, conditional=True, learning_rate=1e-3, sample_every=1000)
+    config.training.update(batch_size=32, conditional=True, learning_rate=2e-3, sample_every=1000)
     config.training.precision = "float32"
     config.sampling.guidance = "cfg"
     config.sampling.cfg.scale = 1.0

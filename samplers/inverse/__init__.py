@@ -10,6 +10,7 @@ from score_diffusion.samplers.inverse.methods import (
     METHODS,
     InverseProblem,
     Restorer,
+    enlarge,
     restorer,
     sdedit,
 )
@@ -31,6 +32,7 @@ from score_diffusion.samplers.inverse.radon import Radon
 from score_diffusion.samplers.inverse.repaint import RePaintSampler
 from score_diffusion.samplers.inverse.replacement import Replacement
 from score_diffusion.samplers.inverse.sdedit import grid_from, noised_guide, times_from
+from score_diffusion.samplers.inverse.super_resolution import GivenSmallImage, augmentation_level
 from score_diffusion.samplers.inverse.twisted import ParticleResult, TwistedSampler
 
 __all__ = [
@@ -41,6 +43,7 @@ __all__ = [
     "Downsample",
     "Fourier",
     "FunctionOperator",
+    "GivenSmallImage",
     "InverseProblem",
     "JPEGQuantization",
     "LinearFunctionOperator",
@@ -61,6 +64,8 @@ __all__ = [
     "SVD",
     "ToGrey",
     "TwistedSampler",
+    "augmentation_level",
+    "enlarge",
     "central_interval",
     "column_sampling",
     "diffpir_steps",

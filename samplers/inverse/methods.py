@@ -23,14 +23,16 @@ from score_diffusion.samplers.inverse.dps import DPS
 from score_diffusion.samplers.inverse.moment_matching import MomentMatching
 from score_diffusion.samplers.inverse.operators import Operator
 from score_diffusion.samplers.inverse.pigdm import PiGDM
+from score_diffusion.samplers.inverse.pixels import Downsample
 from score_diffusion.samplers.inverse.posterior import checked_measurement
 from score_diffusion.samplers.inverse.repaint import RePaintSampler
 from score_diffusion.samplers.inverse.replacement import Replacement
 from score_diffusion.samplers.inverse.sdedit import grid_from, noised_guide
+from score_diffusion.samplers.inverse.super_resolution import GivenSmallImage
 from score_diffusion.samplers.inverse.twisted import TwistedSampler
 from score_diffusion.samplers.options import check_name
 from score_diffusion.samplers.predictors import ancestral
-from score_diffusion.samplers.registry import find_sampler, make_sampler
+from score_diffusion.samplers.registry import DEFAULT, find_sampler, make_sampler
 from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, score_device
 from score_diffusion.sde_lib.score_wrapper import Condition
 
@@ -274,6 +276,24 @@ def sdedit(problem: InverseProblem, nfe: int, *, start: float = 0.3, sampler: st
         return noised_guide(p.sde, guide, times[0].item(), seed, first)
 
     return Restorer(make_sampler(sampler, p.sde, None, times, denoise=True), start=noised)
+
+
+def enlarge(problem: InverseProblem, nfe: int, *, sampler: str = DEFAULT) -> Restorer:
+    """A network that was trained to enlarge images, given the small image and its noise.
+
+    Args:
+        problem: The measurement, the means of blocks.
+        nfe: The largest number of evaluations per sample.
+        sampler: A name in `SAMPLERS`.
+    """
+    p = problem
+    if not isinstance(p.operator, Downsample):
+        raise InputError(
+            f"a network that enlarges images needs the operator Downsample, got {type(p.operator).__name__}"
+        )
+    return Restorer(
+        make_sampler(sampler, p.sde, nfe, denoise=True), lambda score: GivenSmallImage(score, p.y, p.sigma_y)
+    )
 
 
 METHODS: dict[str, Callable[..., Restorer]] = {

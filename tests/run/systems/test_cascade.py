@@ -17,8 +17,9 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.systems.cascade import Cascade
 from score_diffusion.run.systems.chain import ScoreStage, StageRun
 from score_diffusion.samplers import make_sampler
+from score_diffusion.samplers.inverse import Downsample, InverseProblem, enlarge
 from score_diffusion.sde_lib import VPSDE, Gaussian
-from tests.problems import random_covariances
+from tests.problems import moments, random_covariances
 
 SDE = VPSDE()
 N, SIDE = 3000, 4
@@ -86,8 +87,24 @@ def test_the_law_of_a_cascade_of_exact_scores(level: float):
     expected = torch.cat(
         [torch.cat([covariance, cross], 1), torch.cat([cross.T, A @ covariance @ A.T], 1)], 0
     )
-    variances = expected.diagonal()
-    error = ((variances[:, None] * variances + expected**2) / N).sqrt()
-    assert ((both.T.cov() - expected).abs() < 5 * error + 0.01 * variances.max()).all()
-    means = torch.cat([mean, A @ mean])
-    assert ((both.mean(0) - means).abs() < 5 * (variances / N).sqrt() + 0.005).all()
+    check_moments(both, torch.cat([mean, A @ mean]), expected)
+
+
+def check_moments(samples: Tensor, mean: Tensor, covariance: Tensor) -> None:
+    variances = covariance.diagonal()
+    error = ((variances[:, None] * variances + covariance**2) / len(samples)).sqrt()
+    assert ((samples.T.cov() - covariance).abs() < 5 * error + 0.01 * variances.max()).all()
+    assert ((samples.mean(0) - mean).abs() < 5 * (variances / len(samples)).sqrt() + 0.005).all()
+
+
+@pytest.mark.slow
+def test_a_small_image_is_restored_by_the_exact_posterior():
+    """`--method model`: the noise of the measurement is that of the augmentation."""
+    mean = torch.linspace(-1, 1, SIDE**2, dtype=torch.float64)
+    exact = Enlarging(mean, random_covariances(1, SIDE**2, 1.0, 0)[0].double())
+    operator, sigma_y = Downsample((1, SIDE, SIDE), 2), 0.4
+    law = Gaussian(mean.reshape(1, SIDE, SIDE), exact.covariance)
+    y = operator.measure(law.sample(1, seed=1), sigma_y)[0]
+    problem = InverseProblem(SDE, operator, y, sigma_y)
+    samples = enlarge(problem, 40)(exact, (1500, 1, SIDE, SIDE), seed=0).samples
+    check_moments(samples.double().flatten(1), *moments(law.posterior(exact.shrink, y.double(), sigma_y)))

@@ -110,6 +110,35 @@ def test_a_stage_is_an_ordinary_run(system: Path):
         assert main(["--mode", mode, "--workdir", str(system / "x8")]) == 0
 
 
+def restore(workdir: Path, *arguments: str) -> int:
+    few = ("--config.restore.num_inputs=2", "--config.restore.num_samples=3", "--nfe=4")
+    return main(["--mode", "restore", "--workdir", str(workdir), *few, *arguments])
+
+
+def test_a_stage_enlarges_given_images(system: Path, refused: Callable):
+    by_model = ("--task", "superres", "--method", "model")
+    assert restore(system / "x8", *by_model, "--label", "3") == 0
+    with np.load(system / "x8/restored/superres-model.npz") as arrays:
+        assert arrays["samples"].shape == (2, 3, 1, 8, 8) and arrays["measurement"].shape == (2, 1, 4, 4)
+    needed = "this model enlarges images by 2 and restores nothing else: --task superres --method model"
+    assert needed in refused(restore(system / "x8", "--task", "inpaint"))
+    assert needed in refused(restore(system / "x8", *by_model, "--config.restore.superres.factor=4"))
+    assert "needs a model that was trained to enlarge images" in refused(restore(system / "base", *by_model))
+
+
+def test_more_noise_than_training_had_is_refused(system: Path, refused: Callable, tmp_path: Path):
+    little = ("--config.x8.training.augment_noise=0.05", "--config.x8.sampling.augment_noise=0")
+    shutil.copytree(system / "base", tmp_path / "little" / "base")
+    shutil.copy(system / "system.json", tmp_path / "little")
+    assert train(tmp_path / "little", *little) == 0
+    assert "to training.augment_noise=0.05 or less" in refused(
+        sample(tmp_path / "little", "--config.x8.sampling.augment_noise=0.1")
+    )
+    assert "restore.noise=0.1 is more than the model was trained for: its small images had" in refused(
+        restore(tmp_path / "little/x8", "--task=superres", "--method=model", "--noise=0.1")
+    )
+
+
 def test_stages_that_cannot_draw(system: Path, refused: Callable):
     x8, base = system / "x8", system / "base"
     shutil.move(x8, system.parent / "x8")
