@@ -109,7 +109,9 @@ def find_or_draw(section: ConfigDict, trained: TrainedModel, workdir: Path) -> S
     if section.num_samples < 2:
         raise UserError(f"at least 2 samples can be compared, got sampling.num_samples={section.num_samples}")
     request = sample_request(section, trained.guided_by)
-    path = processes.from_rank_0(lambda: matching_file(workdir, request, trained.step))
+    path = processes.from_rank_0(
+        lambda: matching_file(workdir, request.sampler, request.settings, trained.step)
+    )
     if path is None:
         files = draw_and_save(trained, build_trained_sampler(section, trained, workdir), request, workdir)
         path = None if files is None else files.array

@@ -38,6 +38,7 @@ from score_diffusion.run.keys import KEYS, TRAINING
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
 
 CONFIG_FILE = "config.json"
+SYSTEM_FILE = "system.json"  # of a folder that holds several runs, see systems/
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 NAMES = ("data.name", *CONSTRUCTORS)
 OF_TRAINING = [name for name, key in TRAINING.items() if not key.may_change]
@@ -281,6 +282,10 @@ def read_config(workdir: Path) -> ConfigDict:
         UserError: If there is none, or it cannot be read.
     """
     path = workdir / CONFIG_FILE
+    if (workdir / SYSTEM_FILE).exists():
+        raise UserError(
+            f"{workdir} holds a system of several runs, and one run is needed here: name one of its folders"
+        )
     if not path.is_file():
         raise UserError(
             f"{workdir} holds no run ({CONFIG_FILE} is missing): "

@@ -16,17 +16,20 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from score_diffusion.run.python.run import Run, load_run
+    from score_diffusion.run.python.system import System, load_system
     from score_diffusion.run.python.trainer import Trainer
     from score_diffusion.run.python.training import train
 
 __version__ = "0.1.0"
 
-__all__ = ["Run", "Trainer", "load_run", "train"]
+__all__ = ["Run", "System", "Trainer", "load_run", "load_system", "train"]
 
 _HOMES = {  # files of run/python/
     "Run": "run",
     "Trainer": "trainer",
     "load_run": "run",
+    "System": "system",
+    "load_system": "system",
     "train": "training",
 }
 

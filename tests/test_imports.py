@@ -115,7 +115,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("console", "constructor_keys", "data", "distributed", "errors", "files", "follow_run"),
         *("image_grids", "inference", "json_files", "key_types", "keys", "plots", "setting_files"),
     },
-    "system_commands": {"build_inference", "commands", "console", "distributed", "systems"},
+    "system_commands": {
+        *("build", "build_evaluation", "build_inference", "commands", "console", "data", "distributed"),
+        *("inference", "systems"),
+    },
     "command_line": {"errors", "files", "keys"},
     "help_text": {"keys"},
     "follow_run": {"config", "errors", "files", "keys"},
@@ -134,6 +137,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         ),
         *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
         *("plots", "resolve_auto", "setting_files", "tasks", "training"),
+        "systems",
     },
     "demo": {
         *("build", "build_guidance", "build_inference", "config", "console", "constructor_keys", "data"),

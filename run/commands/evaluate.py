@@ -21,6 +21,7 @@ from score_diffusion.run.evaluation.resampling import Estimate
 from score_diffusion.run.evaluation.results import figures_record, in_words, name_in_words
 from score_diffusion.run.files import write_numbered_json
 from score_diffusion.run.inference.sample_files import SampleFile
+from score_diffusion.run.inference.trained_model import TrainedModel
 
 PAIRS = 36  # in the picture of samples next to their nearest training samples
 COPIES_PICTURE = "-copies.png"
@@ -39,8 +40,23 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     dataset = load_run_data(config.data, trained.data)
     evaluator = build_evaluator(config.evaluation, dataset, output, device)
     file = find_or_draw(config.sampling, trained, output)
-    if file is None:  # on all ranks except the first
-        return 0
+    if file is not None:  # on rank 0
+        compare_with_data(file, trained, evaluator, dataset, output)
+    return 0
+
+
+def compare_with_data(
+    file: SampleFile, trained: TrainedModel, evaluator: Evaluator, dataset: Dataset, output: Path
+) -> None:
+    """Measures a file of samples, prints the figures and writes them to a folder.
+
+    Args:
+        file: The samples.
+        trained: The model that drew them.
+        evaluator: Measures them.
+        dataset: The data that they are to be like.
+        output: The folder.
+    """
     features = evaluator.features_of(file.samples, file.labels)
     figures, real = evaluator.measure(features), evaluator.real(len(file.samples))
     of_real = evaluator.measure(real, "real data")
@@ -65,7 +81,6 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         ("result", stem.with_suffix(".json")),
     ]
     print_result(f"Samples compared with {evaluator.reference_in_words}", rows)
-    return 0
 
 
 def _figure_rows(figures: Figures, real: Figures) -> list[tuple[str, object]]:

@@ -184,11 +184,11 @@ def draw(
     return batches
 
 
-def matching_file(workdir: Path, request: SampleRequest, training_steps: int) -> Path | None:
-    """The sample file that a request would write again, if there is one."""
-    for path in sorted((workdir / SAMPLES).glob(f"{request.sampler}*.npz")):
+def matching_file(workdir: Path, sampler: str, settings: str, training_steps: int) -> Path | None:
+    """The sample file of a sampler with these settings and after so many training steps, if there is one."""
+    for path in sorted((workdir / SAMPLES).glob(f"{sampler}*.npz")):
         facts = read_facts(path)
-        if (facts["settings"], facts["training_steps"]) == (request.settings, training_steps):
+        if (facts["settings"], facts["training_steps"]) == (settings, training_steps):
             return path
     return None
 

@@ -305,7 +305,7 @@ class Run:
         named = dict(task=task, noise=noise, method=method, nfe=nfe, num_samples=num_samples, seed=seed)
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         overrides: list[tuple[str, object]] = [(f"restore.{key}", value) for key, value in chosen.items()]
-        overrides.append(("sampling.label", ALL if label is None else _label_text(label)))
+        overrides.append(("sampling.label", ALL if label is None else label_text(label)))
         config = apply_overrides(self.config, overrides, "restore")
         trained = as_prior(self._trained(config), config, self.path)
         trained = with_watched_samples(trained, self._watch)
@@ -406,7 +406,7 @@ class Run:
         """The configuration with some keys of `sampling` set, and the model under the classes it chooses."""
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         if label is not None:
-            chosen["label"] = _label_text(label)
+            chosen["label"] = label_text(label)
         chosen = dict(sorted(chosen.items(), key=lambda item: item[0] != "sampler"))  # it resets the grid
         overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
         config = apply_overrides(self.config, overrides, "sample")
@@ -415,6 +415,8 @@ class Run:
 
     def _class_or_none(self, label: Label | None) -> Label:
         """The classes, or no class where the model knows p(x) without one."""
+        if self.config.model.upscale:
+            raise UserError("this model enlarges images, and knows no p(x) without the small ones")
         training = self.config.training
         if label is None and training.conditional and not training.condition_dropout:
             raise UserError(
@@ -441,7 +443,7 @@ class Run:
         return Samples(samples, nfe, trained.data, None if labels is None else labels.numpy(), names)
 
 
-def _label_text(label: Label) -> str:
+def label_text(label: Label) -> str:
     """Classes as `--label` spells them."""
     labels = [label] if isinstance(label, int | str) else label
     return ",".join(map(str, labels))

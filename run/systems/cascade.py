@@ -68,9 +68,9 @@ class Cascade(Chain):
     def draw(self, indices: range, seed: int) -> dict[str, StageSamples]:
         first, *others = self.stages
         drawn = {first.name: first.draw(indices, seed)}
-        conditions, before = first.trained.conditions, drawn[first.name]
+        before = drawn[first.name]
         for stage in others:
-            given = _given(stage.trained, before, conditions, indices)
+            given = _given(stage.trained, before, self.conditions, indices)
             drawn[stage.name] = before = stage.draw(indices, stage_seed(seed, stage.name), given)
         return drawn
 
@@ -78,11 +78,12 @@ class Cascade(Chain):
         return [stage.fact() for stage in self.stages]
 
     @property
-    def training_steps(self) -> int:
-        return self.stages[-1].trained.step
+    def last(self) -> TrainedModel:
+        return self.stages[-1].trained
 
-    def names(self, count: int) -> Sequence[str] | None:
-        return self.stages[0].trained.conditions.names(count)
+    @property
+    def conditions(self) -> SampleConditions:
+        return self.stages[0].trained.conditions
 
 
 def _check_fits(before: ScoreStage, stage: ScoreStage, run: StageRun) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from score_diffusion.run.build_inference import build_trained_sampler, sample_re
 from score_diffusion.run.build_training import total_training_steps
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.console import warn
+from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -72,11 +73,8 @@ class Chain(ABC):
         self.sampling: ConfigDict = next(iter(stages.values())).config.sampling
         """That of the first stage, which says how many samples to draw, from which seed, and where to write.
         """
-        self.settings = json.dumps(
-            {name: json.loads(sample_request(run.config.sampling).settings) for name, run in stages.items()},
-            sort_keys=True,
-        )
-        """All settings that decide the samples, as JSON."""
+        self.settings = json.dumps({name: _settings(run) for name, run in stages.items()}, sort_keys=True)
+        """All settings and weights that decide the samples, as JSON."""
 
     @abstractmethod
     def draw(self, indices: range, seed: int) -> dict[str, StageSamples]:
@@ -91,12 +89,18 @@ class Chain(ABC):
 
     @property
     @abstractmethod
-    def training_steps(self) -> int:
-        """Training steps behind the weights of the stage that draws last."""
+    def last(self) -> TrainedModel:
+        """The model that draws last, whose data the samples are like."""
 
-    def names(self, count: int) -> Sequence[str] | None:
-        """The classes or the texts of the first samples; None without either."""
-        return None
+    @property
+    def conditions(self) -> SampleConditions:
+        """What the samples are conditioned on, by their indices."""
+        return SampleConditions()
+
+
+def _settings(run: StageRun) -> dict[str, object]:
+    settings = json.loads(sample_request(run.config.sampling).settings)
+    return {**settings, "training_steps": checkpoint.steps(run.path)[-1]}
 
 
 @dataclass(frozen=True)

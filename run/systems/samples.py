@@ -20,7 +20,7 @@ from score_diffusion.run import plots
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.files import write_numbered
 from score_diffusion.run.image_grids import shortened
-from score_diffusion.run.inference.sample_files import PICTURED, SAMPLES
+from score_diffusion.run.inference.sample_files import PICTURED, SAMPLES, matching_file
 from score_diffusion.run.systems.chain import Chain, StageSamples
 
 ROWS = 16  # samples that are shown through the stages
@@ -66,9 +66,12 @@ def draw_and_save(chain: Chain, kind: str, folder: Path) -> SystemFiles | None:
     drawn, seconds = result
     *before, last = drawn
     arrays: dict[str, Any] = {f"after_{name}": drawn[name].samples for name in before}
-    names = chain.names(chain.sampling.num_samples)
+    count = chain.sampling.num_samples
+    names, labels = chain.conditions.names(count), chain.conditions.labels(count)
     if names is not None:
         arrays["captions"] = np.array(names, str)
+    if labels is not None:
+        arrays["label"] = labels.numpy()
     buffer = io.BytesIO()
     np.savez_compressed(
         buffer,
@@ -77,8 +80,8 @@ def draw_and_save(chain: Chain, kind: str, folder: Path) -> SystemFiles | None:
         seed=chain.sampling.seed,
         sampler=kind,
         nfe=sum(stage.nfe for stage in drawn.values()),
-        seconds_per_sample=seconds / chain.sampling.num_samples,
-        training_steps=chain.training_steps,
+        seconds_per_sample=seconds / count,
+        training_steps=chain.last.step,
         settings=chain.settings,
     )
     endings = [f"-{name}.png" for name in drawn]
@@ -88,6 +91,15 @@ def draw_and_save(chain: Chain, kind: str, folder: Path) -> SystemFiles | None:
         _save_pictures(stem, drawn, names),
         {name: stage.nfe for name, stage in drawn.items()},
     )
+
+
+def find_or_draw(chain: Chain, kind: str, folder: Path) -> Path | None:
+    """The sample file of a chain, drawn now if it is not there; None on all ranks except the first."""
+    path = processes.from_rank_0(lambda: matching_file(folder, kind, chain.settings, chain.last.step))
+    if path is not None:
+        return path if processes.is_rank_0() else None
+    files = draw_and_save(chain, kind, folder)
+    return None if files is None else files.array
 
 
 def _save_pictures(

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from score_diffusion.run.config import CONFIG_FILE, save_config
+from score_diffusion.run.config import CONFIG_FILE, SYSTEM_FILE, save_config
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
 from score_diffusion.run.json_files import read_json
 from score_diffusion.run.key_types import Values
 
-SYSTEM_FILE = "system.json"
 FIELDS = {"kind": Values(kind=str), "stages": Values(kind=tuple[str, ...])}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +52,10 @@ def test_a_file_is_found_by_what_decides_its_samples(trained: Path):
     request = sample_request(section)
     model = load_trained(trained, read_config(trained), CPU)
     files = draw_and_save(model, make_sampler("eabm", model.sde, 5), request, trained)
-    assert matching_file(trained, request, model.step) == files.array
-    assert matching_file(trained, request, model.step + 1) is None
-    assert matching_file(trained, replace(request, settings="{}"), model.step) is None
+    name, settings = request.sampler, request.settings
+    assert matching_file(trained, name, settings, model.step) == files.array
+    assert matching_file(trained, name, settings, model.step + 1) is None
+    assert matching_file(trained, name, "{}", model.step) is None
     file = read_sample_file(files.array)
     np.testing.assert_array_equal(file.samples, files.samples)
     files.array.write_bytes(b"")

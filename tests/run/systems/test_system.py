@@ -105,6 +105,19 @@ def test_the_files_of_samples(system: Path, capsys):
         assert set(json.loads(str(arrays["settings"]))) == {"base", "x8"}
 
 
+def test_what_a_system_draws_is_measured(system: Path):
+    """The samples of the last stage, drawn once; again where a stage was trained on."""
+    assert main(["--mode", "evaluate", "--workdir", str(system)]) == 0
+    record = json.loads((system / "evaluation.json").read_text())
+    assert record["file"] == "cascade.npz" and record["num_samples"] == 5
+    assert record["training_steps"] == 8 and np.isfinite(record["samples"]["sliced_wasserstein"])
+    assert main(["--mode", "evaluate", "--workdir", str(system)]) == 0
+    assert len(list((system / "samples").glob("*.npz"))) == 1
+    assert train(system, "--config.base.training.steps=9") == 0
+    assert main(["--mode", "evaluate", "--workdir", str(system)]) == 0
+    assert len(list((system / "samples").glob("*.npz"))) == 2
+
+
 def test_a_stage_is_an_ordinary_run(system: Path):
     for mode in ("sample", "likelihood", "evaluate"):
         assert main(["--mode", mode, "--workdir", str(system / "x8")]) == 0
