@@ -75,20 +75,27 @@ class ODESampler(Sampler):
         return self._solve(score, x.double(), self.times, record, on_step).to(x)
 
     @torch.no_grad()
-    def encode(self, score: ScoreFunction, x: Tensor, cond: Condition = None) -> Tensor:
+    def encode(
+        self,
+        score: ScoreFunction,
+        x: Tensor,
+        cond: Condition = None,
+        on_step: Callable[[int, int], None] = lambda i, n: None,
+    ) -> Tensor:
         """Computes the codes x_T of data x by the same ODE from the last time of the grid up to the first.
 
         Args:
             score: The score function.
             x: States at the last time, which are data up to a little noise, shape (B, *shape).
             cond: What the samples are conditioned on, as in a call.
+            on_step: Called after step i of n, as in a call.
 
         Returns:
             States at the first time, shape (B, *shape). Decoding them, `sampler(score, shape, x_T=code)`,
             reproduces x up to the error of the solver.
         """
         counted = CountedScore(in_dtype(score, x.dtype), len(x), cond)
-        return self._solve(counted, x.double(), self.times.flip(0), None, lambda i, n: None).to(x)
+        return self._solve(counted, x.double(), self.times.flip(0), None, on_step).to(x)
 
     def _solve(
         self,

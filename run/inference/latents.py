@@ -29,12 +29,16 @@ def encode(trained: TrainedModel, sampler: ODESampler, x: Tensor, batch_size: in
         batch_size: Samples encoded at a time.
     """
     score, codes = sampling_score(trained), []
-    with progress_bar(len(x), "encoding", "sample", delay=DELAY) as bar:
-        for first in range(0, len(x), batch_size):
+    starts = range(0, len(x), batch_size)
+    with progress_bar(None, "encoding", "step", delay=DELAY) as bar:
+        for number, first in enumerate(starts):
+
+            def on_step(i: int, n: int, number: int = number) -> None:
+                advance_to(bar, number * n + i, len(starts) * n)
+
             batch = x[first : first + batch_size]
             cond = trained.conditions.of(range(first, first + len(batch)), trained.device)
-            codes.append(sampler.encode(score, batch.to(trained.device), cond).cpu())
-            bar.update(len(batch))
+            codes.append(sampler.encode(score, batch.to(trained.device), cond, on_step).cpu())
     return torch.cat(codes)
 
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from score_diffusion.run import film
+from score_diffusion.run.console import advance_to, progress_bar
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
@@ -23,6 +24,7 @@ from score_diffusion.sde_lib import SDE, expand
 
 FILMED = 16  # samples, 500 points
 FILMED_POINTS = 500
+DELAY = 2.0  # seconds after which a bar is shown
 PARTS = {"png": "", "gif": ".gif", "safetensors": ".safetensors"}
 STRIP = "-path.png"
 ENDINGS = (*PARTS.values(), STRIP)
@@ -103,8 +105,13 @@ def draw_frames(trained: TrainedModel, sampler: Sampler, seed: int, count: int) 
         Shape (steps + 2, count, *shape).
     """
     cond = trained.conditions.of(range(count))
-    score = trained.guide(in_fixed_batches(trained.score))
-    result = sampler(score, (count, *trained.data.shape), seed, cond=cond, trajectory=True)
+    score, shape = trained.guide(in_fixed_batches(trained.score)), (count, *trained.data.shape)
+    with progress_bar(None, "filming", "step", delay=DELAY) as bar:
+
+        def on_step(i: int, n: int) -> None:
+            advance_to(bar, i, n)
+
+        result = sampler(score, shape, seed, cond=cond, trajectory=True, on_step=on_step)
     assert result.trajectory is not None
     path, times = result.trajectory, result.times.repeat_interleave(count)
     states = shown_states(trained.sde, trained.data.scaling, path.flatten(0, 1), times).reshape(path.shape)

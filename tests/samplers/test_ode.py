@@ -81,6 +81,17 @@ def test_codes_are_those_of_the_exact_flow_and_decode_to_the_data(sde, method):
     assert error.shape == (20,) and error.max() < 1e-4
 
 
+@pytest.mark.parametrize("method", ["dopri5", "rk4"])
+def test_encoding_says_how_far_it_is(method: str):
+    sde, law, heard = VPSDE(), gaussian(), []
+    sampler = ODESampler(sde, Grid("clock", 10), method=method)
+    x = law.sample(3)
+    codes = sampler.encode(law.score(sde), x, on_step=lambda i, n: heard.append((i, n)))
+    assert torch.equal(codes, sampler.encode(law.score(sde), x))
+    steps, (total,) = [i for i, _ in heard], {n for _, n in heard}
+    assert steps == sorted(steps) and steps[-1] == total == (100 if method == "dopri5" else 10)
+
+
 def test_reconstruction_error_is_that_of_each_sample():
     """The root-mean-square difference, sample by sample; DDIM's codes are off by its steps."""
     sde, law = DDPM(linear_betas(50)), gaussian(3)
