@@ -62,7 +62,7 @@ needs_browser = pytest.mark.skipif(
 
 
 @contextmanager
-def browser() -> Iterator[Any]:
+def started_browser() -> Iterator[Any]:
     """The browser, without its sandbox, which containers do not allow."""
     from playwright.sync_api import sync_playwright
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.run.browser import assert_can_be_read, assert_fits, browser, needs_browser, opened
+from tests.run.browser import assert_can_be_read, assert_fits, needs_browser, opened, started_browser
 
 pytestmark = [needs_browser, pytest.mark.slow]
 FIGURES = {"frechet_distance": 2.5, "kernel_distance": -0.01, "precision": 0.75}
@@ -46,7 +46,7 @@ def report(finished_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module")
 def chrome() -> Iterator[Any]:
-    with browser() as running:
+    with started_browser() as running:
         yield running
 
 

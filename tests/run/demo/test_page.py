@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,13 +14,10 @@ from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.demo import work
 from score_diffusion.run.demo.app import App
 from score_diffusion.run.demo.demo import listen, make_page_server
+from tests.run.browser import needs_browser, started_browser
 
-CHROMIUM = "/usr/bin/chromium"
 playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not os.path.exists(CHROMIUM), reason=f"needs a browser at {CHROMIUM}"),
-]
+pytestmark = [pytest.mark.slow, needs_browser]
 PIXELS = """canvas => {
     const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);
     return Array.from(data).filter((_, k) => k % 4 == 0);
@@ -40,10 +36,8 @@ def address(finished_run: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[playwright.Browser]:
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with started_browser() as running:
+        yield running
 
 
 @pytest.fixture
