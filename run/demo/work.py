@@ -26,7 +26,7 @@ from score_diffusion.run.python.run import Run
 from score_diffusion.sde_lib import SDE, tweedie
 
 MOST_IMAGES, MOST_POINTS = 64, 2000  # samples of a drawing
-FRAMES = 48  # of a path, about
+FRAMES, FIGURES = 48, 16  # of a path, about; of points and signals, whose figures take longer
 EVERY = 16  # evaluations between two messages of progress
 LEAST_ALPHA = 1e-6  # below which nothing of the data is left in a state, and there is no best guess
 FILLED_COLUMNS = 4  # of filled-in images, which stand next to the masked one
@@ -68,7 +68,7 @@ def _counted(evaluations: int, turn: Turn) -> int:
 
 @dataclass
 class Path:
-    """The way from noise to samples, sent as it is drawn: about `FRAMES` of all evaluations.
+    """The way from noise to samples, sent as it is drawn, some of its evaluations.
 
     Args:
         turn: Whose work it is.
@@ -94,7 +94,8 @@ class Path:
         if x.shape != (self.count, *self.data.shape):  # of other samples, which a method needs besides
             self.others = _counted(self.others, self.turn)
             return
-        every = -(-(self.planned or 2 * self.evaluations) // FRAMES) or 1
+        frames = FIGURES if len(self.data.shape) < 3 else FRAMES
+        every = -(-(self.planned or 2 * self.evaluations) // frames) or 1
         if self.evaluations % every == 0:
             self.turn.emit(self._frame(x, t, score))
         self.evaluations += 1
@@ -155,7 +156,7 @@ def draw(run: Run, asked: dict, turn: Turn) -> Message:
     )
     return {
         "kind": "done",
-        "sheet": path.sheet(samples.samples).message(),
+        "sheet": sheet(samples.samples, samples.data).message(),
         "names": None if samples.names is None else list(samples.names),
         "nfe": samples.nfe,
         "seconds": time.monotonic() - start,
