@@ -11,7 +11,7 @@ import pytest
 
 from score_diffusion.run.command_line import define_flags, read_command_line
 from score_diffusion.run.commands.help_config import groups
-from score_diffusion.run.config import config_names
+from score_diffusion.run.config_files import config_names
 from score_diffusion.run.constructor_keys import refuse_unused
 from score_diffusion.run.setting_files import SUFFIXES
 from tests.test_docs import DOCUMENTS, ROOT

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from score_diffusion.run.command_line import define_flags
 from score_diffusion.run.commands.help_config import groups
-from score_diffusion.run.config import config_names
+from score_diffusion.run.config_files import config_names
 from score_diffusion.run.keys import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
