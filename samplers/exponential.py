@@ -218,7 +218,8 @@ def eabm(
         variable: Variable in which the polynomial interpolates.
         data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for ε̂.
         prototypes: Whether to fit the coefficients of up to 50 steps to prototype laws. The fit starts from a
-            method without corrector, whose polynomial takes one value more instead.
+            method without corrector, whose polynomial takes two values more than `order` (one without
+            `corrector`).
 
     Raises:
         InputError: If the order is below 1, the variable is unknown, data_std is negative, or log(α/σ) is
@@ -229,7 +230,7 @@ def eabm(
         plain = exponential_adams_stages(sde, times, order, corrector, variable, data_std)
         if not prototypes or len(plain) > FITTED_STEPS:
             return plain
-        start = exponential_adams_stages(sde, times, order + corrector, False, variable, data_std)
+        start = exponential_adams_stages(sde, times, order + corrector + 1, False, variable, data_std)
         return fitted_stages(GridCoefficients(sde, times), start)
 
     return LinearSampler(sde, times, table, denoise=denoise)

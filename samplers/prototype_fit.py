@@ -30,7 +30,7 @@ from score_diffusion.samplers.linear import GridCoefficients, Stage
 from score_diffusion.samplers.prototypes import Prototypes, prototypes
 
 FITTED_STEPS = 50  # of more, the order suffices to make the errors small, and fitting takes long
-ITERATIONS = 8
+ITERATIONS = 12
 DAMPING = 1e-2  # of the first iteration, relative to the mean diagonal element
 FLOOR = 1e-2  # of the median error over laws: smaller errors count no more than this
 
@@ -124,23 +124,30 @@ class PrototypeFit:
         return x - self.exact
 
     def jacobian(self, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The derivative of the errors by z, shape (R, N), and the B_i."""
-        x, values, slopes, bases = self.start, list[Tensor](), list[Tensor](), []
-        J = torch.zeros(len(x), 0, dtype=torch.float64)
+        """The derivative of the errors by z, shape (R, N), and the B_i.
+
+        A path is one number at each level, so that one pass backwards gives the derivatives of its end by the
+        numbers before: ∂x̃_end/∂x̃ at each level and ∂x̃_end/∂v of each value.
+        """
+        x, values = self.start, list[Tensor]()
+        steps: list[tuple[Tensor, Tensor, Tensor]] = []
         for row, c, ones, level in zip(self.rows, coefficients, self.ones, self.levels[:-1], strict=True):
             a, b = row.value
             denoised, slope = self.laws.denoised(x, level)
             values = [a * x + b * denoised, *values[: self.past - 1]]
-            slopes = [J * (a + b * slope)[:, None], *slopes[: self.past - 1]]
             terms = torch.stack([x, *values[: len(c) - 1]], 1)  # (R, k)
-            J = c[0] * J
-            for weight, of_value in zip(c[1:], slopes, strict=False):
-                J[:, : of_value.shape[1]] += weight * of_value
             size = terms.square().mean(0).sqrt()  # (k,)
-            bases.append(_plane(ones / size) / size[:, None])
-            J = torch.cat([J, terms @ bases[-1]], 1)
+            steps.append((terms, a + b * slope, _plane(ones / size) / size[:, None]))
             x = terms @ c
-        return J, bases
+        by_x, by_value = torch.ones_like(x), [torch.zeros_like(x) for _ in steps]
+        columns: list[Tensor] = []
+        for i in range(len(steps) - 1, -1, -1):
+            terms, slope, basis = steps[i]
+            columns.append(by_x[:, None] * (terms @ basis))
+            for j, weight in enumerate(coefficients[i][1:]):
+                by_value[i - j] += weight * by_x
+            by_x = coefficients[i][0] * by_x + slope * by_value[i]
+        return torch.cat(columns[::-1], 1), [basis for _, _, basis in steps]
 
     def per_law(self, errors: Tensor) -> Tensor:
         """The mean squared error of each law, shape (laws,)."""

@@ -1,10 +1,10 @@
 """Prototype laws on the line, on which the coefficients of `eabm` are fitted, see `prototype_fit.py`.
 
 They stand for what a sampler meets when it knows nothing about the data: directions of every width, pairs of
-modes at every distance that become distinct early or late, and random mixtures of four modes, all from scales
-of 0.01 to 8. In x̃ = x/α and σ̃ = σ/α the probability flow keeps quantiles: x̃ at level σ̃ has the same
-distribution function as x̃ at every other level, which gives the flow without solving the ODE. Its derivative
-is a ratio of densities,
+modes at every distance, narrow and broad, that become distinct early or late, and random mixtures of four
+modes, all from scales of 0.01 to 8. In x̃ = x/α and σ̃ = σ/α the probability flow keeps quantiles: x̃ at level
+σ̃ has the same distribution function as x̃ at every other level, which gives the flow without solving the ODE.
+Its derivative is a ratio of densities,
 
     dx̃_0/dx̃ = p_σ̃(x̃)/p_0(x̃_0).
 """
@@ -90,11 +90,11 @@ def prototypes() -> Prototypes:
     def uniform(low: float, high: float, n: int) -> Tensor:
         return low + (high - low) * torch.rand(n, generator=generator, dtype=torch.float64)
 
-    laws: list[Modes] = [([0.0], [s], [1.0]) for s in torch.logspace(-2, 0.9, 11).tolist()]
-    for distance in torch.logspace(-1.5, 0.8, 10).tolist():
-        for ratio in (0.05, 0.2):
+    laws: list[Modes] = [([0.0], [s], [1.0]) for s in torch.logspace(-2, 0.9, 22).tolist()]
+    for distance in torch.logspace(-1.5, 0.8, 14).tolist():
+        for ratio in (0.01, 0.05, 0.2, 0.6):
             laws.append(([-distance, distance], [ratio * distance] * 2, [0.5, 0.5]))
-    for _ in range(30):
+    for _ in range(60):
         scale = 10 ** uniform(-1.0, 0.7, 1)
         means = scale * torch.randn(4, generator=generator, dtype=torch.float64)
         deviations, weights = scale * 10 ** uniform(-1.7, 0.2, 4), uniform(0.2, 1.2, 4)

@@ -129,12 +129,13 @@ def finish(ranks: list[multiprocessing.Process], folder: Path, timeout: float = 
     for process in ranks:
         process.join(timeout)
         assert process.exitcode is not None, f"{process} has not ended after {timeout} s"
+
+    def said(path: Path) -> str:
+        lines = path.read_text().splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("[Gloo]"))
+
     out, err = (
-        [
-            "".join(line for line in path.read_text().splitlines(keepends=True) if not line.startswith("[Gloo]"))
-            for path in (folder / f"rank{rank}.{name}" for rank in range(len(ranks)))
-        ]
-        for name in ("out", "err")
+        [said(folder / f"rank{rank}.{name}") for rank in range(len(ranks))] for name in ("out", "err")
     )
     return Finished([process.exitcode for process in ranks], out, err)
 
