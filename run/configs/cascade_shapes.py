@@ -1,0 +1,35 @@
+"""A cascade on coloured shapes from 16x16 by 32x32 to 64x64 pixels, by text: `--mode sample --prompt TEXT`.
+
+Imagen's chain at a small size: a model of 16x16 pixels conditioned on captions, and two that double the sides
+of what the model before them drew, conditioned on it and on the caption. Scenes of two shapes,
+`--config.data.name=shapes`, take a wider first model and more steps.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from score_diffusion.run.configs import text_shapes
+
+KIND = "cascade"
+
+
+def get_stages() -> dict[str, ConfigDict]:
+    base, x32, x64 = stage(shrink=4), stage(shrink=2, upscale=2), stage(upscale=2)
+    # Attention to the words at 8x8 pixels, and narrow levels where pixels are many, as in Efficient U-Net.
+    x32.model.update(channels=16, multipliers=(1, 2, 3), attention_levels=(2,))
+    x64.model.update(channels=8, multipliers=(1, 2, 4, 6), attention_levels=(3,))
+    base.training.steps, x32.training.steps, x64.training.steps = 2000, 1000, 600
+    return {"base": base, "x32": x32, "x64": x64}
+
+
+def stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
+    """A stage on images that are smaller than 64x64 by a factor."""
+    config = text_shapes.get_config()
+    config.data.update(image_size=64, shrink=shrink)
+    config.model.upscale = upscale
+    config.training.precision = "float32"
+    config.sampling.threshold = 0.995 if not upscale else 0.0
+    if upscale:
+        config.sampling.cfg.scale = 1.0
+    return config
