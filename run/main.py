@@ -45,7 +45,7 @@ if TYPE_CHECKING:  # imported where they are needed: --help must not wait for to
     import torch
     from ml_collections import ConfigDict
 
-SYSTEM_MODES = ("train", "sample", "evaluate")
+SYSTEM_MODES = ("train", "sample", "evaluate", "report")
 """The modes that work on a system of several runs as a whole."""
 ADVICE = {
     errno.EMFILE: "raise the limit on open files (ulimit -n), or lower data.workers",

@@ -116,8 +116,9 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("image_grids", "inference", "json_files", "key_types", "keys", "plots", "setting_files"),
     },
     "system_commands": {
-        *("build", "build_evaluation", "build_inference", "commands", "console", "data", "distributed"),
-        *("inference", "systems"),
+        *("build", "build_evaluation", "build_inference", "build_training", "checkpoints", "commands"),
+        *("console", "data", "distributed", "files", "inference", "reporting", "systems", "training"),
+        "web_page",
     },
     "command_line": {"errors", "files", "keys"},
     "help_text": {"keys"},

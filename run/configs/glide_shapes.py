@@ -1,4 +1,4 @@
-"""GLIDE: coloured shapes by text enlarged by four: `--mode sample --prompt TEXT`.
+"""A small GLIDE, coloured shapes by text that are enlarged by four: `--mode sample --prompt TEXT`.
 
 A model of 16x16 pixels conditioned on captions, and one that enlarges what it drew to 64x64, conditioned on
 it and on the caption (Nichol et al., 2022: 64x64 to 256x256). Guidance is classifier-free;

@@ -118,6 +118,19 @@ def test_what_a_system_draws_is_measured(system: Path):
     assert len(list((system / "samples").glob("*.npz"))) == 2
 
 
+def test_the_page_of_a_system(system: Path):
+    """It shows the stages, the samples after each, and the distances."""
+    assert sample(system) == 0 and main(["--mode", "evaluate", "--workdir", str(system)]) == 0
+    assert main(["--mode", "report", "--workdir", str(system)]) == 0
+    page = (system / "report.html").read_text()
+    for words in ("This is a cascade of 2 runs", "8 of 8", "cascade-base.png", "cascade-x8.png"):
+        assert words in page
+    assert "Stage base" in page and "Stage x8" in page and "sliced Wasserstein" in page
+    shutil.rmtree(system / "x8" / "checkpoints")
+    assert main(["--mode", "report", "--workdir", str(system)]) == 0  # while it is trained
+    assert "0 of 8" in (system / "report.html").read_text()
+
+
 def test_a_stage_is_an_ordinary_run(system: Path):
     for mode in ("sample", "likelihood", "evaluate"):
         assert main(["--mode", mode, "--workdir", str(system / "x8")]) == 0
