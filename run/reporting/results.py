@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -84,15 +84,33 @@ def records(workdir: Path, stem: str) -> list[tuple[Path, dict[str, Any] | UserE
 
 def likelihoods(workdir: Path) -> Section:
     """Each result of `--mode likelihood` with its histograms and the extreme images."""
+    return Section(
+        "Likelihood",
+        _each(
+            workdir,
+            "likelihood",
+            lambda path, record: likelihood_in_words(record),
+            lambda path: _histograms(path, workdir),
+        ),
+    )
+
+
+def _each(
+    workdir: Path,
+    stem: str,
+    said: Callable[[Path, Mapping[str, Any]], str],
+    shown: Callable[[Path], list[str]],
+) -> list[str]:
+    """The results of a mode: what they say, everything in a fold, and pictures, shown also without the rest."""
     parts = []
-    for path, record in records(workdir, "likelihood"):
+    for path, record in records(workdir, stem):
         parts.append(web_page.heading(path.name))
         if isinstance(record, UserError):
             parts.append(unreadable(record))
         else:
-            parts += [likelihood_in_words(record), generic_record(record)]
-        parts.append(web_page.gallery(_histograms(path, workdir)))
-    return Section("Likelihood", parts)
+            parts += [said(path, record), generic_record(record)]
+        parts.append(web_page.gallery(shown(path)))
+    return parts
 
 
 def _histograms(path: Path, workdir: Path) -> list[str]:
@@ -150,18 +168,18 @@ def _interval(record: Mapping[str, Any]) -> str:
 
 def distances(workdir: Path) -> Section:
     """Each result of `--mode evaluate` with the meaning of its figures and the samples most like data."""
-    parts = []
-    for path, record in records(workdir, "evaluation"):
-        parts.append(web_page.heading(path.name))
-        if isinstance(record, UserError):
-            parts.append(unreadable(record))
-        else:
-            parts += [_figures(path, record), generic_record(record)]
-        copies = path.with_name(f"{path.stem}-copies.png")
-        if copies.exists():
-            words = f"{copies.name}: the samples nearest to training data, each left of its neighbour"
-            parts.append(web_page.gallery([picture(copies, workdir, words)]))
-    return Section("Distances to held-out data", parts)
+    return Section(
+        "Distances to held-out data",
+        _each(workdir, "evaluation", _figures, lambda path: _copies(path, workdir)),
+    )
+
+
+def _copies(path: Path, workdir: Path) -> list[str]:
+    copies = path.with_name(f"{path.stem}-copies.png")
+    if not copies.exists():
+        return []
+    words = f"{copies.name}: the samples nearest to training data, each left of its neighbour"
+    return [picture(copies, workdir, words)]
 
 
 def _figures(path: Path, record: Mapping[str, Any]) -> str:
