@@ -8,7 +8,8 @@ import torch
 
 from score_diffusion.run import plots
 from score_diffusion.run.data.scaling import Scaling
-from score_diffusion.run.training.previews import Preview
+from score_diffusion.run.data.toys import load_digits
+from score_diffusion.run.training.previews import REAL_PICTURE, Preview
 from score_diffusion.samplers import make_sampler
 from score_diffusion.sde_lib import VPSDE, GaussianMixture
 
@@ -52,3 +53,11 @@ def test_polling_may_end_the_drawing(drawn: list[np.ndarray], tmp_path: Path):
     with pytest.raises(InterruptedError):
         preview(10, 10).save(tmp_path / "a.png", score, CPU, poll)
     assert len(polls) == 3 and not drawn
+
+
+def test_real_data_have_a_picture_to_compare_samples_with(finished_run: Path, tmp_path: Path):
+    """As many held-out samples as a preview has, in the same form."""
+    data = load_digits()
+    images = data.scaling.stored_to_user(data.held_out[:8]).numpy()
+    plots.save_samples(tmp_path / "expected.png", images, data.scaling.limits)
+    assert (finished_run / REAL_PICTURE).read_bytes() == (tmp_path / "expected.png").read_bytes()
