@@ -101,7 +101,7 @@ def _each(
     said: Callable[[Path, Mapping[str, Any]], str],
     shown: Callable[[Path], list[str]],
 ) -> list[str]:
-    """The results of a mode: what they say, everything in a fold, and pictures, shown without the rest too."""
+    """The results of a mode: what they say, everything in a fold, and pictures, even without the rest."""
     parts = []
     for path, record in records(workdir, stem):
         parts.append(web_page.heading(path.name))
