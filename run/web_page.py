@@ -127,7 +127,7 @@ def explained(rows: Iterable[tuple[str, str, Sequence[str]]], header: Sequence[s
     head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
     body = "\n".join(
         f"<tr><td>{escape(name)}<small>{escape(meaning)}</small></td>"
-        + "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        + "".join(f"<td>{escape(cell).replace('± ', '±&nbsp;')}</td>" for cell in cells)
         + "</tr>"
         for name, meaning, cells in rows
     )

@@ -48,7 +48,7 @@ button { font: inherit; font-size: 0.875rem; color: var(--text); background: var
 .tiles { display: grid; gap: 0.75rem; margin: 1.1rem 0 0.25rem;
          grid-template-columns: repeat(auto-fit, minmax(min(10.5rem, 45%), 1fr)); }
 .tile { border: 1px solid var(--edge); border-radius: 8px; padding: 0.6rem 0.9rem; min-width: 0; }
-.tile b { display: block; font-size: 1.2rem; line-height: 1.5; font-weight: 650; overflow-wrap: anywhere; }
+.tile b { display: block; font-size: 1.1rem; line-height: 1.5; font-weight: 650; overflow-wrap: anywhere; }
 .tile span { display: block; font-size: 0.8125rem; color: var(--quiet); }
 .scroll { overflow-x: auto; max-width: 100%; }
 table { border-collapse: collapse; font-size: 0.9rem; margin: 0.5rem 0; }

@@ -27,6 +27,13 @@ def picture(path: Path, workdir: Path, caption: str = "") -> str:
     return web_page.image(data, "png", caption or path.name)
 
 
+def png_width(path: Path, workdir: Path) -> int:
+    """The width of a picture of the run in pixels; 0 of what is none."""
+    with contextlib.suppress(OSError, UserError):
+        return int.from_bytes(content(path, workdir)[16:20], "big")  # the header's first field
+    return 0
+
+
 def pictures(paths: Iterable[Path], workdir: Path, wide: bool = False) -> str:
     """Those of some pictures that exist."""
     return web_page.gallery([picture(path, workdir) for path in paths if path.exists()], wide)

@@ -16,6 +16,7 @@ from score_diffusion.run.reporting.files import (
     in_words,
     picture,
     pictures,
+    png_width,
     refuse_link,
     unreadable,
 )
@@ -27,15 +28,18 @@ SETTINGS = {"num_samples": Values(kind=int, least=1)}  # of a sample file, what 
 
 
 def next_to_real(workdir: Path) -> Section:
-    """Held-out data on the left, the newest samples on the right."""
-    real = workdir / REAL_PICTURE
-    files = [path for path in (workdir / SAMPLES).glob("*.npz") if path.is_file()]
-    drawn = [path for path in files if path.with_suffix(".png").exists()]
-    newest = max(drawn, key=lambda path: path.stat().st_mtime, default=None)
-    previews = previews_of(workdir)
+    """Held-out data on the left, on the right samples: of the picture most like that in size, the newest."""
+    real, previews = workdir / REAL_PICTURE, previews_of(workdir)
     images = [picture(real, workdir, "real: held-out data")] if real.exists() else []
-    if newest is not None:
-        images.append(picture(newest.with_suffix(".png"), workdir, f"drawn: {SAMPLES}/{newest.stem}.png"))
+    files = [path.with_suffix(".png") for path in (workdir / SAMPLES).glob("*.npz")]
+    size = png_width(real, workdir)
+    drawn = min(
+        (path for path in files if path.is_file()),
+        key=lambda path: (abs(png_width(path, workdir) - size), -path.stat().st_mtime),
+        default=None,
+    )
+    if drawn is not None:
+        images.append(picture(drawn, workdir, f"drawn: {SAMPLES}/{drawn.name}"))
     elif previews:
         images.append(picture(previews[-1], workdir, "drawn: the last preview of training"))
     return Section("Real and drawn", [web_page.gallery(images)])
