@@ -5,6 +5,7 @@ from torch import nn
 from score_diffusion.models.autoencoder import Autoencoder, AutoencoderKL, AutoencoderVQ
 from score_diffusion.models.classifier import Classifier
 from score_diffusion.models.clip import Clip, caption_bytes
+from score_diffusion.models.dequantizer import Dequantizer
 from score_diffusion.models.discriminator import PatchDiscriminator
 from score_diffusion.models.dit import DiT
 from score_diffusion.models.embeddings import FourierEmbedding, SinusoidalEmbedding
@@ -20,8 +21,12 @@ IMAGE_NETWORKS: dict[str, type[nn.Module]] = {"unet": UNet, "ncsn": NCSN, "ncsnv
 """Networks for x of shape (B, C, *size), by their names in a configuration."""
 POINT_NETWORKS: dict[str, type[nn.Module]] = {"mlp": MLP, "prior": Prior}
 """Networks for x of shape (B, D), by their names in a configuration."""
-ENCODERS: dict[str, type[nn.Module]] = {"classifier": Classifier, "clip": Clip}
-"""Networks of noisy images that guide others, by their names in a configuration."""
+ENCODERS: dict[str, type[nn.Module]] = {
+    "classifier": Classifier,
+    "clip": Clip,
+    "dequantizer": Dequantizer,
+}
+"""Networks of images, noisy ones for most, that serve another model, by their names in a configuration."""
 AUTOENCODERS: dict[str, type[Autoencoder]] = {
     "autoencoder_kl": AutoencoderKL,
     "autoencoder_vq": AutoencoderVQ,
@@ -35,6 +40,7 @@ __all__ = [
     "AutoencoderVQ",
     "Classifier",
     "Clip",
+    "Dequantizer",
     "ENCODERS",
     "IMAGE_NETWORKS",
     "MLP",

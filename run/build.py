@@ -86,6 +86,12 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     **ENCODERS,
     **AUTOENCODERS,
 }
+USES = {
+    "classifier": "--guidance classifier --config.sampling.classifier.run",
+    "clip": "--guidance clip --config.sampling.clip.run",
+    "dequantizer": "--config.likelihood.dequantization",
+}
+"""The key of a score model's command line that takes the run of an encoder."""
 FOLLOW_FROM_DATA = ("dims",)  # arguments of networks that are no keys
 BYTES_PER_LEVEL = 64  # of an SDE's tables
 BYTES_PER_STEP = 2048  # of a sampler's coefficients
@@ -205,8 +211,8 @@ def assemble_model(section: ConfigDict, sde: SDE, shape: Sequence[int]) -> Score
     network = choose(MODELS, name, "model")
     if name in ENCODERS:
         raise UserError(
-            f"model {name!r} has no score and draws no samples, it guides those of another run: give "
-            f"--workdir of a score model, with --guidance {name} --config.sampling.{name}.run=RUN"
+            f"model {name!r} has no score and draws no samples, it serves another run: give --workdir of a "
+            f"score model, with {USES[name]}=RUN"
         )
     if name in AUTOENCODERS:
         raise UserError(

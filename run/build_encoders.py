@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.models import AUTOENCODERS, ENCODERS
-from score_diffusion.run.build import build_encoder, build_sde, refusing_arguments
+from score_diffusion.run.build import build_encoder, build_model, build_sde, refusing_arguments
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.class_captions import captions_of
 from score_diffusion.run.data.dataset import Dataset
@@ -25,6 +25,7 @@ from score_diffusion.run.inference.trained_model import (
     load_chosen_weights,
     tensors_digest,
 )
+from score_diffusion.run.training.dequantization import VariationalDequantization
 from score_diffusion.run.training.objectives import (
     CaptionContrastive,
     ClassContrastive,
@@ -33,7 +34,8 @@ from score_diffusion.run.training.objectives import (
     Objective,
     clean_data,
 )
-from score_diffusion.sde_lib import NoisyDataModel
+from score_diffusion.sde_lib import NoisyDataModel, noisy_times
+from score_diffusion.sde_lib.times import FIRST_TIME
 
 CLASSIFICATION = "clean_classification"
 ENCODER_OF = {
@@ -41,6 +43,7 @@ ENCODER_OF = {
     CLASSIFICATION: "classifier",
     "contrastive": "clip",
     "clean_contrastive": "clip",
+    "dequantization": "dequantizer",
 }
 """The network that each objective of encoders trains."""
 CLEAN = (CLASSIFICATION, "clean_contrastive")
@@ -71,11 +74,14 @@ def check_network(config: ConfigDict) -> None:
 
 
 def build_encoder_objective(config: ConfigDict, dataset: Dataset) -> Objective[NoisyDataModel]:
-    """The objective of a classifier or a contrastive pair.
+    """The objective of a classifier, a contrastive pair or a dequantizer.
 
     Raises:
-        UserError: If the data have neither classes nor, for a contrastive pair, captions.
+        UserError: If the data have neither classes nor, for a contrastive pair, captions, or a dequantizer
+            has no model of grey levels to work for.
     """
+    if config.model.name == "dequantizer":
+        return _dequantization(config, dataset)
     clean = config.training.objective in CLEAN
     if config.model.name == "clip":
         return _contrastive(config, dataset, clean)
@@ -101,6 +107,31 @@ def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective
     classes = _classes(config, dataset)
     with refusing_arguments():
         return ClassContrastive(captions_of(dataset.classes or tuple(map(str, range(classes)))), clean)
+
+
+def _dequantization(config: ConfigDict, dataset: Dataset) -> VariationalDequantization:
+    """For the model of the run `training.run`, with its averaged weights."""
+    section = config.training
+    if not section.run:
+        raise UserError("a dequantizer works for the model of a run: name it by --config.training.run=RUN")
+    if dataset.levels is None or not config.data.dequantize:
+        raise UserError(
+            f"{section.run} was not trained on dequantized grey levels, for which a dequantizer is: name the "
+            "run of a model of images with data.dequantize=true"
+        )
+    if section.times != "continuous" or section.first_time != FIRST_TIME:
+        raise UserError(
+            "a dequantizer draws times by those of its run: leave training.times and training.first_time out"
+        )
+    run = expanded(section.run)
+    saved = read_config(run)
+    if saved.model.name in {**ENCODERS, **AUTOENCODERS}:
+        raise UserError(f"{run} holds a {saved.model.name}, which has no likelihood: name another run")
+    model = build_model(saved.model, build_sde(saved.sde), read_data_info(run).shape)
+    load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((saved.training.ema_decay,)))
+    in_chain = saved.training.times in ("discrete", "importance")
+    first = float(noisy_times(model.sde)[0]) if in_chain else saved.training.first_time
+    return VariationalDequantization(model, dataset.levels, first, saved.training.conditional)
 
 
 def _classes(config: ConfigDict, dataset: Dataset) -> int:

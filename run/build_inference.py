@@ -19,8 +19,9 @@ from score_diffusion.run.build import (
     data_options,
     grid_times,
 )
-from score_diffusion.run.build_encoders import load_contrastive_encoders
+from score_diffusion.run.build_encoders import load_contrastive_encoders, load_encoder
 from score_diffusion.run.build_training import build_times
+from score_diffusion.run.config import read_config
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
@@ -48,6 +49,7 @@ from score_diffusion.run.inference.scoring import (
     GaussianDequantization,
     Scores,
     UniformDequantization,
+    VariationalDequantization,
     bound_held_out,
     score_held_out,
 )
@@ -383,10 +385,29 @@ def build_density_solver(section: ConfigDict, tighter: bool = False) -> DensityS
 
 
 def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequantization:
-    """The dequantization of a section `likelihood`."""
+    """The dequantization of a section `likelihood`.
+
+    Raises:
+        UserError: If it is unknown, or a run that is no dequantizer of such images.
+    """
     if section.dequantization == "uniform":
         return UniformDequantization(trained, section.seed)
-    return GaussianDequantization(trained, section.seed, section.variance, clip_bounds(section.clip))
+    if section.dequantization == "gaussian":
+        return GaussianDequantization(trained, section.seed, section.variance, clip_bounds(section.clip))
+    run = expanded(section.dequantization)
+    if not run.is_dir():
+        raise UserError(
+            "likelihood.dequantization must be uniform, gaussian, or the run directory of --config "
+            f"dequantizer, got {section.dequantization!r}"
+        )
+    config, info = read_config(run), read_data_info(run)
+    if config.model.name != "dequantizer" or not info.fits(trained.data):
+        raise UserError(
+            f"likelihood.dequantization={run} holds a {config.model.name} of {info}, and the model is of "
+            f"{trained.data}: name the run of a dequantizer of such images"
+        )
+    dequantizer, _ = load_encoder(run, config, trained.device)
+    return VariationalDequantization(trained, section.seed, dequantizer)
 
 
 def other_data(config: ConfigDict, info: DataInfo) -> Tensor | None:

@@ -85,7 +85,7 @@ def resolve_conditions(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     Raises:
         UserError: If the network takes no condition of a kind that the data have.
     """
-    if config.model.name in ENCODERS:
+    if config.model.name in OF_ENCODERS:
         kind = OF_ENCODERS[config.model.name]
         sizes = {kind: dataset.condition_sizes.get(kind, 0)}
     elif config.training.conditional:

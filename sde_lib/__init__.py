@@ -16,6 +16,7 @@ from score_diffusion.sde_lib.ddpm import (
     check_variance,
     reverse_transition,
 )
+from score_diffusion.sde_lib.dequantization import logistic_noise
 from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError
 from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
@@ -153,6 +154,7 @@ __all__ = [
     "level_times",
     "linear_betas",
     "log_likelihood",
+    "logistic_noise",
     "map_condition",
     "ncsnv2_levels",
     "noisy_times",

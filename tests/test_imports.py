@@ -84,7 +84,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("encoded_data", "errors", "files", "key_types", "machine", "training"),
     },
     "build_inference": {
-        *("build", "build_encoders", "build_training", "data", "encoded_data", "errors", "files"),
+        *("build", "build_encoders", "build_training", "config", "data", "encoded_data", "errors", "files"),
         *("inference", "training"),
     },
     "build_restoration": {

@@ -13,6 +13,7 @@ from pathlib import Path
 from werkzeug.serving import BaseWSGIServer, WSGIRequestHandler, make_server
 
 from score_diffusion.models import ENCODERS
+from score_diffusion.run.build import USES
 from score_diffusion.run.config import Overrides, apply_overrides
 from score_diffusion.run.console import print_result, silence, warn
 from score_diffusion.run.demo.app import App, is_loopback
@@ -73,8 +74,8 @@ def open_run(path: Path, overrides: Overrides, device: str) -> Run:
     run = load_run(path, device)
     if run.config.model.name in ENCODERS:
         raise UserError(
-            f"{path} holds a {run.config.model.name}, which draws no samples: name the run that it guides, "
-            f"and this one by --config.sampling.{run.config.model.name}.run={path}"
+            f"{path} holds a {run.config.model.name}, which draws no samples: name the run that it serves, "
+            f"and this one by {USES[run.config.model.name]}={path}"
         )
     run.config = apply_overrides(run.config, overrides, "demo")
     return run

@@ -34,10 +34,12 @@ from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.error_bars import standard_error_each, standard_errors
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.training.dequantization import dequantized
 from score_diffusion.sde_lib import (
     SDE,
     DensitySolver,
     Likelihood,
+    NoisyDataModel,
     SampleNoise,
     chain_times,
     expand,
@@ -151,14 +153,18 @@ class UniformDequantization:
     def __call__(self, batch: Tensor, first: int, draw: int = 0) -> Dequantized:
         """The batch whose first sample has index `first`, dequantized on the model's device."""
         scaling, device = self.trained.data.scaling, self.trained.device
+        x = scaling.stored_to_model(batch, self.noise(batch, first, draw)).to(device)
+        bits = torch.full((len(x),), scaling.bits_offset, dtype=torch.float64, device=device)
+        return Dequantized(x, self.trained.first_time, bits)
+
+    def noise(self, batch: Tensor, first: int, draw: int) -> Tensor:
+        """Uniform noise of the shape of the batch."""
         seed = seed_of_draw(self.seed, draw)
         noise = [
             torch.rand(sample.shape, generator=generator_for(seed, "dequantization", first + k))
             for k, sample in enumerate(batch)
         ]
-        x = scaling.stored_to_model(batch, torch.stack(noise)).to(device)
-        bits = torch.full((len(x),), scaling.bits_offset, dtype=torch.float64, device=device)
-        return Dequantized(x, self.trained.first_time, bits)
+        return torch.stack(noise)
 
 
 class GaussianDequantization:
@@ -196,6 +202,31 @@ class GaussianDequantization:
         return Dequantized(x.to(x_0), times[-2].item(), log_q / math.log(2) + decoder + _scale_bits(scaling))
 
 
+class VariationalDequantization:
+    """Noise in the grey levels' bins whose law a dequantizer knows.
+
+    Args:
+        trained: The model that the data are scored with.
+        seed: Seed of the noise.
+        dequantizer: The dequantizer.
+    """
+
+    def __init__(self, trained: TrainedModel, seed: int, dequantizer: NoisyDataModel) -> None:
+        self.uniform, self.dequantizer = UniformDequantization(trained, seed), dequantizer
+
+    @torch.no_grad()
+    def __call__(self, batch: Tensor, first: int, draw: int = 0) -> Dequantized:
+        """The batch whose first sample has index `first`, dequantized on the model's device."""
+        trained = self.uniform.trained
+        scaling, device = trained.data.scaling, trained.device
+        assert scaling.levels is not None  # the dequantizer is for grey levels
+        v = self.uniform.noise(batch, first, draw).to(device)
+        x, log_q = dequantized(self.dequantizer, batch.to(device), v, scaling.levels)
+        return Dequantized(
+            x, trained.first_time, scaling.bits_offset + log_q / (batch[0].numel() * math.log(2))
+        )
+
+
 def seed_of_draw(seed: int, draw: int) -> int:
     """The seed of the noise of a repetition, of the first one the seed itself."""
     return generator_for(seed, "draw", draw).initial_seed() if draw else seed
@@ -203,7 +234,6 @@ def seed_of_draw(seed: int, draw: int) -> int:
 
 Dequantization = Callable[[Tensor, int, int], Dequantized]
 """From a batch, the index of its first sample, and that of the draw."""
-DEQUANTIZATIONS = ("uniform", "gaussian")
 
 
 def batches_of_rank(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:

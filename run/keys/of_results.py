@@ -154,8 +154,9 @@ LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
     "atol": Key(1e-5, "absolute tolerance of solver=dopri5", above=0),
     "steps": Key(128, "steps of solver=exponential_adams, an even number", least=8),
     "dequantization": Key(
-        "uniform", "dequantization of images for the ODE: uniform noise, or the diffusion's own (gaussian)",
-        kind=Literal["uniform", "gaussian"],
+        "uniform",
+        "dequantization of images for ode and reverse_sde: uniform noise, the diffusion's own (gaussian), or "
+        "the run directory of --config dequantizer",
     ),
     "variance": Key(
         "small", "variance of the reverse steps in the bound", kind=Literal["small", "large", "learned"]

@@ -237,7 +237,7 @@ TRAINING = section("training", NEW_RUN, False, {
         "with the bound; the others are of networks without a score; clean_...: without noise",
         kind=Literal[
             "dsm", "uncertainty", "hybrid", "classification", "clean_classification", "contrastive",
-            "clean_contrastive", "autoencoding",
+            "clean_contrastive", "autoencoding", "dequantization",
         ],
     ),
     "autoencoding.penalty_weight": Key(

@@ -18,7 +18,6 @@ from score_diffusion.run.data.decoding import MODES as CHANNELS
 from score_diffusion.run.data.options import CROPS
 from score_diffusion.run.distributed.model import PARALLEL
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.scoring import DEQUANTIZATIONS
 from score_diffusion.run.inference.trained_model import CHECKPOINTS
 from score_diffusion.run.key_types import keys_in_words
 from score_diffusion.run.keys import KEYS, MODES
@@ -59,7 +58,6 @@ def test_an_experiment_starts_from_the_declared_defaults():
         ("sampling.checkpoint", CHECKPOINTS, ()),
         ("sampling.grid", GRIDS, ("fitted", "auto")),
         ("likelihood.method", FIGURES, ()),
-        ("likelihood.dequantization", DEQUANTIZATIONS, ()),
         ("likelihood.variance", VARIANCES, ()),
     ],
 )
