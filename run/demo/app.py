@@ -23,7 +23,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from werkzeug.exceptions import Forbidden, HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import (
+    Forbidden,
+    HTTPException,
+    LengthRequired,
+    MethodNotAllowed,
+    NotFound,
+    RequestEntityTooLarge,
+)
 from werkzeug.wrappers import Request, Response
 
 from score_diffusion.run.build import data_options
@@ -123,6 +130,8 @@ class App:
             raise NotFound("there is no such page here")
         if request.method != "POST":
             raise MethodNotAllowed(description="this address takes POST only")
+        if request.content_length is None:  # it could not be refused before it is read
+            raise LengthRequired("the length of the content must be stated")
         if path == "/upload":
             return self._upload(request)
         if path == "/stop":

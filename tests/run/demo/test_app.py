@@ -117,13 +117,13 @@ def test_what_is_too_large_is_refused_unread(client: Client):
         def read(self, size: int | None = -1) -> bytes:
             raise AssertionError("it was read")
 
-    response = client.post(
-        *("/upload?run=0", HERE),
-        input_stream=Unread(),
-        environ_overrides={"CONTENT_LENGTH": str(2**18 + 1)},
-        content_type="application/octet-stream",
-    )
+    stream = {"input_stream": Unread(), "content_type": "application/octet-stream"}
+    size = {"CONTENT_LENGTH": str(2**18 + 1)}
+    response = client.post("/upload?run=0", base_url=HERE, environ_overrides=size, **stream)
     assert response.status_code == 413 and "at most 0.25 MiB" in response.json["sentence"]
+    chunked = {"HTTP_TRANSFER_ENCODING": "chunked", "CONTENT_LENGTH": "", "wsgi.input_terminated": True}
+    response = client.post("/upload?run=0", base_url=HERE, environ_overrides=chunked, **stream)
+    assert response.status_code == 411 and "must be stated" in response.json["sentence"]
 
 
 @pytest.mark.parametrize(
@@ -166,7 +166,7 @@ def test_bound_to_other_addresses_it_has_any_name_but_serves_its_own_page_only(p
 
 def test_points_are_not_filled_in(points: Run):
     client = Client(App([points], "127.0.0.1", 1.0))
-    content = {"data": b"", "content_type": "application/octet-stream"}
+    content = {"data": b"0", "content_type": "application/octet-stream"}
     for response in (
         client.post("/upload?run=0", base_url=HERE, **content),
         post(client, "/score", PAGE | {"image": "", "draws": 1, "seed": 0, "label": ""}),

@@ -198,7 +198,7 @@ def test_a_stage_that_is_not_finished_is_named(system: Path, capsys):
     assert "stage x8 has taken 4 of its 8 training steps" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("mode", ["likelihood", "restore"])
+@pytest.mark.parametrize("mode", ["likelihood", "restore", "demo"])
 def test_modes_of_one_run_name_the_stages(mode: str, finished: Path, refused: Callable):
     sentence = refused(main(["--mode", mode, "--workdir", str(finished)]))
     assert f"--mode {mode} works on one run" in sentence and str(finished / "x8") in sentence
