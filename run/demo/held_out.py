@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from functools import cached_property
 
 import numpy as np
@@ -24,6 +25,7 @@ class HeldOut:
 
     def __init__(self, run: Run, own_path: bool) -> None:
         self._run, self._own_path = run, own_path
+        self._reading = threading.Lock()
 
     @cached_property
     def _dataset(self) -> Dataset:
@@ -40,7 +42,8 @@ class HeldOut:
         Raises:
             UserError: If the data cannot be read.
         """
-        data = self._dataset
+        with self._reading:  # once, whoever else asks meanwhile
+            data = self._dataset
         k = index % len(data.test)
         image = data.scaling.stored_to_user(data.test[k : k + 1]).numpy()
         words = f"held-out image {k} of {len(data.test)}"

@@ -288,16 +288,24 @@ function choose(canvas, words) {
   byId("fill").querySelector(".summary").hidden = true;
 }
 
-async function take(response) {
-  const sheet = await response.json(), canvas = document.createElement("canvas");
-  cut(canvas, await loaded(sheet.png), sheet, 0);
-  choose(canvas, sheet.words);
+/** Takes the image that the server answers with; an answer about a run that was left meanwhile is dropped. */
+async function fetchImage(waiting, address, options) {
+  const asked = runIndex();
+  complain("");
+  byId("source-words").textContent = waiting;
+  try {
+    const sheet = await (await ask(address, options)).json(), canvas = document.createElement("canvas");
+    cut(canvas, await loaded(sheet.png), sheet, 0);
+    if (asked === runIndex()) choose(canvas, sheet.words);
+  } catch (error) {
+    complain(error.message);
+    byId("source-words").textContent = current ? current.words : "none yet";
+  }
 }
 
 let heldOut = -1;
 async function nextHeldOut() {
-  complain("");
-  await ask(`held_out?run=${runIndex()}&index=${++heldOut}`).then(take).catch((error) => complain(error.message));
+  await fetchImage("reading the data …", `held_out?run=${runIndex()}&index=${++heldOut}`);
 }
 byId("held-out").onclick = nextHeldOut;
 
@@ -309,7 +317,7 @@ async function upload(file) {
     return;
   }
   const options = { method: "POST", headers: { "Content-Type": "application/octet-stream" }, body: file };
-  await ask(`upload?run=${runIndex()}`, options).then(take).catch((error) => complain(error.message));
+  await fetchImage("sending …", `upload?run=${runIndex()}`, options);
 }
 byId("file").onchange = async (event) => {
   if (event.target.files.length) await upload(event.target.files[0]);
