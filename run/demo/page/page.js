@@ -353,11 +353,27 @@ const mask = {
     [canvas.width, canvas.height] = [width * scale, height * scale];
     context.imageSmoothingEnabled = false;
     context.drawImage(current.canvas, 0, 0, canvas.width, canvas.height);
-    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--mask");
-    context.globalAlpha = 0.82;
+    context.fillStyle = context.createPattern(this.stripes(), "repeat");
+    context.globalAlpha = 0.85;
     this.missing.forEach((value, k) => {
       if (value) context.fillRect((k % width) * scale, Math.floor(k / width) * scale, scale, scale);
     });
+  },
+
+  /** A tile of stripes, which stand out from an image of any colour. */
+  stripes() {
+    const tile = document.createElement("canvas"), context = tile.getContext("2d");
+    tile.width = tile.height = 16;
+    context.fillStyle = getComputedStyle(document.documentElement).getPropertyValue("--mask");
+    context.fillRect(0, 0, 16, 16);
+    context.strokeStyle = "#ffffff";
+    context.lineWidth = 4;
+    for (const shift of [-16, 0, 16]) {
+      context.moveTo(shift - 2, 18);
+      context.lineTo(shift + 18, -2);
+    }
+    context.stroke();
+    return tile;
   },
 
   set(predicate) {
