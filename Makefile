@@ -3,6 +3,7 @@
 # make quick   the same with the fast tests only, in about a minute
 # make types   mypy
 # make docs    the documentation site, in build/site; warnings are errors
+# make notebooks   the pages of the tour as notebooks, in build/notebooks
 # Each makes its own environment in .venv; BIN=FOLDER takes the programs of another one.
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ PARALLEL := -n auto --dist worksteal  # a process per core; a file's tests mostl
 SITE := build/site
 DEV := $(if $(filter .venv/bin,$(BIN)),.venv/installed-dev)
 
-.PHONY: demo test quick form types docs layout
+.PHONY: demo test quick form types docs notebooks layout
 .DELETE_ON_ERROR:
 
 demo: .venv/installed
@@ -40,6 +41,9 @@ types: $(DEV) layout
 docs: $(DEV) layout
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --site-dir $(SITE)
 	@echo "The documentation: $(SITE)/index.html"
+
+notebooks: $(DEV)
+	$(BIN)/python -m docs.tour.notebooks build/notebooks
 
 layout:  # the folders where an installation has them, below score_diffusion/, for mypy and mkdocstrings
 	mkdir -p build/layout/score_diffusion

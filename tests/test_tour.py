@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -57,3 +58,33 @@ def test_the_index_lists_the_chapters_in_their_order():
     index = (ROOT / "docs/tour/index.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\d+\. \[[^]]+\]\((\w+\.md)\)", index, re.M)
     assert listed == [page.name for page in PAGES]
+
+
+@pytest.fixture(scope="module")
+def notebooks(tmp_path_factory) -> Path:
+    pytest.importorskip("jupytext", reason="needs the package jupytext, of the extra [docs]")
+    folder = tmp_path_factory.mktemp("notebooks")
+    importlib.import_module("docs.tour.notebooks").main(folder)
+    return folder
+
+
+@each_page
+def test_a_page_becomes_a_notebook_that_is_complete(page, notebooks):
+    cells = json.loads((notebooks / f"{page.stem}.ipynb").read_text(encoding="utf-8"))["cells"]
+    code = "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+    assert code.split() == python_of(page).split()
+    text = "".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
+    kept = {name for cell in cells for name in cell.get("attachments", {})}
+    assert set(re.findall(r"attachment:(\w+\.png)", text)) == kept != set()
+    for link in re.findall(r"\]\(([^):]+)\)", text):
+        assert (notebooks / link).exists(), link
+
+
+@pytest.mark.slow
+def test_a_notebook_runs(notebooks, monkeypatch):
+    nbclient = pytest.importorskip("nbclient", reason="needs the package nbclient, of the extra [docs]")
+    pytest.importorskip("ipykernel", reason="needs the package ipykernel, of the extra [docs]")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    notebook = importlib.import_module("nbformat").read(notebooks / "14_fast_sampling.ipynb", as_version=4)
+    nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
+    assert any("eabm" in str(cell.get("outputs")) for cell in notebook.cells)
