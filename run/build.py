@@ -24,7 +24,7 @@ from score_diffusion.models.super_resolution import LEVEL_FEATURES, SuperResolut
 from score_diffusion.models.text_encoder import FROM_TEXT, TextConditioned, TextEncoder
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.options import DataOptions, parse_image_size
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.machine import refuse_beyond_memory
 from score_diffusion.samplers import (
@@ -117,9 +117,9 @@ SCORE_OPTIONS = ("learned_variance", "scale_input", "noise_input", "sigma_data")
 
 
 def choose(table: Mapping[str, T], name: str, kind: str) -> T:
-    """table[name], or a UserError that lists the valid names."""
+    """table[name], or a UserError that suggests valid names."""
     if name not in table:
-        raise UserError(f"unknown {kind} {name!r}; choose one of {', '.join(table)}")
+        raise UserError(f"unknown {kind} {name!r}: choose one of {some_of(name, table)}")
     return table[name]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from absl import flags
 
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.files import default_workdir, expanded
 from score_diffusion.run.keys import MODES
 
@@ -62,6 +62,15 @@ class CommandLine:
         return self.flags.config or ("auto" if own_data else "vpsde")
 
 
+class ModeParser(flags.EnumParser):
+    """Reads a mode, and suggests others for one that there is not."""
+
+    def parse(self, argument: str) -> str:
+        if argument not in self.enum_values:
+            raise ValueError(f"choose one of {some_of(argument, self.enum_values)}; --help lists all")
+        return argument
+
+
 def define_flags() -> flags.FlagValues:
     """All flags except --config.section.key, which `split_overrides` takes out."""
     values = flags.FlagValues()
@@ -70,7 +79,7 @@ def define_flags() -> flags.FlagValues:
     define_enum = functools.partial(flags.DEFINE_enum, flag_values=values)
     define_integer = functools.partial(flags.DEFINE_integer, flag_values=values)
     define_boolean = functools.partial(flags.DEFINE_boolean, flag_values=values)
-    define_enum("mode", None, MODES, "What to do.")
+    flags.DEFINE(ModeParser(list(MODES)), "mode", None, "What to do.", values)
     define_string(
         "config",
         None,
@@ -135,7 +144,7 @@ def read_command_line(argv: list[str]) -> CommandLine:
     if values.help or values.version or values.help_config is not None:
         return CommandLine(values, overrides, None)
     if values.mode is None and not rest:
-        raise UserError(f"--mode is required; choose one of {', '.join(MODES)}")
+        raise UserError(f"--mode is required: choose one of {some_of('', MODES)}; --help lists all")
     path = expanded(rest.pop(0)) if rest and values.mode == "convert" else None
     runs = tuple(map(expanded, rest)) if values.mode in ("compare", "demo") else ()
     if rest and not runs:

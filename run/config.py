@@ -30,7 +30,7 @@ from score_diffusion.run.constructor_keys import (
 )
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.user_function import absolute, names_function, refuse_function
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import MOST_SUGGESTED, UserError, some_of
 from score_diffusion.run.files import expanded, write_json
 from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
@@ -75,7 +75,7 @@ def load_config(name: str) -> ConfigDict:
     experiments = getattr(module, "EXPERIMENTS", {"": None})
     if experiment not in experiments:
         raise UserError(
-            f"{stem} has no experiment {experiment!r}; choose one of {', '.join(map(repr, experiments))}"
+            f"{stem} has no experiment {experiment!r}: choose one of {some_of(experiment, experiments)}"
         )
     with the_users_code(name):
         config = module.get_config(experiment) if experiment else module.get_config()
@@ -240,14 +240,18 @@ def find_key(name: str, keys: dict[str, Key]) -> Key:
     """
     if name in keys:
         return keys[name]
-    last = name.rpartition(".")[2]
-    of_that_name = [key for key in keys if key.rpartition(".")[2] == last]
-    close = of_that_name or difflib.get_close_matches(name, keys, n=1)
-    hint = f", did you mean {' or '.join(map(repr, close))}?" if close else ""
     section = name.partition(".")[0] + "."
-    valid = [key for key in keys if key.startswith(section)]
-    advice = f"choose one of {', '.join(valid)}" if valid else "--help_config lists all keys"
-    raise UserError(f"unknown configuration key {name!r}{hint}; {advice}")
+    of_section = [key for key in keys if key.startswith(section)]
+    alike = [key for key in keys if key.rpartition(".")[2] == name.rpartition(".")[2]]
+    if not alike:
+        start = section if of_section else ""
+        rests = [key.removeprefix(start) for key in of_section or keys]
+        short = name.removeprefix(start)
+        close = difflib.get_close_matches(short, rests, MOST_SUGGESTED)
+        alike = [start + rest for rest in close or rests if close or rest.startswith(short)]
+    hint = f": did you mean {' or '.join(alike[:MOST_SUGGESTED])}?" if alike else ";"
+    advice = f"--help_config {section} lists all of this section" if of_section else "--help_config lists all"
+    raise UserError(f"unknown configuration key {name!r}{hint} {advice}")
 
 
 def check(config: ConfigDict) -> None:
@@ -262,8 +266,11 @@ def check(config: ConfigDict) -> None:
         given = [f"{section}.{argument}" for argument in config[section]]
         unknown = [key for key in given if key not in keys]
         if unknown:
-            accepted = ", ".join(key.partition(".")[2] for key in argument_keys(f"{section}.name", name))
-            raise UserError(f"{section} {name!r} has no {', '.join(unknown)}; it takes {accepted}")
+            accepted = [key.partition(".")[2] for key in argument_keys(f"{section}.name", name)]
+            raise UserError(
+                f"{section} {name!r} has no {', '.join(unknown)}: choose one of "
+                f"{some_of(unknown[0].partition('.')[2], accepted)}"
+            )
     for name, value in flatten(config).items():
         find_key(name, keys).check(name, value)
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import importlib
 import importlib.util
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.files import expanded
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -49,10 +48,9 @@ def find_module(name: str) -> ModuleType:
         return importlib.import_module(f"score_diffusion.run.configs.{stem}")
     if stem.endswith(".py"):
         return _import_file(expanded(stem))
-    close = difflib.get_close_matches(name, known, n=1)
     raise UserError(
-        f"unknown configuration {name!r}{f', did you mean {close[0]!r}?' if close else ''}; "
-        f"choose one of {', '.join(known)}, or give the path of a .py, .json or .yaml file"
+        f"unknown configuration {name!r}: choose one of {some_of(name, known)} (--help lists all), or give "
+        "the path of a .py, .json or .yaml file"
     )
 
 

@@ -17,8 +17,8 @@ from typing import Literal, get_type_hints
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import FOLLOW_FROM_DATA, MODELS, SDES
-from score_diffusion.run.errors import UserError
-from score_diffusion.run.key_types import AUTO, Key, keys_in_words
+from score_diffusion.run.errors import UserError, some_of
+from score_diffusion.run.key_types import AUTO, Key
 from score_diffusion.run.keys import (
     GUIDING,
     KEYS,
@@ -170,7 +170,10 @@ def refuse_unused(name: str, mode: str, keys: dict[str, Key]) -> None:
     if mode not in keys[name].modes:
         is_of_training = mode != "data" and {*keys[name].modes} <= {*NEW_RUN, "data"}
         problem = "cannot change after training and " if is_of_training else ""
-        taken = keys_in_words(mode, keys)
+        used = [key for key in keys if mode in keys[key].modes]
+        alike = [key for key in used if key.partition(".")[0] == name.partition(".")[0]]
+        sections = ", ".join(dict.fromkeys(key.partition(".")[0] for key in used))
+        taken = some_of(name, alike) if alike else f"keys of {sections}" if used else "no keys"
         raise UserError(f"--config.{name} {problem}is not used by --mode {mode}, which takes {taken}")
 
 

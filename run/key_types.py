@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import MOST_SUGGESTED, UserError, some_of
 
 AUTO = "auto"
 
@@ -57,6 +57,12 @@ class Values:
         ]
         return describe(self.type, " ".join(["", " and ".join(bounds)]) if bounds else "")
 
+    @property
+    def names(self) -> list[str]:
+        """The names among its values."""
+        members = (item for kind in _members(self.type) for item in (kind, *get_args(kind)))
+        return [str(name) for kind in members if get_origin(kind) is Literal for name in get_args(kind)]
+
     def take(self, value: Value) -> bool:
         """Whether a value is of the type, and no number in it out of range."""
         return fits(self.type, value) and all(map(self._in_range, _numbers(value)))
@@ -75,13 +81,14 @@ class Values:
 
     def refusal(self, name: str, value: Value) -> str:
         """What is wrong with a value that is not taken, as a clause."""
-        names = [n for kind in _members(self.type) if get_origin(kind) is Literal for n in get_args(kind)]
-        shown = _shown(value)
-        close = difflib.get_close_matches(shown, map(repr, names), n=1)
-        hint = f", did you mean {close[0]}?" if close else ""
+        requirement, hint = self.requirement, ""
         if any(isinstance(number, int) and abs(number) > LARGEST_INTEGER for number in _numbers(value)):
             hint = ", which has too many digits"
-        return f"{name} must be {self.requirement}, got {shown}{hint}"
+        elif len(self.names) > MOST_SUGGESTED:
+            requirement = requirement.replace(", ".join(self.names), some_of(str(value), self.names))
+        elif close := difflib.get_close_matches(str(value), self.names, n=1):
+            hint = f", did you mean {close[0]!r}?"
+        return f"{name} must be {requirement}, got {_shown(value)}{hint}"
 
 
 @dataclass(frozen=True)
@@ -109,7 +116,7 @@ class Key(Values):
         try:
             value = parse(self.type, text)
         except ValueError as error:
-            raise UserError(f"configuration key {self.refusal(repr(name), text)}") from error
+            raise self._refused(name, text) from error
         self.check(name, value)
         return value
 
@@ -132,7 +139,11 @@ class Key(Values):
             UserError: If the type is another, or a number is out of range.
         """
         if not self.take(value):
-            raise UserError(f"configuration key {self.refusal(repr(name), value)}")
+            raise self._refused(name, value)
+
+    def _refused(self, name: str, value: Value) -> UserError:
+        advice = f"; --help_config {name} lists all" if len(self.names) > MOST_SUGGESTED else ""
+        return UserError(f"configuration key {self.refusal(repr(name), value)}{advice}")
 
 
 def with_tuples(value: Value) -> Value:
@@ -257,16 +268,3 @@ def _describe_one(kind: Kind, bounds: str) -> str:
         return f"{count}{several}{bounds if item in NAMES else ''}, separated by commas"
     words = NAMES.get(kind, ("a Python literal", ""))[0]
     return words + (bounds if kind in (int, float) else "")
-
-
-def keys_in_words(mode: str, keys: dict[str, Key]) -> str:
-    """The keys that a mode takes, a section of which it takes all by its name."""
-    sections: dict[str, list[str]] = {}
-    for name in keys:
-        sections.setdefault(name.rpartition(".")[0], []).append(name)
-    words = []
-    for section, names in sections.items():
-        taken = [name for name in names if mode in keys[name].modes]
-        others = [f" except {name.rpartition('.')[2]}" for name in names if name not in taken]
-        words += [f"{section}.*{''.join(others)}"] if section and taken and len(others) < 2 else taken
-    return ", ".join(words) or "no keys"

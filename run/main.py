@@ -37,7 +37,7 @@ from absl import flags
 
 from score_diffusion import __version__
 from score_diffusion.run.command_line import CommandLine, read_command_line
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.help_text import help_text
 from score_diffusion.run.standard_streams import prepare_standard_streams
 
@@ -144,6 +144,8 @@ def _run(line: CommandLine) -> int:
     if values.version:
         print(f"score-diffusion {__version__}")
         return 0
+    if "torch" not in sys.modules and not values.quiet and os.environ.get("RANK", "0") == "0":
+        print("loading PyTorch ...", file=sys.stderr, flush=True)  # for seconds that say nothing else
     if values.help_config is not None:
         from score_diffusion.run.commands.help_config import help_config
 
@@ -244,7 +246,7 @@ def _convert(line: CommandLine) -> int:
     choices = READERS if target is None else WRITERS
     name = str(source if target is None else target)
     if name not in choices:
-        raise UserError(f"unknown format {name!r}; choose one of {', '.join(choices)}")
+        raise UserError(f"unknown format {name!r}: choose one of {some_of(name, choices)} (docs/networks.md)")
     if line.path is None:
         raise UserError("--mode convert needs the path of the checkpoint after its options")
     if target is not None:

@@ -18,8 +18,7 @@ from torch import Tensor
 
 from score_diffusion.samplers.grids import clock
 from score_diffusion.samplers.linear import finite_log_coefficients, noise_values
-from score_diffusion.samplers.options import check_name
-from score_diffusion.sde_lib import SDE, InputError
+from score_diffusion.sde_lib import SDE, InputError, check_name
 
 QUADRATURE_POINTS = 32
 

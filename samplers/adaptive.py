@@ -29,9 +29,8 @@ from torch import Tensor
 
 from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
 from score_diffusion.samplers.grids import Grid
-from score_diffusion.samplers.options import check_name
 from score_diffusion.samplers.runge_kutta import TABLEAUS, Tableau
-from score_diffusion.sde_lib import SDE, InputError, SampleNoise, expand
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, check_name, expand
 
 SMALLEST_STEP = 1e-12  # as a fraction of the whole interval: a shorter step is lost in rounding
 

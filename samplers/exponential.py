@@ -60,10 +60,10 @@ from score_diffusion.samplers.linear import (
     denoised_values,
     finite_log_coefficients,
 )
-from score_diffusion.samplers.options import Names, check_name
+from score_diffusion.samplers.options import Names
 from score_diffusion.samplers.predictors import REVERSE_SDE, Stochasticity, stochasticity_at
 from score_diffusion.samplers.prototype_fit import FITTED_STEPS, fitted_stages
-from score_diffusion.sde_lib import SDE, InputError
+from score_diffusion.sde_lib import SDE, InputError, check_name
 
 UNIPC_VARIANTS = ("bh1", "bh2")
 

@@ -19,7 +19,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib import SDE, InputError, chain_times
+from score_diffusion.sde_lib import SDE, InputError, chain_times, check_name
 
 
 def _checked_end(sde: SDE, steps: int, eps: float | None) -> float:
@@ -205,10 +205,7 @@ class Grid:
     """Number of steps; None for as many as the SDE's discrete chain has."""
 
     def __post_init__(self) -> None:
-        if self.name not in GRIDS:
-            raise InputError(
-                f"unknown grid {self.name!r}; choose one of {', '.join(GRIDS)}, or give a tensor of times"
-            )
+        check_name("grid", self.name, GRIDS)
 
     def times(self, sde: SDE) -> Tensor:
         """The times for an SDE, shape (steps + 1,), float64, decreasing."""

@@ -24,8 +24,8 @@ from score_diffusion.samplers.adaptive import PAIRS, check_tolerances, solve_eac
 from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
 from score_diffusion.samplers.chain import DDIMSampler
 from score_diffusion.samplers.grids import Grid
-from score_diffusion.samplers.options import Names, check_name
-from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, expand, in_dtype
+from score_diffusion.samplers.options import Names
+from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, check_name, expand, in_dtype
 from score_diffusion.sde_lib.score_wrapper import Condition
 
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

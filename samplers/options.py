@@ -10,12 +10,11 @@ from __future__ import annotations
 import inspect
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from score_diffusion.samplers.grids import Grid
-from score_diffusion.sde_lib import InputError
 
 COMMON = ("sde", "times", "denoise")
 NUMBERS_AND_FLAGS = (bool, int, float, type(None))
@@ -44,17 +43,6 @@ class Option:
     """
     explanation: str
     """One sentence."""
-
-
-def check_name(kind: str, name: str, names: Iterable[str]) -> None:
-    """Refuses a name that is none of these.
-
-    Raises:
-        InputError: If it is not.
-    """
-    names = tuple(names)
-    if name not in names:
-        raise InputError(f"{kind} must be one of {', '.join(names)}, got {name!r}")
 
 
 def constructor_options(make: Callable[..., object]) -> dict[str, Option]:

@@ -12,7 +12,6 @@ methods, of mean and covariance (the weak order) for the stochastic ones. The te
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass
@@ -58,7 +57,7 @@ from score_diffusion.samplers.runge_kutta import (
     restart,
     rk4,
 )
-from score_diffusion.sde_lib import SDE, InputError
+from score_diffusion.sde_lib import SDE, InputError, check_name
 
 DEFAULT = "eabm"
 """The default sampler."""
@@ -246,8 +245,7 @@ def find_sampler(name: str) -> SamplerSpec:
     Raises:
         InputError: If there is no such name.
     """
-    if name not in SAMPLERS:
-        raise InputError(f"unknown sampler {name!r}; choose one of {', '.join(SAMPLERS)}")
+    check_name("sampler", name, SAMPLERS)
     return SAMPLERS[name]
 
 
@@ -323,11 +321,9 @@ def _check_options(name: str, options: Mapping[str, Any]) -> None:
         owners = [other for other, spec in SAMPLERS.items() if option in spec.options]
         if owners:
             raise InputError(f"{option} is an option of {', '.join(owners)}, not of {name}")
-        close = difflib.get_close_matches(option, own, n=1)
-        raise InputError(
-            f"unknown option {option!r} of {name}{f', did you mean {close[0]!r}?' if close else ''}; "
-            + (f"its options are {', '.join(own)}" if own else "it has none")
-        )
+        if not own:
+            raise InputError(f"unknown option {option!r} of {name}, which has none")
+        check_name(f"an option of {name}", option, own)
 
 
 def sampler_table() -> list[tuple[str, ...]]:

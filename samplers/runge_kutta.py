@@ -36,8 +36,8 @@ from score_diffusion.samplers.linear import (
     noise_values,
     stages_of_step,
 )
-from score_diffusion.samplers.options import Names, check_name
-from score_diffusion.sde_lib import SDE, InputError
+from score_diffusion.samplers.options import Names
+from score_diffusion.sde_lib import SDE, InputError, check_name
 
 
 @dataclass(frozen=True)

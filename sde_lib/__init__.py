@@ -18,7 +18,7 @@ from score_diffusion.sde_lib.ddpm import (
 )
 from score_diffusion.sde_lib.dequantization import logistic_noise
 from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.exact import Gaussian, GaussianMixture
 from score_diffusion.sde_lib.likelihood import (
     AdaptiveSolver,
@@ -134,6 +134,7 @@ __all__ = [
     "VariationalBound",
     "Weighting",
     "chain_times",
+    "check_name",
     "check_variance",
     "cosine_betas",
     "decoder_log_prob",

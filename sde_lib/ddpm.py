@@ -31,7 +31,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.score import tweedie
 from score_diffusion.sde_lib.score_wrapper import score_and_fraction
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
@@ -107,8 +107,7 @@ def chain_times(sde: SDE) -> Tensor:
 
 def check_variance(variance: str) -> None:
     """Raises an InputError unless the name is one of `VARIANCES`."""
-    if variance not in VARIANCES:
-        raise InputError(f"variance must be one of {', '.join(VARIANCES)}, got {variance!r}")
+    check_name("variance", variance, VARIANCES)
 
 
 def reverse_transition(

@@ -22,15 +22,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 
 PROBES = ("rademacher", "gaussian", "sphere")
 
 
 def check_probe(probe: str) -> None:
     """Raises an InputError unless the name is one of `PROBES`."""
-    if probe not in PROBES:
-        raise InputError(f"probe must be one of {', '.join(PROBES)}, got {probe!r}")
+    check_name("probe", probe, PROBES)
 
 
 def probes_of(normal: Tensor, probe: str) -> Tensor:

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.divergence import check_probe, probes_of, score_and_divergence
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.ode_solver import solve_adaptively, worst_sample_norm
 from score_diffusion.sde_lib.random_streams import SampleNoise
 from score_diffusion.sde_lib.score_wrapper import in_dtype
@@ -93,8 +93,7 @@ def _draw_probes(
     """Probes and the sketch of Hutch++, each (P, B, *shape), float64, or None where there are none. A sample
     has a stream of its own.
     """
-    if divergence not in DIVERGENCES:
-        raise InputError(f"divergence must be one of {', '.join(DIVERGENCES)}, got {divergence!r}")
+    check_name("divergence", divergence, DIVERGENCES)
     check_probe(probe)
     if divergence == "exact":
         return None, None

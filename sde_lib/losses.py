@@ -47,7 +47,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -107,8 +107,7 @@ def find_weighting(weighting: str | Weighting) -> Weighting:
     """
     if callable(weighting):
         return weighting
-    if weighting not in WEIGHTINGS:
-        raise InputError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    check_name("weighting", weighting, WEIGHTINGS)
     return WEIGHTINGS[weighting]
 
 

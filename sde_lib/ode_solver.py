@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 from torchdiffeq import odeint
 
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 
 ADAPTIVE_METHODS = ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun")
 
@@ -49,8 +49,7 @@ def solve_adaptively(
         InputError: If the method is unknown, a tolerance is not positive, or no step size meets the
             tolerance.
     """
-    if method not in ADAPTIVE_METHODS:
-        raise InputError(f"method must be one of {', '.join(ADAPTIVE_METHODS)}, got {method!r}")
+    check_name("method", method, ADAPTIVE_METHODS)
     if not (rtol > 0 and atol > 0):
         raise InputError(f"rtol and atol must be above 0, got {rtol} and {atol}")
     # A step ends at the last time and none goes beyond it, where an SDE or its score need not be defined.

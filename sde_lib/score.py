@@ -55,7 +55,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.score_wrapper import Condition
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, each_time, expand
 
@@ -180,12 +180,10 @@ class ScoreModel(nn.Module):
         sigma_data: float = 0.5,
     ) -> None:
         super().__init__()
-        if prediction not in PARAMETRIZATIONS:
-            raise InputError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
+        check_name("prediction", prediction, PREDICTIONS)
         row = PARAMETRIZATIONS[prediction]
         noise_input = row.noise_input if noise_input is None else noise_input
-        if noise_input not in NOISE_INPUTS:
-            raise InputError(f"noise_input must be one of {', '.join(NOISE_INPUTS)}, got {noise_input!r}")
+        check_name("noise_input", noise_input, NOISE_INPUTS)
         if not sigma_data > 0:
             raise InputError(f"sigma_data must be positive, got {sigma_data}")
         self._accepts_condition, self._needs_condition = _condition_of(net)

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
-from score_diffusion.sde_lib.errors import InputError
+from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.losses import Weighting, find_weighting
 from score_diffusion.sde_lib.sde import SDE, expand
 
@@ -120,8 +120,7 @@ def perturbed_score_matching(
     Raises:
         InputError: If the objective or the weighting is unknown, or a shape does not fit.
     """
-    if objective not in OBJECTIVES:
-        raise InputError(f"objective must be one of {', '.join(OBJECTIVES)}, got {objective!r}")
+    check_name("objective", objective, OBJECTIVES)
     weighting = find_weighting(weighting)
     if noise.shape != x_0.shape:
         raise InputError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")

@@ -11,7 +11,7 @@ import pytest
 
 from score_diffusion.run.command_line import define_flags, read_command_line
 from score_diffusion.run.commands.help_config import groups
-from score_diffusion.run.config_files import config_names
+from score_diffusion.run.config_files import config_names, system_names
 from score_diffusion.run.constructor_keys import refuse_unused
 from score_diffusion.run.setting_files import SUFFIXES
 from tests.test_docs import DOCUMENTS, ROOT
@@ -64,7 +64,7 @@ def test_a_command_is_one(argv):
     line = read_command_line([argument for argument in argv if argument != "..."])
     mode, name = line.flags.mode, line.flags.config
     if name and not PLACEHOLDER.fullmatch(name) and Path(name).suffix not in {".py", *SUFFIXES}:
-        assert name in config_names() or name.endswith(":NAME")
+        assert name in [*config_names(), *system_names()] or name.endswith(":NAME")
     for key, value in line.overrides:
         assert key in keys(), f"there is no key {key}"
         if mode not in (None, "convert"):

@@ -17,7 +17,7 @@ from filelock import FileLock
 
 from score_diffusion.run.command_line import define_flags
 from score_diffusion.run.commands.help_config import groups
-from score_diffusion.run.config_files import config_names
+from score_diffusion.run.config_files import config_names, system_names
 from score_diffusion.run.keys import MODES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +72,7 @@ def test_every_mode_flag_and_experiment_has_its_place(site):
     flags = define_flags()
     assert {f"--{flag}" for flag in flags if flags[flag].name == flag} <= first_cells
     assert {f"--mode {mode}" for mode in MODES} <= first_cells
-    for name in config_names():
+    for name in [*config_names(), *system_names()]:
         assert f"--config {name.partition(':')[0]}" in " ".join(first_cells)
 
 

@@ -24,7 +24,7 @@ from score_diffusion.run.config import Overrides, read_config, read_run
 from score_diffusion.run.console import print_result, print_table
 from score_diffusion.run.constructor_keys import NO_GUIDANCE
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.evaluation.evaluator import Evaluator
 from score_diffusion.run.evaluation.results import (
     Record,
@@ -172,7 +172,7 @@ def _picture(records: Sequence[Record], metric: str) -> plots.Figure:
     if not of_line:
         raise UserError(
             f"compare.metric={metric} was not measured on these samples: choose one of "
-            f"{', '.join(records[0]['samples'])}"
+            f"{some_of(metric, records[0]['samples'])}"
         )
     panels = {
         label: {name: _line(points, key, metric) for name, points in of_line.items()}

@@ -9,7 +9,7 @@ import sys
 import textwrap
 from pathlib import Path
 
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.files import write_atomic
 from score_diffusion.run.key_types import Key
 from score_diffusion.run.keys import CONVERT_FROM, CONVERT_TO, KEYS, MODES
@@ -72,7 +72,8 @@ def help_config(beginning: str) -> int:
     if not any(chosen.values()):
         sections = dict.fromkeys(name.partition(".")[0] for name in KEYS)
         raise UserError(
-            f"no configuration key begins with {beginning!r}: choose one of {', '.join(sections)}"
+            f"no configuration key begins with {beginning!r}: choose one of {some_of(beginning, sections)}; "
+            "--help_config lists all keys"
         )
     for title, keys in chosen.items():
         if keys:

@@ -29,7 +29,7 @@ from score_diffusion.run.data.sources import GIB, Samples, Stream, load_into_mem
 from score_diffusion.run.data.splits import Splits, encode_captions, hold_out
 from score_diffusion.run.data.toys import TOYS, load_digits, load_mnist5k, load_toy
 from score_diffusion.run.data.user_function import arrays_of, call_function, names_function
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.machine import refuse_beyond_memory
 
 
@@ -70,8 +70,8 @@ BUILT_IN: dict[str, Callable[[DataOptions], Dataset]] = {
 def _load_built_in(options: DataOptions) -> Dataset:
     if options.name not in BUILT_IN:
         raise UserError(
-            f"unknown data set {options.name!r}; choose one of {', '.join(BUILT_IN)}, {HUB}NAME of the "
-            "Hugging Face hub, or set data.path"
+            f"unknown data set {options.name!r}: choose one of {some_of(options.name, BUILT_IN)}, or "
+            f"{HUB}NAME of the Hugging Face hub, or set data.path to your own data"
         )
     sized = ImagePreparation(options.image_size if options.name in SHAPE_SETS else None, options.crop)
     if ImagePreparation.of(options) != sized:

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.console import warn
+from score_diffusion.run.errors import MOST_SUGGESTED, some_of
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2  # ids
 MOST_WORDS = 8192  # of a vocabulary; rarer ones are unknown
 MOST_TOKENS = 64  # of a text; what comes after them is not read
 TOKEN = re.compile(r"\w+|[^\w\s]")
-LISTED = 20  # words in a message
 
 
 def words_of(text: str) -> list[str]:
@@ -93,7 +93,6 @@ class Vocabulary:
             return f"has {len(words)} words, and the model reads at most {self.length}"
         unknown = list(dict.fromkeys(word for word in words if word not in self._ids))
         if unknown:
-            known = ", ".join(self.words[:LISTED]) + (", ..." if len(self.words) > LISTED else "")
-            these = ", ".join(map(repr, unknown[:LISTED]))
-            return f"has {these}, which no training caption had; those had {known}"
+            these = ", ".join(map(repr, unknown[:MOST_SUGGESTED]))
+            return f"has {these}, which no training caption had; those had {some_of(unknown[0], self.words)}"
         return None

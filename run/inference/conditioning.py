@@ -11,11 +11,10 @@ from score_diffusion.models.conditions import null_condition
 from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
-from score_diffusion.run.errors import UserError
+from score_diffusion.run.errors import UserError, some_of
 
 ALL, NONE = "all", "-1"
 OWN = ("vector", "tokens", "image")  # kinds of a user's own conditions that have a size
-LISTED = 20  # classes in a message
 
 
 def chosen_conditions(
@@ -114,7 +113,7 @@ def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "samp
     labels = [known.get(part.strip(), -1) for part in text.split(",")]
     if -1 in labels:
         wrong = text.split(",")[labels.index(-1)].strip()
-        listed = ", ".join([*by_name][:LISTED]) + (", ..." if len(by_name) > LISTED else "")
-        names = f"{listed}" if not by_index else f"0 to {count - 1}" + (f" or {listed}" if listed else "")
-        raise UserError(f"{key} must be classes of the {count} that the model knows, {names}; got {wrong!r}")
+        named = some_of(wrong, by_name)
+        names = f"{named}" if not by_index else f"0 to {count - 1}" + (f" or {named}" if named else "")
+        raise UserError(f"{key} must be classes that the model knows, {names}; got {wrong!r}")
     return labels

@@ -30,10 +30,9 @@ from score_diffusion.samplers.inverse.replacement import Replacement
 from score_diffusion.samplers.inverse.sdedit import grid_from, noised_guide
 from score_diffusion.samplers.inverse.super_resolution import GivenSmallImage
 from score_diffusion.samplers.inverse.twisted import TwistedSampler
-from score_diffusion.samplers.options import check_name
 from score_diffusion.samplers.predictors import ancestral
 from score_diffusion.samplers.registry import DEFAULT, find_sampler, make_sampler
-from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, score_device
+from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, check_name, score_device
 from score_diffusion.sde_lib.score_wrapper import Condition
 
 

@@ -44,9 +44,9 @@ def test_a_runs_own_file_trains_it_again(finished_run: Path, tmp_path: Path, cap
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("a.json", '{"training": {"step": 7}}', "a.json: unknown configuration key 'training.step', did you"),
+        ("a.json", '{"training": {"step": 7}}', "a.json: unknown configuration key 'training.step': did you"),
         ("a.json", '{"training": {"steps": 0.5}}', "a.json: .*training.steps' must be an integer"),
-        ("a.json", '{"model": {"name": "unets"}}', "a.json: .*did you mean 'unet'"),
+        ("a.json", '{"model": {"name": "unets"}}', "a.json: .*such as unet, got 'unets'"),
         ("a.json", "[1]", "a.json is damaged .*: give a file with sections"),
         ("a.yaml", "- 1", "a.yaml cannot be used .it holds a list.: give a file with sections"),
         ("a.yaml", "a: &x [1]\nb: *x", "it has aliases"),

@@ -292,10 +292,12 @@ def test_unscaled_input(prediction):
 
 
 def test_errors():
-    with pytest.raises(ValueError, match="prediction must be one of noise, x0, v, score"):
+    with pytest.raises(
+        ValueError, match="prediction must be one of 8 names, such as noise, x0, v, score, edm, got"
+    ):
         ScoreModel(nn.Identity(), VPSDE(), "epsilon")
 
-    with pytest.raises(ValueError, match="noise_input must be one of log_noise_level, .*, got 'sigma'"):
+    with pytest.raises(ValueError, match="noise_input must be one of .* log_noise_level, .*, got 'sigma'"):
         ScoreModel(nn.Identity(), VPSDE(), noise_input="sigma")
     with pytest.raises(ValueError, match="sigma_data must be positive, got 0.0"):
         ScoreModel(nn.Identity(), VPSDE(), "edm", sigma_data=0.0)

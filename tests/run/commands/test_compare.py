@@ -88,7 +88,7 @@ def test_what_cannot_be_compared_is_refused_in_one_sentence(
     assert "nosuch" in refused(compare(trained, "--config.compare.samplers=nosuch"))
     message = refused(compare(trained, "--config.compare.samplers=eabm", "--config.sampling.pc.snr=0.2"))
     assert "option of sampler 'pc'" in message
-    assert "must be one of frechet_distance" in refused(compare(trained, "--config.compare.metric=fid"))
+    assert "names, such as frechet_distance" in refused(compare(trained, "--config.compare.metric=fid"))
     for text in ("{}", '{"digest": 1}', "[1]"):
         (tmp_path / "bad.json").write_text(text)
         assert "is damaged" in refused(compare(tmp_path / "bad.json"))

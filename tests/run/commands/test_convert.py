@@ -112,7 +112,7 @@ def test_bad_input(folder, tmp_path, refused):
     run = tmp_path / "run"
     assert "one of --from=score_sde_pytorch|" in refused(convert(folder, "--workdir", run))
     unknown = convert("--from", "jax", folder, "--workdir", run)
-    assert "unknown format 'jax'; choose one of" in refused(unknown)
+    assert "unknown format 'jax': choose one of" in refused(unknown)
     assert "needs the path" in refused(convert("--from", "diffusers", "--workdir", run))
     assert "does not exist" in refused(convert("--from", "diffusers", tmp_path / "no", "--workdir", run))
     wrong = convert("--from", "guided_diffusion", folder / "config.json", "--workdir", run)
@@ -145,7 +145,7 @@ def test_classes(tmp_path, refused):
     )
     assert np.array_equal(second, again) and not np.array_equal(first, second)
     wrong = main([*draw, "--config.sampling.label=3"])
-    assert "classes of the 3 that the model knows, 0 to 2; got '3'" in refused(wrong)
+    assert "classes that the model knows, 0 to 2; got '3'" in refused(wrong)
 
 
 def test_a_run_that_draws_a_class_is_written(tmp_path):

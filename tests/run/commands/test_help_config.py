@@ -42,4 +42,4 @@ def test_keys_are_explained_by_section(arguments: list[str], shown: list[str], h
 
 
 def test_an_unknown_section_is_refused(refused):
-    assert "choose one of seed, data, sde, model" in refused(main(["--help_config", "trainig"]))
+    assert "names, such as training; --help_config lists all" in refused(main(["--help_config", "trainig"]))

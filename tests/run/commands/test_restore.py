@@ -179,8 +179,8 @@ def white(path: Path, size: tuple[int, int] = (8, 8), level: int = 255) -> Path:
 
 
 BAD = [
-    (("--task=inpainting",), "must be one of inpaint, superres.*did you mean 'inpaint'"),
-    (("--method=magic",), "must be one of auto, dps"),
+    (("--task=inpainting",), "names, such as inpaint, got 'inpainting'"),
+    (("--method=magic",), "names, such as auto, dps"),
     (("--noise=-0.1",), "restore.noise' must be a number of at least 0, got -0.1"),
     (("--mask=random:1.5",), "the mask must be center, left, random:SHARE"),
     (("--mask=nowhere.png",), "or an image file that exists, got 'nowhere.png'"),
