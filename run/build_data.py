@@ -1,21 +1,60 @@
-"""From a section `data` to the data of a run, parts of which the network of another run may have computed."""
+"""From a configuration to the data that its model sees, which the network of another run may have encoded."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_autoencoders import load_autoencoder
 from score_diffusion.run.build_encoders import load_contrastive_encoders
+from score_diffusion.run.config import CONFIG_FILE
 from score_diffusion.run.data.dataset import Dataset
-from score_diffusion.run.data.info import DataInfo, load_data
+from score_diffusion.run.data.info import DataInfo, load_data, read_data_info
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.encoded_data.cache import Encoder, check_unchanged
 from score_diffusion.run.encoded_data.embeddings import EMBEDDINGS
+from score_diffusion.run.encoded_data.latent_space import LatentSpace
+from score_diffusion.run.encoded_data.latents import AUTOENCODER, in_latent_space
+from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
+from score_diffusion.run.inference.trained_model import tensors_digest
+
+AUTOENCODER_KEY = f"data.{AUTOENCODER}"
+CPU = torch.device("cpu")
 
 
-def load_run_data(section: ConfigDict, info: DataInfo | None = None) -> Dataset:
-    """The data of a section `data`, as `load_data` loads them, encoded where the section names encoders.
+def load_run_data(
+    section: ConfigDict,
+    info: DataInfo | None = None,
+    device: torch.device = CPU,
+    keep: bool = True,
+) -> Dataset:
+    """The data of a section `data` as the model sees them: as latents if it names an autoencoder.
+
+    Args:
+        section: The section.
+        info: What the run has recorded about its data; None for a new run.
+        device: Where an autoencoder encodes.
+        keep: Whether its codes are kept in files.
+
+    Raises:
+        UserError: As for `load_shown_data`, or if the autoencoder is missing, of other data, or has changed.
+    """
+    dataset = load_shown_data(section, info)
+    if not section.autoencoder:
+        return dataset
+    encoder = replace(_encoder(section, DataInfo.of(dataset), info, device)[0], keep=keep)
+    return in_latent_space(dataset, encoder, data_options(section), None if info is None else info.scaling)
+
+
+def load_shown_data(section: ConfigDict, info: DataInfo | None = None) -> Dataset:
+    """The data of a section `data` as the user has them, as `load_data` loads them, with embeddings where the
+    section names encoders; latents are not encoded.
 
     Args:
         section: The section.
@@ -24,6 +63,8 @@ def load_run_data(section: ConfigDict, info: DataInfo | None = None) -> Dataset:
     Raises:
         UserError: As for `load_data`, or if the encoders are not those of the record, or not for these data.
     """
+    _check_section(section, info)
+    info = info if info is None or info.decoded is None else info.decoded
     if not section.encoder:
         return load_data(data_options(section), info)
     encoders = load_contrastive_encoders(section.encoder, info)
@@ -33,3 +74,58 @@ def load_run_data(section: ConfigDict, info: DataInfo | None = None) -> Dataset:
         return encode(load_dataset(options, encoders.info.scaling), encoders)
 
     return load_data(data_options(section), info, load)
+
+
+def load_latent_space(section: ConfigDict, info: DataInfo, device: torch.device) -> LatentSpace | None:
+    """The space of the latents that a run was trained on; None for a run that was trained on other data.
+
+    Raises:
+        UserError: If the autoencoder is missing, of other data, or has changed.
+    """
+    _check_section(section, info)
+    if info.decoded is None:
+        return None
+    return _encoder(section, info.decoded, info, device)[1]
+
+
+def _check_section(section: ConfigDict, info: DataInfo | None) -> None:
+    """Refuses an autoencoder for a run that was trained without one, and the other way round."""
+    if info is None:
+        return
+    if info.decoded is not None and not section.autoencoder:
+        raise UserError(
+            "the run was trained on the latents of an autoencoder, and data.autoencoder names none: name its "
+            f"run with --config.{AUTOENCODER_KEY}="
+        )
+    if info.decoded is None and section.autoencoder:
+        raise UserError(
+            f"{AUTOENCODER_KEY}={section.autoencoder} is for runs that were trained on latents, and this one "
+            "was not: leave it out"
+        )
+
+
+def _encoder(
+    section: ConfigDict, of: DataInfo, info: DataInfo | None, device: torch.device
+) -> tuple[Encoder, LatentSpace]:
+    """The autoencoder of a `data` section for data, as what encodes and as what decodes.
+
+    Args:
+        section: The section.
+        of: The data to encode.
+        info: What the run has recorded about its data; None for a new run.
+        device: Where to compute.
+    """
+    run = expanded(section.autoencoder)
+    if not (run / CONFIG_FILE).is_file():
+        raise UserError(
+            f"{AUTOENCODER_KEY}={run} holds no run: train an autoencoder there by --mode train --config "
+            f"autoencoder_mnist, or name the run that it is in now with --config.{AUTOENCODER_KEY}="
+        )
+    autoencoder, _ = load_autoencoder(run)
+    trained_on = read_data_info(run)
+    if (trained_on.scaling, trained_on.shape[0]) != (of.scaling, of.shape[0]):
+        raise UserError(f"the autoencoder of {run} is for {trained_on}, and the data are {of}")
+    space = LatentSpace(autoencoder.to(device), of.scaling)
+    encoder = Encoder(run, tensors_digest(autoencoder.state_dict().items()), space.encode)
+    check_unchanged(encoder, AUTOENCODER_KEY, None if info is None else info.encoders.get(AUTOENCODER))
+    return encoder, space

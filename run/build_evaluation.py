@@ -118,9 +118,9 @@ def find_or_draw(section: ConfigDict, trained: TrainedModel, workdir: Path) -> S
     if path is None or not processes.is_rank_0():
         return None
     file = read_sample_file(path)
-    if file.samples.shape[1:] != trained.data.shape:
+    if file.samples.shape[1:] != trained.shown.shape:
         raise UserError(
-            f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {trained.data.shape}"
+            f"the samples of {file.path} have shape {file.samples.shape[1:]}, the data {trained.shown.shape}"
         )
     return file
 

@@ -19,6 +19,7 @@ from score_diffusion.run.build import (
     data_options,
     grid_times,
 )
+from score_diffusion.run.build_data import load_latent_space
 from score_diffusion.run.build_encoders import load_contrastive_encoders, load_encoder
 from score_diffusion.run.build_training import build_times
 from score_diffusion.run.config import read_config
@@ -91,7 +92,17 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
     # a network that takes an image must be given one
     given = {"image", LOW_RESOLUTION} & set(sizes)
     conditions = unconditional(sizes, info) if given else SampleConditions()
-    return TrainedModel(model, model.sde, info, step, first_time, choice, words, conditions)
+    return TrainedModel(
+        model,
+        model.sde,
+        info,
+        step,
+        first_time,
+        choice,
+        words,
+        conditions,
+        latent_space=load_latent_space(config.data, info, device),
+    )
 
 
 def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
@@ -410,17 +421,19 @@ def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequanti
     return VariationalDequantization(trained, section.seed, dequantizer)
 
 
-def other_data(config: ConfigDict, info: DataInfo) -> Tensor | None:
+def other_data(config: ConfigDict, trained: TrainedModel) -> Tensor | None:
     """The data `likelihood.path`, stored as those of the run; None where it names none.
 
     Raises:
         UserError: If they cannot be read, or do not have the shape and the range of the run's data.
     """
-    section = config.likelihood
+    section, info = config.likelihood, trained.shown
     if not section.path:
         return None
     reader = InputReader(data_options(config.data), info.scaling, section.num_images)
     found = reader.truth(section.path, info.shape)
+    if trained.latent_space is not None:
+        return trained.from_user(found.samples)
     if info.levels:
         return quantize(found.samples, info.levels).to(torch.int32)
     return torch.from_numpy(info.scaling.user_to_stored(found.samples.numpy()))

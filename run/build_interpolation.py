@@ -12,7 +12,7 @@ from torch import Tensor
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.build_inference import load_unconditioned, trains_conditions, with_conditions_if
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader
 from score_diffusion.run.errors import UserError
@@ -67,15 +67,15 @@ def build_pairs(config: ConfigDict, trained: TrainedModel) -> Pairs:
     Raises:
         UserError: If files cannot be read or do not fit the run's data, or there is no pair.
     """
-    section, options, data = config.interpolate, data_options(config.data), trained.data
+    section, options, shown = config.interpolate, data_options(config.data), trained.shown
     if section.input != HELD_OUT:
-        inputs = InputReader(options, data.scaling, 2 * section.num_pairs).truth(section.input, data.shape)
-        x, count = data.scaling.user_to_model(inputs.samples), len(inputs.samples) // 2
+        inputs = InputReader(options, shown.scaling, 2 * section.num_pairs).truth(section.input, shown.shape)
+        x, count = trained.from_user(inputs.samples), len(inputs.samples) // 2
         if not count:
             raise UserError(f"a path needs two ends, and {section.input} holds one sample: name more files")
         names = list(zip(inputs.names[::2], inputs.names[1::2], strict=False))
         return Pairs(x[: 2 * count].unflatten(0, (count, 2)), names, inputs.found)
-    dataset = load_run_data(config.data, data)
+    dataset = load_shown_data(config.data, trained.data)
     classes = trained.conditions.labels(section.num_pairs)
     labels = dataset.test_conditions.get("label")
     if classes is not None and labels is None and (classes >= 0).any():
@@ -90,7 +90,7 @@ def build_pairs(config: ConfigDict, trained: TrainedModel) -> Pairs:
     if not chosen:
         raise UserError("the held-out data have no two samples of the class: name another class or files")
     stored = torch.stack([dataset.test[index : index + 1] for pair in chosen for index in pair])
-    x = dataset.scaling.stored_to_model(stored.squeeze(1)).float()
+    x = trained.model_inputs(stored.squeeze(1)).float()
     names = [(f"{a}", f"{b}") for a, b in chosen]
     return Pairs(x.unflatten(0, (len(chosen), 2)), names, len(dataset.test))
 

@@ -11,7 +11,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.low_resolution import LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.encoded_data.decoder import Decoder
+from score_diffusion.run.encoded_data.latent_space import LatentSpace
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.machine import refuse_beyond_memory
 from score_diffusion.run.training.previews import Preview, ReconstructionPreview
@@ -23,7 +23,7 @@ PREVIEW_IMAGES, PREVIEW_POINTS = 64, 1000  # at most, where training.preview_sam
 
 
 def build_preview(
-    config: ConfigDict, dataset: Dataset, sde: SDE, decoder: Decoder | None = None
+    config: ConfigDict, dataset: Dataset, sde: SDE, latent_space: LatentSpace | None = None
 ) -> Preview | ReconstructionPreview:
     """The preview of a training. Images are drawn in batches of the training's size, which fit the memory.
 
@@ -31,7 +31,7 @@ def build_preview(
         config: The configuration.
         dataset: The data.
         sde: The SDE.
-        decoder: Decodes the samples of a model of latents; None for others.
+        latent_space: The space of samples that are latents; None for others.
     """
     section = config.training
     own_batch = section.batch_size // (processes.world_size() * section.accumulate)
@@ -50,7 +50,7 @@ def build_preview(
         count,
         max(count, 1) if points else own_batch,
         _preview_conditions(config, dataset, max(count, 1)),
-        decoder,
+        latent_space,
     )
 
 

@@ -90,6 +90,19 @@ def _check_enlarges(config: ConfigDict) -> None:
         )
 
 
+def refuse_latents(data: DataInfo) -> None:
+    """Refuses to restore with a model of latents.
+
+    Raises:
+        UserError: If the data are latents.
+    """
+    if data.decoded is not None:
+        raise UserError(
+            "measurements are of pixels, and this run's model works on latents, whose decoder no method here "
+            "differentiates: restore with the run of a model of pixels"
+        )
+
+
 def build_task(section: ConfigDict, shape: Sequence[int]) -> Task:
     """The task of a section `restore` for samples of a shape.
 

@@ -42,6 +42,8 @@ SYSTEM_FILE = "system.json"  # of a folder that holds several runs, see systems/
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 NAMES = ("data.name", *CONSTRUCTORS)
 OF_TRAINING = [name for name, key in TRAINING.items() if not key.may_change]
+PATHS = ("data.path", "data.autoencoder", "data.encoder")
+"""Keys whose paths are made absolute: a run directory is used from other folders too."""
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
 """Keys that may name a function of the user's, and what it is there for."""
 
@@ -91,8 +93,8 @@ def completed(config: ConfigDict, source: str) -> ConfigDict:
     _check_is_whole(config, source)
     complete(config)
     check(config)
-    config.data.path = absolute(config.data.path) if config.data.path else ""
-    return config.lock()
+    flat = flatten(config)
+    return with_values(config, {name: absolute(str(flat[name])) for name in PATHS if flat[name]})
 
 
 def _of_settings(settings: Overrides, source: str) -> ConfigDict:
@@ -110,8 +112,7 @@ def _of_settings(settings: Overrides, source: str) -> ConfigDict:
                     f"it names the Python function {values[name]}, and a file of settings calls none: leave "
                     f"{name} out there, and set --config.{name}={values[name]} if you trust it"
                 )
-        if values.get("data.path"):
-            values["data.path"] = absolute(str(values["data.path"]))
+        values |= {name: absolute(str(values[name])) for name in PATHS if values.get(name)}
         config = with_values(config, values)
         check(config)
     except UserError as error:
@@ -187,8 +188,8 @@ def apply_overrides(
         if not (also and name.startswith(also)):
             refuse_unused(name, mode, keys)
         value = key.read(name, given)
-        if name in ("data.path", "data.encoder") and value:
-            value = absolute(value)  # the run directory is used from other folders too
+        if name in PATHS and value:
+            value = absolute(value)
         if name in CONSTRUCTORS:
             _drop_arguments(config, name, str(value))
         if name == "sampling.sampler" and value != config.sampling.sampler:

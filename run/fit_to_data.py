@@ -16,10 +16,12 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import data_options
+from score_diffusion.run.build_autoencoders import load_autoencoder
 from score_diffusion.run.config import Overrides, apply_overrides, load_config
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.files import expanded
 from score_diffusion.run.follow_run import follow_run
 
 COARSEST_SIDE = 7  # of a level, at least: 28 pixels are halved twice, 32 too
@@ -62,10 +64,13 @@ def fit_to_data(config: ConfigDict, overrides: Overrides) -> ConfigDict:
         )
     # Streaming reads the sizes of all samples and decodes none.
     dataset = load_dataset(data_options(config.data), streamed=True)
-    chosen = settings_for(dataset.shape, len(dataset.train))
-    if len(dataset.shape) > 1 and chosen["model.multipliers"] == (1,) and min(dataset.shape[1:]) > 16:
+    shape = dataset.shape
+    if config.data.autoencoder:
+        shape = load_autoencoder(expanded(config.data.autoencoder))[0].latent_shape(shape)
+    chosen = settings_for(shape, len(dataset.train))
+    if len(shape) > 1 and chosen["model.multipliers"] == (1,) and min(shape[1:]) > 16:
         warn(
-            f"sides of {' x '.join(map(str, dataset.shape[1:]))} cannot be halved, and the network will be "
+            f"sides of {' x '.join(map(str, shape[1:]))} cannot be halved, and the network will be "
             "slow: --config.data.image_size=SIZE with a multiple of 8 makes it faster"
         )
     return apply_overrides(config, [*chosen.items(), *overrides])

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from score_diffusion.run.config import Overrides, read_run
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
-from score_diffusion.run.keys import DATA_ACCESS, KEYS
+from score_diffusion.run.keys import KEYS
 
 
 def follow_run(config: ConfigDict, overrides: Overrides) -> ConfigDict:
@@ -38,4 +38,4 @@ def follow_run(config: ConfigDict, overrides: Overrides) -> ConfigDict:
 
 def _says_where(name: str) -> bool:
     """Whether a key says where data are and how they are read, not what they are."""
-    return name.startswith("data.") and KEYS[name].modes == DATA_ACCESS
+    return name.startswith("data.") and bool(KEYS[name].may_change)

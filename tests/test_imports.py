@@ -65,16 +65,19 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "resolve_auto": {"build", "config", "data", "errors", "key_types", "training"},
     "inference": {
-        *("checkpoints", "console", "data", "distributed", "errors", "files", "film", "json_files"),
-        *("image_grids", "key_types", "machine", "plots", "tasks", "training"),
+        *("checkpoints", "console", "data", "distributed", "encoded_data", "errors", "files", "film"),
+        *("image_grids", "json_files", "key_types", "machine", "plots", "tasks", "training"),
     },
     "build_encoders": {
         *("build", "config", "data", "encoded_data", "errors", "files", "inference", "training"),
     },
-    "build_data": {"build", "build_encoders", "data", "encoded_data"},
     "build_autoencoders": {
         *("build", "build_encoders", "config", "data", "errors", "files", "inference", "key_types"),
         "training",
+    },
+    "build_data": {
+        *("build", "build_autoencoders", "build_encoders", "config", "data", "encoded_data", "errors"),
+        *("files", "inference"),
     },
     "build_previews": {
         *("build_encoders", "data", "distributed", "encoded_data", "key_types", "machine", "training"),
@@ -84,8 +87,8 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("encoded_data", "errors", "files", "key_types", "machine", "training"),
     },
     "build_inference": {
-        *("build", "build_encoders", "build_training", "config", "data", "encoded_data", "errors", "files"),
-        *("inference", "training"),
+        *("build", "build_data", "build_encoders", "build_training", "config", "data", "encoded_data"),
+        *("errors", "files", "inference", "training"),
     },
     "build_restoration": {
         *("build", "build_data", "build_inference", "data", "errors", "inference", "key_types", "tasks"),
@@ -123,19 +126,20 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "command_line": {"errors", "files", "keys"},
     "help_text": {"keys"},
     "follow_run": {"config", "errors", "files", "keys"},
-    "fit_to_data": {"build", "config", "console", "data", "errors", "follow_run"},
+    "fit_to_data": {
+        "build",
+        "build_autoencoders",
+        "config",
+        "console",
+        "data",
+        "errors",
+        "files",
+        "follow_run",
+    },
     "python": {
         *("build", "build_guidance", "build_inference", "build_previews", "build_restoration"),
-        *(
-            "build_training",
-            "checkpoints",
-            "commands",
-            "config",
-            "constructor_keys",
-            "data",
-            "distributed",
-            "errors",
-        ),
+        *("build_training", "checkpoints", "commands", "config", "constructor_keys", "data"),
+        *("distributed", "errors"),
         *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
         *("plots", "resolve_auto", "setting_files", "tasks", "training"),
         "systems",

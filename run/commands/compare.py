@@ -17,7 +17,7 @@ import torch
 
 from score_diffusion.run import plots, web_page
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.config import Overrides, read_config, read_run
@@ -112,7 +112,7 @@ def _measure(run: Path, overrides: Overrides, workdir: Path, device: torch.devic
     for configs in by_scale:
         trained = load_guided(run, configs[0], device)
         if evaluator is None:
-            dataset = load_run_data(configs[0].data, trained.data)
+            dataset = load_shown_data(configs[0].data, trained.data)
             evaluator = build_evaluator(configs[0].evaluation, dataset, workdir, device)
         for config in configs:
             file = find_or_draw(config.sampling, trained, run)

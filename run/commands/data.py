@@ -6,14 +6,13 @@ from pathlib import Path
 
 import torch
 from ml_collections import ConfigDict
+from torch import Tensor
 
 from score_diffusion.run import plots
-from score_diffusion.run.build import data_options
+from score_diffusion.run.build_data import load_latent_space, load_run_data
 from score_diffusion.run.console import print_result
-from score_diffusion.run.data.checks import warn_of_oddities
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_PICTURE, DataInfo
-from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.data.sources import subset_in_memory
 from score_diffusion.run.distributed import processes
@@ -26,10 +25,9 @@ STEPS_EACH = 5  # Langevin steps at each level that the suggested step size is f
 
 def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Prints what the data are, and draws some; returns the exit code."""
+    dataset = load_run_data(config.data, device=device)
     if not processes.is_rank_0():
-        return 0  # there is nothing to share
-    dataset = load_dataset(data_options(config.data))
-    warn_of_oddities(dataset)
+        return 0  # there is nothing more to share
     stored = subset_in_memory(dataset.train)
     picture = write_numbered(workdir / DATA_PICTURE, ".png", b"").with_suffix(".png")  # takes the name
     count = PICTURED_POINTS if len(dataset.shape) == 1 else PICTURED_IMAGES
@@ -38,10 +36,13 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     if dataset.labels is not None and stored is dataset.train:
         shown = shown[dataset.labels[shown].argsort(stable=True)]
         names = [class_name(label, dataset.classes) for label in dataset.labels[shown].tolist()]
-    values = dataset.scaling.stored_to_user(stored[shown]).numpy()
+    values = dataset.scaling.stored_to_user(stored[shown])
+    space = load_latent_space(config.data, DataInfo.of(dataset), device)
+    if space is not None:
+        values = _next_to_originals(space.decode(values).cpu(), dataset, stored, shown)
     if dataset.vocabulary is not None and stored is dataset.train:
         names = [dataset.vocabulary.decode(ids) for ids in dataset.conditions["text"][shown]]
-    plots.save_samples(picture, values, dataset.scaling.limits, names)
+    plots.save_samples(picture, values.numpy(), (dataset.decoded or dataset).scaling.limits, names)
     rows: list[tuple[str, object]] = [
         ("training", f"{len(dataset.train):,} samples of shape {dataset.shape}, {DataInfo.of(dataset).kind}"),
         *_held_out(dataset),
@@ -55,6 +56,14 @@ def data(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     ]
     print_result(f"Data: {dataset.name}", rows)
     return 0
+
+
+def _next_to_originals(decoded: Tensor, dataset: Dataset, stored: Tensor, shown: Tensor) -> Tensor:
+    """Decoded latents, to the right of the samples that they are of if those are known."""
+    if dataset.decoded is None or stored is not dataset.train:
+        return decoded
+    originals = dataset.decoded.scaling.stored_to_user(dataset.decoded.train[shown])
+    return torch.cat([originals, decoded], dim=-1)
 
 
 def _held_out(dataset: Dataset) -> list[tuple[str, object]]:

@@ -38,7 +38,7 @@ def dry_run(mode: str, config: ConfigDict, workdir: Path) -> int:
     dataset = None
     if mode in ("train", "data"):
         check_batch_size(config.training)
-        dataset = load_run_data(config.data)
+        dataset = load_run_data(config.data, keep=False)
         config, data = resolve_conditions(resolve_levels(config, dataset), dataset), DataInfo.of(dataset)
     else:
         data = read_data_info(workdir)

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.build_inference import output_folder
@@ -37,7 +37,7 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     build_sampler(config.sampling, build_sde(config.sde))  # for its checks, before the data are read
     output = output_folder(config.sampling, workdir)
     trained = load_guided(workdir, config, device)
-    dataset = load_run_data(config.data, trained.data)
+    dataset = load_shown_data(config.data, trained.data)
     evaluator = build_evaluator(config.evaluation, dataset, output, device)
     file = find_or_draw(config.sampling, trained, output)
     if file is not None:  # on rank 0

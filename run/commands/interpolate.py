@@ -42,7 +42,7 @@ def interpolate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     rows = [
         ("pairs", f"{len(pairs):,} of {pairs.found:,} samples of {section.input}"),
         *([] if names is None else [("conditions", ", ".join(dict.fromkeys(names)))]),
-        ("samples", f"{section.num_samples:,} on each path, of shape {trained.data.shape}"),
+        ("samples", f"{section.num_samples:,} on each path, of shape {trained.shown.shape}"),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{drawn.nfe:,} network evaluations to decode a sample"),
         (

@@ -86,14 +86,14 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         check_chain(build_sde(config.sde))
     output = output_folder(config.sampling, workdir)
     trained = load_unconditioned(workdir, config, device)
-    dataset = load_run_data(config.data, trained.data)
+    dataset = load_run_data(config.data, trained.data, device)
     conditioned = own_conditions(config, trained, dataset)
     if section.classify != "none" and conditioned.conditions.labels(1) is None:
         raise UserError(
             f"likelihood.classify={section.classify} needs a model that was trained with class labels: set "
             "training.conditional=True in training, or likelihood.classify=none here"
         )
-    other = other_data(config, trained.data)
+    other = other_data(config, trained)
     start = time.perf_counter()
     scored = _score(config, conditioned, without_conditions(config, trained), dataset, other)
     if not scored.figures:  # on all ranks except the first
@@ -201,6 +201,7 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         *_score_rows(scored, _quantity(trained)),
         *_condition_rows(scored, config),
         ("held-out samples", f"{count:,} of {len(dataset.test):,}"),
+        *_latent_rows(trained),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         ("nfe", f"{sum(s.nfe for s in all_figures):,} network evaluations per sample"),
         *_classification_rows(scored),
@@ -216,7 +217,7 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
 
 def _save_each(stem: Path, scored: Scored, dataset: Dataset) -> list[Path]:
     """Writes the figures of each sample, and a picture of the least and the most likely image; returns it."""
-    figures, trained = scored.figures, scored.trained
+    figures = scored.figures
     arrays = {name: scores.values for name, scores in figures.items()}
     arrays |= {f"{name}_estimates": s.estimates for name, s in figures.items() if s.estimates is not None}
     if scored.other is not None:
@@ -224,21 +225,32 @@ def _save_each(stem: Path, scored: Scored, dataset: Dataset) -> list[Path]:
     file = io.BytesIO()
     np.savez_compressed(file, allow_pickle=False, **arrays)
     write_atomic(stem.with_suffix(EACH), file.getvalue())
-    if not trained.data.levels:
+    shown = dataset.decoded or dataset
+    if not shown.levels:
         return []
     values = next(reversed(figures.values())).values  # of the ODE if there are both
     order = torch.from_numpy(np.argsort(-values, kind="stable"))
     count = min(SHOWN, max(1, len(order) // 2))
     chosen = {"least likely": order[:count], "most likely": order.flip(0)[:count]}
-    groups = {name: dataset.scaling.stored_to_user(dataset.test[k]).numpy() for name, k in chosen.items()}
+    groups = {name: shown.scaling.stored_to_user(shown.test[k]).numpy() for name, k in chosen.items()}
     path = stem.with_name(stem.name + EXTREMES)
-    plots.save_groups(path, groups, dataset.scaling.limits)
+    plots.save_groups(path, groups, shown.scaling.limits)
     return [path]
 
 
 def _quantity(trained: TrainedModel) -> str:
     """What is measured, and in which unit."""
+    if trained.latent_space is not None:
+        return "negative log-likelihood of latents, nats"
     return "bits/dim" if trained.data.levels else "negative log-likelihood, nats"
+
+
+def _latent_rows(trained: TrainedModel) -> list[tuple[str, object]]:
+    """What the figures of a model of latents are not."""
+    if trained.latent_space is None:
+        return []
+    shape = " x ".join(map(str, trained.data.shape))
+    return [("of", f"latents of {shape} numbers: a density, not comparable with bits/dim of pixels")]
 
 
 def _score_rows(scored: Scored, quantity: str) -> list[tuple[str, object]]:
@@ -340,6 +352,7 @@ def _record(scored: Scored, section: ConfigDict, num_images: int, seconds: float
     """The result as it stands in the JSON file."""
     trained = scored.trained
     key = "bits_per_dim" if trained.data.levels else "negative_log_likelihood"
+    key = key if trained.latent_space is None else "negative_log_likelihood_of_latents"
     record = _figures_record(scored.figures, key) | {
         "seconds": seconds,
         "num_images": num_images,

@@ -15,6 +15,7 @@ from score_diffusion.run.build_restoration import (
     build_task,
     check_restorer,
     load_prior,
+    refuse_latents,
     restore_request,
     restore_with,
 )
@@ -27,6 +28,7 @@ from score_diffusion.run.inference.restored_files import save
 def restore(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """Draws samples given measurements; returns the exit code."""
     section, data, request = config.restore, read_data_info(workdir), restore_request(config.restore)
+    refuse_latents(data)
     task, noise = build_task(section, data.shape), section.noise
     measurements = build_measurements(config, task, data)
     check_restorer(config, measurements)  # before the model is read

@@ -36,7 +36,7 @@ def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         return 0
     step_size = getattr(sampler, "step_size", None)  # NCSNv2's rule may have chosen it
     rows = [
-        ("samples", f"{section.num_samples:,} of shape {trained.data.shape}, seed {section.seed}"),
+        ("samples", f"{section.num_samples:,} of shape {trained.shown.shape}, seed {section.seed}"),
         *_condition_rows(section, trained),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
         *([("guidance", trained.guided_by)] if trained.guided_by else []),

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import build_sde
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.build_data import load_latent_space, load_run_data
 from score_diffusion.run.build_previews import build_preview
 from score_diffusion.run.build_training import (
     build_loop_settings,
@@ -81,7 +81,7 @@ def train(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         config = take_resolved(config, read_config(workdir))
     _check_same_run(config, workdir, resumes)
     _check_ranks_agree(config)
-    dataset = load_run_data(config.data, _recorded_data(config, workdir, resumes))
+    dataset = load_run_data(config.data, _recorded_data(config, workdir, resumes), device)
     config = resolve(config, dataset, device)
     initial = None if resumes else initial_weights(config, dataset)
     trainer = build_trainer(config, dataset, device, initial)
@@ -115,7 +115,8 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
     print(changed_text(config))
     if condition_sizes(trainer.model) and not config.training.conditional:
         warn("training.conditional=False: the network takes conditions, and the model will be unconditional")
-    preview = build_preview(config, dataset, build_sde(config.sde))
+    space = load_latent_space(config.data, DataInfo.of(dataset), trainer.device)
+    preview = build_preview(config, dataset, build_sde(config.sde), space)
     outcome = train_in_directory(
         trainer,
         build_loop_settings(config.training),

@@ -78,6 +78,8 @@ def open_run(path: Path, overrides: Overrides, device: str) -> Run:
             f"and this one by {USES[run.config.model.name]}={path}"
         )
     run.config = apply_overrides(run.config, overrides, "demo")
+    if run.data.decoded is not None:
+        raise UserError(f"{path} works on latents, and the page shows models of pixels: use --mode sample")
     return run
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,8 @@ class Encoder:
     """Digest of the network's weights."""
     encode: Callable[[Tensor], Tensor]
     """Codes (B, *code) of model inputs (B, *shape), both on the CPU."""
+    keep: bool = field(default=True, kw_only=True)
+    """Whether codes are kept in files."""
 
 
 def encoded(encoder: Encoder, samples: Samples, scaling: Scaling, content: str, part: str) -> np.ndarray:
@@ -59,17 +61,21 @@ def encoded(encoder: Encoder, samples: Samples, scaling: Scaling, content: str, 
     digest = hashlib.sha256(repr((VERSION, content, encoder.weights, part, len(samples))).encode())
     path = encoder.run / FOLDER / f"{digest.hexdigest()[:32]}.npy"
 
+    def compute() -> np.ndarray:
+        return _computed(encoder, samples, scaling, lambda shape: np.empty(shape, np.float32))
+
     def write() -> bool:
         if _read(path, len(samples)) is None and is_writable(path.parent):
             _write(path, encoder, samples, scaling)
         return path.exists()
 
-    if processes.from_rank_0(write):
-        codes = _read(path, len(samples))
-        if codes is not None:
-            return codes
+    codes = _read(path, len(samples)) if not encoder.keep or processes.from_rank_0(write) else None
+    if codes is not None:
+        return codes
+    if not encoder.keep:
+        return compute()
     warn(f"{path.parent} cannot be written: the codes by {encoder.run} are computed again each time")
-    return _computed(encoder, samples, scaling, lambda shape: np.empty(shape, np.float32))
+    return compute()
 
 
 def _read(path: Path, count: int) -> np.ndarray | None:

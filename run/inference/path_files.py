@@ -50,10 +50,10 @@ class DrawnPaths:
 
 def save_paths(drawn: DrawnPaths, trained: TrainedModel, settings: dict, workdir: Path) -> Path:
     """Writes a picture and an .npz under names that are not yet taken; returns them without their suffix."""
-    scaling, cond = trained.data.scaling, trained.conditions.of(range(len(drawn.ends))) or {}
+    cond = trained.conditions.of(range(len(drawn.ends))) or {}
 
     def to_user(x: Tensor) -> np.ndarray:
-        return scaling.model_to_user(x.flatten(0, 1)).unflatten(0, x.shape[:2]).numpy()
+        return trained.to_user(x.flatten(0, 1)).unflatten(0, x.shape[:2]).cpu().numpy()
 
     samples = to_user(drawn.samples)
     arrays: dict[str, Any] = {
@@ -70,7 +70,10 @@ def save_paths(drawn: DrawnPaths, trained: TrainedModel, settings: dict, workdir
     )
     stem = write_numbered(workdir / INTERPOLATED / "paths", ".npz", buffer.getvalue(), ".png")
     plots.save_paths(
-        stem.with_suffix(".png"), samples[:PICTURED], scaling.limits, _row_names(drawn, trained)[:PICTURED]
+        stem.with_suffix(".png"),
+        samples[:PICTURED],
+        trained.shown.scaling.limits,
+        _row_names(drawn, trained)[:PICTURED],
     )
     return stem
 

@@ -58,7 +58,7 @@ def export(
         samples: The samples in the user's units, (n, *shape).
         trajectory: Draws the first so many samples again, and returns their frames.
     """
-    limits = trained.data.scaling.limits
+    limits = trained.shown.scaling.limits
     written: list[tuple[str, Path]] = []
     if "png" in save:
         folder = stem.with_name(stem.name + PARTS["png"])
@@ -114,8 +114,11 @@ def draw_frames(trained: TrainedModel, sampler: Sampler, seed: int, count: int) 
         result = sampler(score, shape, seed, cond=cond, trajectory=True, on_step=on_step)
     assert result.trajectory is not None
     path, times = result.trajectory, result.times.repeat_interleave(count)
-    states = shown_states(trained.sde, trained.data.scaling, path.flatten(0, 1), times).reshape(path.shape)
-    last = trained.data.scaling.model_to_user(result.samples)[None]
+    states = shown_states(trained.sde, trained.data.scaling, path.flatten(0, 1), times)
+    if trained.latent_space is not None:
+        states = trained.latent_space.decode(states)
+    states = states.unflatten(0, path.shape[:2])
+    last = trained.to_user(result.samples)[None]
     return torch.cat([states.to(last.dtype), last]).cpu().numpy()
 
 

@@ -98,7 +98,7 @@ def draw_and_save(
     Each rank draws a share, and rank 0 writes; the others return None.
     """
     refuse_too_many_samples(trained, request.num_samples)
-    check_exports(request.save, trained.data.shape)
+    check_exports(request.save, trained.shown.shape)
     share = processes.own_share(request.num_samples)
     if request.cost.per_step is not None:
         nfe = request.cost.per_step * (len(sampler.times) - 1) + request.cost.extra
@@ -146,7 +146,7 @@ def _write_others(
         written.append(("picture", picture))
         shown = samples if samples.ndim == 2 else samples[:PICTURED]
         names, given = trained.conditions.names(len(shown)), trained.conditions.images(len(shown))
-        plots.save_samples(picture, shown, trained.data.scaling.limits, names, given)
+        plots.save_samples(picture, shown, trained.shown.scaling.limits, names, given)
     frames = functools.partial(draw_frames, trained, sampler, request.seed)
     return written + export(request.save, stem, trained, samples, frames)
 
@@ -179,7 +179,7 @@ def draw(
             size = min(batch_size, indices.stop - first)
             shape, cond = (size, *trained.data.shape), trained.conditions.of(range(first, first + size))
             result = sampler(score, shape, seed, cond=cond, first=first, on_step=on_step)
-            samples = trained.data.scaling.model_to_user(result.samples).cpu().numpy()
+            samples = trained.to_user(result.samples).cpu().numpy()
             batches.append((samples, result.nfe))
     return batches
 

@@ -31,6 +31,7 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.encoded_data.latent_space import LatentSpace, to_user
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
 from score_diffusion.run.training.post_hoc_averages import reconstruct
@@ -84,11 +85,36 @@ class TrainedModel:
     """The guidance of samples: makes the score that they are drawn with of this one."""
     guided_by: str = ""
     """The guidance in words; empty for none."""
+    latent_space: LatentSpace | None = None
+    """The space of samples that are latents of an autoencoder; None for others."""
 
     @property
     def device(self) -> torch.device:
         """Where the score computes."""
         return score_device(self.score)
+
+    @property
+    def shown(self) -> DataInfo:
+        """The data as the user has them: what latents are decoded to, else what the model sees."""
+        return self.data.decoded or self.data
+
+    def to_user(self, x: Tensor) -> Tensor:
+        """Samples of the model in the user's units; latents are decoded."""
+        return to_user(x, self.data.scaling, self.latent_space)
+
+    def model_inputs(self, stored: Tensor) -> Tensor:
+        """Inputs of the model (n, *shape) of samples as the data are stored, without dequantization."""
+        return self._latents(self.shown.scaling.stored_to_model(stored))
+
+    def from_user(self, x: Tensor) -> Tensor:
+        """The same of samples in the user's units."""
+        return self._latents(self.shown.scaling.user_to_model(x))
+
+    def _latents(self, x: Tensor) -> Tensor:
+        """Model inputs of the data that the user has as those of the data that the model sees."""
+        if self.latent_space is None:
+            return x
+        return self.data.scaling.user_to_model(self.latent_space.encode(x))
 
     def score_of(self, indices: range) -> ScoreFunction:
         """The score(x, t) of a batch of the samples with these indices, each under its condition."""

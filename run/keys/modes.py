@@ -22,6 +22,7 @@ SAMPLES = (*NEW_RUN, "sample", "evaluate", "compare", "demo")
 RESTORES = (*NEW_RUN, "restore", "demo")
 DATA_ACCESS = (*NEW_RUN, "data", "interpolate", "restore", "likelihood", "evaluate", "compare", "demo")
 ENCODED = (*(mode for mode in DATA_ACCESS if mode != "data"), "sample")
+OF_DATA = (*DATA_ACCESS, "sample")
 MEASURES = ("evaluate", "compare")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from score_diffusion.run.key_types import AUTO, Key
-from score_diffusion.run.keys.modes import DATA_ACCESS, ENCODED, NEW_RUN, section
+from score_diffusion.run.keys.modes import DATA_ACCESS, ENCODED, NEW_RUN, OF_DATA, section
 
 LEVEL_RULES = {  # keys of `sde` that may be "auto", and the rule that replaces it when training starts
     "sigma_max": "auto: the largest distance of two training samples (NCSNv2, Technique 1)",
@@ -78,6 +78,12 @@ DATA = section("data", (*NEW_RUN, "data"), False, {
     "shrink": Key(
         1, "factor by which the sides of images are made smaller, each pixel the mean of a block of them",
         least=1,
+    ),
+    "autoencoder": Key(
+        "",
+        "run of an autoencoder in whose latent space the model works; standardize decides how latents are "
+        "scaled; empty for none",
+        modes=OF_DATA, may_change=True,  # the digest of its weights is compared instead
     ),
     "flip": Key(False, "mirror each image of a training batch left to right with probability 1/2"),
     "encoder": Key(

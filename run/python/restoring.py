@@ -7,7 +7,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_restoration import build_task, restore_with
+from score_diffusion.run.build_restoration import build_task, refuse_latents, restore_with
 from score_diffusion.run.data.inputs import Inputs
 from score_diffusion.run.data.user_arrays import measured_values, to_stored
 from score_diffusion.run.errors import UserError
@@ -31,6 +31,7 @@ def restore_arrays(
         measured: Whether `x` was measured.
     """
     data = trained.data
+    refuse_latents(data)
     task = build_task(section, data.shape) if known is None else _with_known(section.task, known, data.shape)
     measurements = _measurements(trained, section, task, x, measured)
     restored = restore_with(trained, section, measurements)

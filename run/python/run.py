@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
 from score_diffusion.models import ENCODERS
 from score_diffusion.run.build_guidance import with_guidance
@@ -28,7 +27,6 @@ from score_diffusion.run.build_inference import (
 from score_diffusion.run.build_restoration import as_prior
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import DataInfo
-from score_diffusion.run.data.user_arrays import to_stored
 from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
@@ -38,6 +36,7 @@ from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.hub import SharedRun, download, upload
+from score_diffusion.run.python.inputs import model_inputs, scored_inputs
 from score_diffusion.run.python.restoring import restore_arrays
 from score_diffusion.run.python.results import LogLikelihoods, Restorations, Samples
 from score_diffusion.run.python.watching import Watch, with_watched_samples, with_watched_score
@@ -196,8 +195,9 @@ class Run:
         _, trained = self._configured({}, self._class_or_none(label))
         if method == "bound" or section.dequantization == "gaussian":
             check_chain(trained.sde)
-        stored = to_stored(x, self.data.shape, self.data.scaling)
-        scores = score_data(method, section, with_watched_score(trained, self._watch), stored)
+        scores = score_data(
+            method, section, with_watched_score(trained, self._watch), scored_inputs(trained, x)
+        )
         assert scores is not None  # there is one process
         return LogLikelihoods.of(scores, self.data)
 
@@ -216,7 +216,7 @@ class Run:
             Codes, float32 (n, *shape), about N(0, `sde.prior_std`² I).
         """
         sampler, section, trained = self._flow(label, rtol, atol)
-        return encode(trained, sampler, self._model_inputs(x), section.batch_size).numpy()
+        return encode(trained, sampler, model_inputs(trained, x), section.batch_size).numpy()
 
     def decode(
         self, codes: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
@@ -235,7 +235,7 @@ class Run:
             expected = f"(n, {', '.join(map(str, self.data.shape))})"
             raise UserError(f"codes must have the shape {expected}, got {tuple(x_T.shape)}")
         x, nfe = decode(trained, sampler, x_T, section.batch_size)
-        return self._samples([self.data.scaling.model_to_user(x).numpy()], nfe, trained)
+        return self._samples([trained.to_user(x).cpu().numpy()], nfe, trained)
 
     def interpolate(
         self,
@@ -259,12 +259,12 @@ class Run:
         """
         if n < 2:
             raise UserError(f"n must be at least 2, the two ends, got {n}")
-        ends = [self._model_inputs(x) for x in (a, b)]
+        ends = [model_inputs(self._trained(self.config), x) for x in (a, b)]
         if any(len(end) != 1 for end in ends):
             raise UserError(f"a and b must be one sample each, got {len(ends[0])} and {len(ends[1])}")
         sampler, section, trained = self._flow(label, rtol, atol)
         paths = paths_between(trained, sampler, torch.stack(ends, 1), n, section.batch_size)
-        return self._samples([self.data.scaling.model_to_user(paths.samples[0]).numpy()], paths.nfe, trained)
+        return self._samples([trained.to_user(paths.samples[0]).cpu().numpy()], paths.nfe, trained)
 
     def restore(
         self,
@@ -432,15 +432,10 @@ class Run:
         config, trained = self._configured({}, self._class_or_none(label))
         return ODESampler(trained.sde, rtol=rtol, atol=atol), config.sampling, trained
 
-    def _model_inputs(self, x: object) -> Tensor:
-        """Samples as `encode` takes them, float32 (n, *shape)."""
-        return self.data.scaling.stored_to_model(to_stored(x, self.data.shape, self.data.scaling))
-
     def _samples(self, parts: list[np.ndarray], nfe: int, trained: TrainedModel) -> Samples:
         samples = np.concatenate(parts)
-        labels = trained.conditions.labels(len(samples))
-        names = trained.conditions.names(len(samples))
-        return Samples(samples, nfe, trained.data, None if labels is None else labels.numpy(), names)
+        labels, names = trained.conditions.labels(len(samples)), trained.conditions.names(len(samples))
+        return Samples(samples, nfe, trained.shown, None if labels is None else labels.numpy(), names)
 
 
 def label_text(label: Label) -> str:

@@ -15,7 +15,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
-from score_diffusion.run.encoded_data.decoder import Decoder, to_user
+from score_diffusion.run.encoded_data.latent_space import LatentSpace, to_user
 from score_diffusion.samplers import Sampler
 
 REAL_PICTURE = "samples/held_out.png"
@@ -37,8 +37,8 @@ class Preview:
     """Samples that the network evaluates at a time."""
     conditions: SampleConditions = SampleConditions()
     """What the samples are conditioned on."""
-    decoder: Decoder | None = None
-    """Decodes samples that are latents; None for others."""
+    latent_space: LatentSpace | None = None
+    """The space of samples that are latents; None for others."""
 
     def save(self, path: Path, model: nn.Module, device: torch.device, poll: Callable[[], None]) -> None:
         """Draws the samples and saves their picture.
@@ -70,9 +70,9 @@ class Preview:
                 result = self.sampler(model, shape, cond=cond, first=first, device=device, on_step=on_step)
                 parts.append(result.samples)
         if processes.is_rank_0():
-            values = to_user(torch.cat(parts), self.scaling, self.decoder).cpu().numpy()
+            values = to_user(torch.cat(parts), self.scaling, self.latent_space).cpu().numpy()
             names, given = self.conditions.names(self.count), self.conditions.images(self.count)
-            shown = self.scaling if self.decoder is None else self.decoder.scaling
+            shown = self.scaling if self.latent_space is None else self.latent_space.scaling
             plots.save_samples(path, values, shown.limits, names, given)
 
 
@@ -86,8 +86,7 @@ class ReconstructionPreview:
     """From stored images to inputs of the autoencoder, and from there to the user's units."""
     batch_size: int
     """Images that the network works on at a time."""
-
-    decoder: None = None
+    latent_space: None = None
     """Images are no latents."""
 
     @property
@@ -128,10 +127,10 @@ def save_real(
     """
     if not preview.count:
         return
-    x, decoder = dataset.scaling.stored_to_model(dataset.held_out[: preview.count]), preview.decoder
-    values = to_user(x, dataset.scaling, decoder).cpu().numpy()
+    x, space = dataset.scaling.stored_to_model(dataset.held_out[: preview.count]), preview.latent_space
+    values = to_user(x, dataset.scaling, space).cpu().numpy()
     rows = dataset.held_out_conditions if conditional else {}
     conditions = SampleConditions(rows, dataset.classes, dataset.vocabulary)
     names, given = conditions.names(len(values)), conditions.images(len(values))
-    limits = (dataset.scaling if decoder is None else decoder.scaling).limits
+    limits = (dataset.scaling if space is None else space.scaling).limits
     plots.save_samples(workdir / REAL_PICTURE, values, limits, names, given)
