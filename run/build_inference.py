@@ -70,6 +70,9 @@ from score_diffusion.samplers import (
 )
 from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, ScoreModel, chain_times, quantize
 
+OF_SYSTEM = ("images", "change")
+"""Keys of the section sampling.unclip that say what a whole system draws."""
+
 
 def load_trained(workdir: Path, config: ConfigDict, device: torch.device) -> TrainedModel:
     """The model of a run with the weights and the conditions that the section `sampling` chooses.
@@ -112,6 +115,11 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
         UserError: If there is no such class, or the model was trained without such conditions.
     """
     section, info, sizes = config.sampling, trained.data, condition_sizes(trained.score)
+    for key in OF_SYSTEM:
+        if section.unclip[key]:
+            raise UserError(
+                f"sampling.unclip.{key} is for a system such as --config unclip_shapes, and this is one run"
+            )
     if section.conditions and not set(sizes) & {*OWN, LOW_RESOLUTION}:
         raise UserError(
             f"sampling.conditions={section.conditions} needs a network that was trained with cond_vector, "

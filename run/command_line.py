@@ -21,6 +21,7 @@ SHORT_FLAGS = {
     "classifier": "sampling.classifier.run",
     "prompt": "sampling.prompt",
     "prompts": "sampling.prompts",
+    "variations": "sampling.unclip.images",
     **{flag: f"restore.{flag}" for flag in ("task", "input", "noise", "method")},
     "mask": "restore.inpaint.mask",
 }
@@ -114,6 +115,7 @@ def define_flags() -> flags.FlagValues:
     define_string("scale", None, "Scale of the guidance: short for --config.sampling.GUIDANCE.scale.")
     define_string("classifier", None, "Run of the classifier: short for --config.sampling.classifier.run.")
     define_string("prompt", None, "Text to draw: short for --config.sampling.prompt.")
+    define_string("variations", None, "Images that unCLIP varies: --config.sampling.unclip.images.")
     define_string("prompts", None, "File of texts, one a line: short for --config.sampling.prompts.")
     define_enum("device", "auto", DEVICES, "Where to compute; auto takes CUDA where there is one.")
     define_string("from", None, "Convert a checkpoint of score_sde_pytorch, diffusers, ....")

@@ -114,14 +114,15 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("resolve_auto", "training", "web_page"),
     },
     "systems": {
+        *("build", "build_data", "build_encoders", "encoded_data"),
         *("build_guidance", "build_inference", "build_training", "checkpoints", "config", "config_files"),
         *("console", "constructor_keys", "data", "distributed", "errors", "files", "follow_run"),
         *("image_grids", "inference", "json_files", "key_types", "keys", "plots", "setting_files"),
     },
     "system_commands": {
-        *("build", "build_evaluation", "build_inference", "build_training", "checkpoints", "commands"),
-        *("console", "data", "distributed", "files", "inference", "reporting", "systems", "training"),
-        "web_page",
+        *("build", "build_data", "build_evaluation", "build_inference", "build_training", "checkpoints"),
+        *("commands", "console", "data", "distributed", "files", "inference", "reporting", "systems"),
+        *("training", "web_page"),
     },
     "command_line": {"errors", "files", "keys"},
     "help_text": {"keys"},

@@ -30,6 +30,7 @@ from score_diffusion.run.keys.of_results import (
     LIKELIHOOD,
     RESTORE,
     SAMPLING,
+    UNCLIP,
 )
 from score_diffusion.run.keys.of_runs import DATA, LEVEL_RULES, MODEL, SDE, SEED, TRAINING
 
@@ -40,6 +41,7 @@ KEYS: dict[str, Key] = {
     **MODEL,
     **TRAINING,
     **SAMPLING,
+    **UNCLIP,
     **INTERPOLATE,
     **LIKELIHOOD,
     **RESTORE,

@@ -89,6 +89,24 @@ SAMPLING = section("sampling", SAMPLES, True, {
     ),
 })  # fmt: skip
 
+UNCLIP = section("sampling", SAMPLES, True, {
+    "unclip.images": Key(
+        "", "image files, or held_out, whose embeddings take the place of the prior's: variations of each"
+    ),
+    "unclip.path": Key(False, "with two images, draw what is on the way from one to the other"),
+    "unclip.change": Key(
+        "", "with one image, two texts, as a red square -> a blue one: draw the image, changed more and more"
+    ),
+    "unclip.reach": Key(
+        0.5, "how far a change goes: the part of the angle to the difference of the texts", above=0, below=1
+    ),
+    "unclip.best_of": Key(
+        2, "embeddings that the prior draws for a sample, of which the nearest to the text is kept", least=1
+    ),
+    "unclip.prior": Key(True, "false: the decoder gets the embedding of the text itself, without the prior"),
+})  # fmt: skip
+"""What a system of the kind unclip draws; each key is for all of its stages."""
+
 GUIDING = section("sampling", SAMPLES, True, {
     "cfg.negative": Key("", "class that samples are guided away from, by name or index; empty for none"),
     "autoguidance.run": Key("", "run directory of the worse model; empty for this run"),

@@ -100,7 +100,7 @@ class Chain(ABC):
 
 def _settings(run: StageRun) -> dict[str, object]:
     settings = json.loads(sample_request(run.config.sampling).settings)
-    return {**settings, "training_steps": checkpoint.steps(run.path)[-1]}
+    return {**settings, "training_steps": checkpoint.steps(run.path)[-1:]}
 
 
 @dataclass(frozen=True)

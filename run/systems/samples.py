@@ -24,6 +24,7 @@ from score_diffusion.run.inference.sample_files import PICTURED, SAMPLES, matchi
 from score_diffusion.run.systems.chain import Chain, StageSamples
 
 ROWS = 16  # samples that are shown through the stages
+MOST_DIMENSIONS = 8  # of points in a picture; embeddings have more
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,8 @@ def _save_pictures(
         plots.save_image_table(path, "", columns, notes, limits, heat=())
         pictures.append(("through the stages", path))
     for name, stage in drawn.items():
+        if stage.samples.ndim == 2 and stage.samples.shape[1] > MOST_DIMENSIONS:
+            continue
         path = stem.with_name(f"{stem.name}-{name}.png")
         shown = stage.samples if stage.samples.ndim == 2 else stage.samples[:PICTURED]
         plots.save_samples(path, shown, stage.limits, None if names is None else names[: len(shown)])
