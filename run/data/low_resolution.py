@@ -17,6 +17,7 @@ References:
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -63,8 +64,10 @@ def shrunk(dataset: Dataset, factor: int) -> Dataset:
             f"shape {dataset.shape}"
         )
     validation = None if dataset.validation is None else _shrunk(dataset.validation, factor)
+    content = f"{dataset.digest} shrunk by {factor}".encode()
     return replace(
         dataset,
+        digest=hashlib.sha256(content).hexdigest() if dataset.digest else "",
         train=_shrunk(dataset.train, factor),
         test=_shrunk(dataset.test, factor),
         validation=validation,
