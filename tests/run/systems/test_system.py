@@ -149,6 +149,8 @@ def test_a_stage_enlarges_given_images(system: Path, refused: Callable):
     needed = "this model enlarges images by 2 and restores nothing else: --task superres --method model"
     assert needed in refused(restore(system / "x8", "--task", "inpaint"))
     assert needed in refused(restore(system / "x8", *by_model, "--config.restore.superres.factor=4"))
+    sentence = refused(main(["--mode", "interpolate", "--workdir", str(system / "x8")]))
+    assert "this model enlarges images, and knows no path between two" in sentence
     assert "needs a model that was trained to enlarge images" in refused(restore(system / "base", *by_model))
 
 
