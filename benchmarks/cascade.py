@@ -3,8 +3,8 @@
     python -m benchmarks.cascade runs/cascade_mnist runs/without --single runs/single --features runs/features
 
 The first system is trained as it is, the second with augment_noise=0; the single run is a model at full size
-that was trained for the same time. Distances to held-out data are in the features of a classifier, as those of
-`--mode evaluate`.
+that was trained for the same time. Distances to held-out data are in the features of a classifier, as
+`--mode evaluate` has them.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def load_for_paths(workdir: Path, config: ConfigDict, device: torch.device) -> T
     """
     if config.model.upscale:
         raise UserError(
-            "this model enlarges images, and knows no path between two that have other small ones"
+            "this model enlarges images, and knows no path between two of other small ones"
         )
     trained, section = load_unconditioned(workdir, config, device), config.sampling
     within_classes = (
