@@ -45,9 +45,7 @@ def load_for_paths(workdir: Path, config: ConfigDict, device: torch.device) -> T
         UserError: If there are no such conditions, or the model knows nothing without one.
     """
     if config.model.upscale:
-        raise UserError(
-            "this model enlarges images, and knows no path between two of other small ones"
-        )
+        raise UserError("this model enlarges images, and knows no path between two of other small ones")
     trained, section = load_unconditioned(workdir, config, device), config.sampling
     within_classes = (
         config.interpolate.input == HELD_OUT

@@ -24,7 +24,7 @@ def test_overrides_of_one_stage_and_of_all(tmp_path: Path):
 
 
 def test_an_unknown_key_or_stage_is_named(tmp_path: Path):
-    with pytest.raises(UserError, match=r"unknown configuration key 'training.stepz'.*'training.steps'"):
+    with pytest.raises(UserError, match=r"unknown configuration key 'training.stepz'.*training.steps"):
         load_system(SYSTEM, tmp_path, [("training.stepz", "3")])
     with pytest.raises(UserError, match=r"unknown configuration key 'x16.training.steps'"):
         load_system(SYSTEM, tmp_path, [("x16.training.steps", "3")])
