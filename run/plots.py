@@ -314,6 +314,8 @@ def _mark_points(axes: Axes, x: Sequence[float]) -> None:
             ticks.append(value)
     axes.set_xticks(ticks, [f"{value:.2g}" for value in ticks])
     axes.set_xticks([], minor=True)
+    if len(set(x)) == 1:  # an axis of no length
+        axes.set_xlim(x[0] / 2, 2 * x[0])
 
 
 def svg(figure: Figure) -> bytes:

@@ -207,3 +207,12 @@ def test_a_path_of_images_is_shown_pixel_by_pixel(tmp_path: Path):
     width = pixels.shape[1] - 4 * 50 - 2  # of the names
     middles = pixels[26::50, width + 26 :: 50, 0]
     assert np.array_equal(middles, (levels[..., 0, 0, 0] * 255).round())
+
+
+def test_points_at_one_place_of_a_logarithmic_axis_are_seen():
+    lines = {"a": plots.ErrorBars([0.06], [1.0], [0.1]), "b": plots.ErrorBars([0.06], [2.0], [0.1])}
+    figure = plots.error_curves({"seconds": lines}, "distance")
+    plots.png(figure)
+    low, high = figure.axes[0].get_xlim()
+    assert low < 0.05 and high > 0.07 and figure.axes[0].get_xscale() == "log"
+    assert [tick for tick in figure.axes[0].get_xticks() if low < tick < high] == [0.06]
