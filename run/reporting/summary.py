@@ -51,7 +51,7 @@ def summary(config: ConfigDict, workdir: Path, rows: Rows) -> Section:
             ("likelihood", "likelihood", "likelihood*.json"),
             ("distances", "evaluate", "evaluation*.json"),
         )
-        if not any(workdir.glob(pattern))
+        if config.training.objective in DENOISING and not any(workdir.glob(pattern))
     ]
     if missing:
         parts.append(web_page.paragraph(f"Not computed yet: {', '.join(missing)}.", "quiet"))

@@ -18,6 +18,7 @@ WINDOWS = 4  # parts of the training for which the losses by noise level are sho
 LOGARITHMIC = ("loss", "norm of the gradient")  # curves whose axis is logarithmic
 CURVES = {  # each by its title: the names of its lines, and their keys in the log
     "loss": {"training": "loss", "held out": "held_out_loss"},
+    "accuracy": {"held out": "held_out_accuracy"},
     "norm of the gradient": {"norm": "grad_norm"},
     "learning rate": {"rate": "learning_rate"},
     "steps per second": {"steps": "steps_per_second"},
