@@ -16,6 +16,8 @@ from score_diffusion.run.constructor_keys import NO_GUIDANCE
 from score_diffusion.run.demo.pictures import are_images
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.prompts import CAPTIONS_FILE, read_prompts
+from score_diffusion.run.json_files import read_json
+from score_diffusion.run.key_types import Values
 from score_diffusion.run.python.run import Run
 from score_diffusion.run.tasks import method_of
 from score_diffusion.samplers import SAMPLERS
@@ -23,6 +25,11 @@ from score_diffusion.samplers.inverse import METHODS
 from score_diffusion.sde_lib import InputError
 
 SUGGESTED = 40  # prompts
+LIKELIHOOD = {
+    "bits_per_dim": Values(kind=float),
+    "standard_error": Values(kind=float | None),
+    "training_steps": Values(kind=int),
+}
 ANY, NONE = "", "-1"
 """Labels: whatever the run does without one, and no class."""
 
@@ -70,6 +77,8 @@ class Choices:
     """Why there is no filling in and scoring; empty if there is."""
     size: tuple[int, ...]
     """Of a sample."""
+    held_out_bits: tuple[float, float | None] | None = None
+    """Bits/dim of held-out images, their standard error; None without a result for these weights."""
 
 
 def choices_of(run: Run) -> Choices:
@@ -99,6 +108,7 @@ def choices_of(run: Run) -> Choices:
         methods=[own_method, *(name for name in METHODS if name != own_method)] if images else [],
         missing="" if images else _why_no_images(run),
         size=data.shape,
+        held_out_bits=held_out_bits(run) if images else None,
     )
 
 
@@ -150,6 +160,16 @@ def guidances_of(run: Run) -> list[Guidance]:
             except _Reached:
                 found.append(Guidance(name, float(section[name].scale), name == "clip"))
     return [Guidance(NO_GUIDANCE, 0.0, False), *found]
+
+
+def held_out_bits(run: Run) -> tuple[float, float | None] | None:
+    """The result of `--mode likelihood` on the weights of the run; None without one."""
+    for path in sorted(run.path.glob("likelihood*.json")):
+        with contextlib.suppress(UserError):  # a damaged one, or one of another kind
+            record = read_json(path, LIKELIHOOD, "run --mode likelihood again")
+            if record["training_steps"] == run.step:
+                return record["bits_per_dim"], record["standard_error"]
+    return None
 
 
 def _prompts(run: Run) -> list[str]:

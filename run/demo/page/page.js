@@ -519,6 +519,7 @@ function showRun() {
     guided: now.guidances.length > 1, guiding_prompt: false,
   };
   for (const part of document.querySelectorAll("[data-needs]")) part.hidden = !has[part.dataset.needs];
+  showTypical(now.held_out_bits);
   showSampler();
   showGuidance();
   drawn.clear();
@@ -529,6 +530,14 @@ function showRun() {
   if (now.missing) openTab("draw");
   else if (!byId("draw").hidden) return;
   else nextHeldOut();
+}
+
+function showTypical(heldOut) {
+  byId("typical").hidden = !heldOut;
+  if (!heldOut) return;
+  const [bits, error] = heldOut;
+  byId("typical").textContent = `Held-out images of this run have ${number(bits, 3)}` +
+    `${error === null ? "" : ` ± ${error.toFixed(3)}`} bits/dim on average (--mode likelihood).`;
 }
 
 function openTab(name) {

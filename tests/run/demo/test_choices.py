@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from score_diffusion import load_run
-from score_diffusion.run.demo.choices import choices_of
+from score_diffusion.run.demo.choices import choices_of, held_out_bits
 from score_diffusion.run.python.run import Run
 from score_diffusion.samplers import SAMPLERS
 from score_diffusion.samplers.inverse import METHODS
@@ -31,6 +31,19 @@ def test_a_run_without_classes_offers_none_and_no_guidance(images: Run):
     assert [guidance.name for guidance in found.guidances] == ["none"]
     assert found.methods[0] == "moment_matching" and sorted(found.methods) == sorted(METHODS)
     assert found.missing == "" and found.size == (1, 4, 4)
+
+
+def test_the_likelihood_of_held_out_images_is_that_of_these_weights(images: Run):
+    def write(name: str, text: str) -> None:
+        (images.path / name).write_text(text)
+
+    assert held_out_bits(images) is None
+    write("likelihood-2.json", '{"bits_per_dim": 2.5, "standard_error": 0.1, "training_steps": 6}')
+    write("likelihood-3.json", '{"nats": 1.0, "standard_error": 0.1, "training_steps": 7}')
+    write("likelihood-4.json", "damaged")
+    assert held_out_bits(images) is None
+    write("likelihood-5.json", '{"bits_per_dim": 2.25, "standard_error": null, "training_steps": 7}')
+    assert held_out_bits(images) == (2.25, None)
 
 
 @pytest.mark.slow
