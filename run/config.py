@@ -310,7 +310,8 @@ def read_config(workdir: Path) -> ConfigDict:
         older = [name for name in OF_TRAINING if name not in present]
         complete(config)
         check(config)
-        config.sampling.output = ""  # where to write is up to the command line, not to whoever made the run
+        # Where to write, and to send, is up to the command line, not to whoever made the run.
+        config.sampling.output = config.training.wandb = ""
     except (UserError, ValueError, KeyError, AttributeError) as error:  # the last two of odd names
         raise UserError(f"{path} is damaged ({error}): {advice}") from error
     if older:

@@ -271,7 +271,8 @@ TRAINING = section("training", NEW_RUN, False, {
     ),
     "log_every": Key(50, "steps between two points of the loss curve", least=1, may_change=True),
     "wandb": Key(
-        "", "project of Weights & Biases that is sent the log too; empty for none", may_change=True
+        "", "project of Weights & Biases that the log is sent to; named again to resume, empty for none",
+        may_change=True,
     ),
     "sample_every": Key(1000, "steps between two pictures of samples", least=1, may_change=True),
     "preview_samples": Key(

@@ -139,8 +139,9 @@ def test_what_differs_from_the_defaults_is_what_an_experiment_sets():
 def test_a_run_does_not_decide_where_results_are_written(tmp_path: Path):
     config = load_config("vpsde").to_dict()
     config["sampling"]["output"] = "/somewhere/else"
+    config["training"]["wandb"] = "theirs"
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert read_config(tmp_path).sampling.output == ""
+    assert read_config(tmp_path).sampling.output == read_config(tmp_path).training.wandb == ""
 
 
 @pytest.mark.parametrize(
