@@ -163,6 +163,11 @@ def command_line_page() -> str:
                 "config",
                 {f"--config {name}": text for name, text in help_text.experiments().items()},
             ),
+            _table(
+                "Systems of several runs",
+                "config",
+                {f"--config {name}": text for name, text in help_text.systems().items()},
+            ),
             _table("Sections of the configuration", "section", help_text.SECTIONS),
         ]
     )
