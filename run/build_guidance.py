@@ -191,7 +191,8 @@ def _classifier(trained: TrainedModel, config: ConfigDict, workdir: Path) -> Tra
 
 
 def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
-    prompt, options = config.sampling.clip.prompt, _options(config.sampling, "clip")
+    prompt = config.sampling.clip.prompt or config.sampling.prompt
+    options = _options(config.sampling, "clip")
     if not prompt:
         raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
     trained = with_conditions(trained, config, workdir)

@@ -115,7 +115,7 @@ GUIDING = section("sampling", SAMPLES, True, {
     ),
     "classifier.run": Key("runs/classifier", "run directory of the classifier"),
     "clip.run": Key("runs/clip_digits", "run directory of the image and text encoders"),
-    "clip.prompt": Key("", "caption that samples are guided to"),
+    "clip.prompt": Key("", "caption that samples are guided to; empty for sampling.prompt"),
 })  # fmt: skip
 """Options of guidance methods besides those of their constructors."""
 
