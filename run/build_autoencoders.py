@@ -34,16 +34,27 @@ def build_autoencoder(section: ConfigDict, shape: tuple[int, ...]) -> Autoencode
     Raises:
         UserError: If the name is that of another network, or it refuses its arguments or such images.
     """
+    model = assemble_autoencoder(section, shape)
+    run_autoencoder(model, shape)
+    return model
+
+
+def assemble_autoencoder(section: ConfigDict, shape: tuple[int, ...]) -> Autoencoder:
+    """The autoencoder of `build_autoencoder` before it has run once; works on the device "meta", too."""
     name, options = section.name, network_options(section)
     if len(shape) == 1:
         raise UserError(f"model {name!r} takes images, the data are points of shape {tuple(shape)}")
     network = choose(AUTOENCODERS, name, "autoencoder")
     make = functools.partial(network, shape[0], **options, dims=len(shape) - 1)
-    with refusing_arguments(), torch.no_grad():
+    with refusing_arguments():
         refuse_too_large(make)
-        model = make()
+        return make()
+
+
+def run_autoencoder(model: Autoencoder, shape: tuple[int, ...]) -> None:
+    """Runs an autoencoder once, so that a size it does not take is refused before anything is written."""
+    with refusing_arguments(), torch.no_grad():
         model(torch.zeros(1, *shape))
-    return model
 
 
 def load_autoencoder(run: Path) -> tuple[Autoencoder, int]:

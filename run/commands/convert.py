@@ -20,6 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -27,13 +28,16 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from score_diffusion.models import NCSNv2, UNet
-from score_diffusion.run.build import assemble_model, build_sde, data_options, run_once
+from score_diffusion.models import AUTOENCODERS, AutoencoderKL, NCSNv2, UNet
+from score_diffusion.run.build import assemble_model, build_sde, data_options, network_options, run_once
+from score_diffusion.run.build_autoencoders import assemble_autoencoder, load_autoencoder, run_autoencoder
+from score_diffusion.run.build_encoders import AUTOENCODING
 from score_diffusion.run.build_inference import load_score_model
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.formats import (
     diffusers,
+    diffusers_autoencoders,
     diffusers_writer,
     edm,
     guided_diffusion,
@@ -55,7 +59,6 @@ from score_diffusion.run.data.info import (
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.keys import CONVERT_FROM
-from score_diffusion.sde_lib import ScoreModel
 
 GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
@@ -86,6 +89,19 @@ def _score_sde(groups_are_known: bool) -> Callable[[nn.Module, Path], Weights]:
 
 def _guided(legacy: bool) -> Callable[[nn.Module, Path], Weights]:
     return lambda net, path: guided_diffusion.read(_unet(net), path, legacy)
+
+
+def _describe_diffusers(path: Path) -> Description:
+    is_autoencoder = diffusers_autoencoders.is_autoencoder(path)
+    return (diffusers_autoencoders if is_autoencoder else diffusers).describe(path)
+
+
+def _read_diffusers(net: nn.Module, path: Path) -> Weights:
+    return (
+        diffusers_autoencoders.read(net, path)
+        if isinstance(net, AutoencoderKL)
+        else diffusers.read(_unet(net), path)
+    )
 
 
 def _unet(net: nn.Module) -> UNet:
@@ -127,7 +143,7 @@ READERS: dict[str, Reader] = {
     "score_sde_pytorch:ncsnpp": Reader(_score_sde(groups_are_known=True)),
     "ncsnv2": Reader(lambda net, path: ncsnv2.read(cast(NCSNv2, net), path), ncsnv2.describe),
     "diffusers": Reader(
-        lambda net, path: diffusers.read(_unet(net), path), lambda path, size: diffusers.describe(path)
+        lambda net, path: _read_diffusers(net, path), lambda path, size: _describe_diffusers(path)
     ),
     "guided_diffusion": Reader(_guided(legacy=False), implied=_large_variance, notes=_guided_notes),
     "guided_diffusion_legacy": Reader(_guided(legacy=True), implied=_large_variance, notes=_guided_notes),
@@ -162,12 +178,14 @@ def import_checkpoint(
     if config.data.path:
         load_data(data_options(config.data), info)  # for its checks
     sde = build_sde(config.sde)
+    autoencodes = config.model.name in AUTOENCODERS
     with torch.device("meta"):  # shapes only: the file's tensors are the weights
-        model = assemble_model(config.model, sde, shape)
-    net = cast(nn.Module, model.net)
+        assemble = assemble_autoencoder if autoencodes else partial(assemble_model, sde=sde)
+        model: nn.Module = assemble(config.model, shape=shape)
+    net = model if autoencodes else cast(nn.Module, model.net)
     weights = reader.read(net, path)
     net.load_state_dict(dict(weights.ema), assign=True)
-    run_once(model, (shape[0], *_small_size(net, shape[1:])))
+    (run_autoencoder if autoencodes else run_once)(model, (shape[0], *_small_size(net, shape[1:])))
     with _nothing_left_on_failure(workdir):
         saved = checkpoint.save(workdir, _checkpoint(model, weights, config), config.training.keep)
         write_data_info(workdir, info)
@@ -175,10 +193,12 @@ def import_checkpoint(
     rows = [
         ("checkpoint", path),
         ("network", f"{sum(p.numel() for p in model.parameters()):,} parameters for images of {shape}"),
-        ("sde", sde),
+        *([] if autoencodes else [("sde", sde)]),
         *(("assumed", note) for note in (*notes, *weights.notes, *reader.notes(config))),
         ("written", saved),
-        ("to draw", f"--mode sample --workdir {workdir}"),
+        ("to use it", f"--mode train --config.data.autoencoder={workdir}")
+        if autoencodes
+        else ("to draw", f"--mode sample --workdir {workdir}"),
     ]
     print_result(f"Converted from {source}", rows)
     return 0
@@ -188,7 +208,7 @@ def _small_size(net: nn.Module, size: Sequence[int]) -> list[int]:
     """A size that the network takes if and only if it takes the given one, which may be larger than fits into
     memory: large sides give way to others with the same remainder.
     """
-    divisor = 2 ** (len(net.encoder) - 1) if isinstance(net, UNet) else 1
+    divisor = 2 ** (len(net.encoder) - 1) if isinstance(net, UNet) else getattr(net, "factor", 1)
     enough = max(TRIED_SIDE, divisor)
     return [side if side <= enough else enough + side % enough for side in size]
 
@@ -220,6 +240,8 @@ def _described(config: ConfigDict, description: Description) -> ConfigDict:
     config = config.copy_and_resolve_references()
     with config.unlocked(), config.ignore_type():
         config.data.dequantize = False
+        if description.name in AUTOENCODERS:
+            config.training.objective = AUTOENCODING
         if description.score["learned_variance"]:
             config.training.update(objective="hybrid", times="discrete")
         config.sde = ConfigDict(dict(description.sde))
@@ -233,14 +255,15 @@ def _described(config: ConfigDict, description: Description) -> ConfigDict:
     return config.lock()
 
 
-def _checkpoint(model: ScoreModel, weights: Weights, config: ConfigDict) -> Checkpoint:
+def _checkpoint(model: nn.Module, weights: Weights, config: ConfigDict) -> Checkpoint:
     """A checkpoint with a new optimizer, from which training resumes."""
+    prefix = "net." if hasattr(model, "net") else ""
     parameters = [torch.zeros(0) for _ in model.parameters()]  # only their number enters its state
     optimizer = torch.optim.Adam(parameters, lr=config.training.learning_rate, fused=True)
     return Checkpoint(
         step=weights.step,
-        model={f"net.{name}": tensor for name, tensor in weights.model.items()},
-        ema={f"net.{name}": tensor for name, tensor in weights.ema.items()},
+        model={f"{prefix}{name}": tensor for name, tensor in weights.model.items()},
+        ema={f"{prefix}{name}": tensor for name, tensor in weights.ema.items()},
         optimizer=optimizer.state_dict(),
         seconds=0.0,
         ema_updates=weights.step,
@@ -274,6 +297,8 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already: give the path of a new folder")
+    if config.model.name in AUTOENCODERS:
+        return _export_autoencoder(config, workdir, target, folder)
     model, step, weights = load_score_model(workdir, config, torch.device("cpu"))
     if not isinstance(model.net, UNet):
         raise UserError(f"only U-Nets can be written for {target}, not model {config.model.name!r}")
@@ -282,5 +307,20 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
     with _nothing_left_on_failure(folder):
         diffusers_writer.write(model, options, config.sde.to_dict(), read_data_info(workdir).shape, folder)
     rows = [("model", f"{weights} after {step:,} training steps"), ("written", folder)]
+    print_result(f"Converted to {target}", rows)
+    return 0
+
+
+def _export_autoencoder(config: ConfigDict, workdir: Path, target: str, folder: Path) -> int:
+    """Writes the averaged weights of an autoencoder; returns the exit code."""
+    net, step = load_autoencoder(workdir)
+    if not isinstance(net, AutoencoderKL):
+        raise UserError(
+            f"only autoencoders with Gaussian latents can be written for {target}, not {config.model.name!r}"
+        )
+    with _nothing_left_on_failure(folder):
+        options, shape = network_options(config.model), read_data_info(workdir).shape
+        diffusers_autoencoders.write(net, options, shape, folder)
+    rows = [("model", f"averaged weights after {step:,} training steps"), ("written", folder)]
     print_result(f"Converted to {target}", rows)
     return 0
