@@ -107,6 +107,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "commands": {
         "build_autoencoders",
+        "encoded_data",
         *("build_data", "build_encoders"),
         *("build", "build_evaluation", "build_guidance", "build_inference", "build_interpolation"),
         *("build_previews", "build_restoration", "build_training", "checkpoints", "config", "configs"),

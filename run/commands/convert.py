@@ -28,7 +28,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from score_diffusion.models import AUTOENCODERS, AutoencoderKL, NCSNv2, UNet
+from score_diffusion.models import AUTOENCODERS, Autoencoder, AutoencoderKL, NCSNv2, UNet
 from score_diffusion.run.build import assemble_model, build_sde, data_options, network_options, run_once
 from score_diffusion.run.build_autoencoders import assemble_autoencoder, load_autoencoder, run_autoencoder
 from score_diffusion.run.build_encoders import AUTOENCODING
@@ -59,6 +59,7 @@ from score_diffusion.run.data.info import (
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.keys import CONVERT_FROM
+from score_diffusion.sde_lib import ScoreModel
 
 GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
@@ -185,7 +186,11 @@ def import_checkpoint(
     net = model if autoencodes else cast(nn.Module, model.net)
     weights = reader.read(net, path)
     net.load_state_dict(dict(weights.ema), assign=True)
-    (run_autoencoder if autoencodes else run_once)(model, (shape[0], *_small_size(net, shape[1:])))
+    small = (shape[0], *_small_size(net, shape[1:]))
+    if isinstance(model, Autoencoder):
+        run_autoencoder(model, small)
+    else:
+        run_once(cast(ScoreModel, model), small)
     with _nothing_left_on_failure(workdir):
         saved = checkpoint.save(workdir, _checkpoint(model, weights, config), config.training.keep)
         write_data_info(workdir, info)

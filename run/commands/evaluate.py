@@ -8,14 +8,19 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
+from score_diffusion.models import AUTOENCODERS
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde
+from score_diffusion.run.build_autoencoders import load_autoencoder
 from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.build_guidance import load_guided
 from score_diffusion.run.build_inference import output_folder
-from score_diffusion.run.console import print_result
+from score_diffusion.run.console import print_result, progress_bar
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.distributed import processes
+from score_diffusion.run.encoded_data.latent_space import LatentSpace
 from score_diffusion.run.evaluation.evaluator import Copies, Evaluator
 from score_diffusion.run.evaluation.resampling import Estimate
 from score_diffusion.run.evaluation.results import figures_record, in_words, name_in_words
@@ -36,12 +41,57 @@ def evaluate(config: ConfigDict, workdir: Path, device: torch.device) -> int:
     """
     build_sampler(config.sampling, build_sde(config.sde))  # for its checks, before the data are read
     output = output_folder(config.sampling, workdir)
+    if config.model.name in AUTOENCODERS:
+        return _evaluate_autoencoder(config, workdir, output, device)
     trained = load_guided(workdir, config, device)
     dataset = load_shown_data(config.data, trained.data)
     evaluator = build_evaluator(config.evaluation, dataset, output, device)
     file = find_or_draw(config.sampling, trained, output)
     if file is not None:  # on rank 0
         compare_with_data(file, trained, evaluator, dataset, output)
+    return 0
+
+
+def _evaluate_autoencoder(config: ConfigDict, workdir: Path, output: Path, device: torch.device) -> int:
+    """Measures reconstructions of held-out images; returns the exit code."""
+    autoencoder, step = load_autoencoder(workdir)
+    dataset = load_shown_data(config.data, read_data_info(workdir))
+    evaluator = build_evaluator(config.evaluation, dataset, output, device)
+    if not processes.is_rank_0():
+        return 0  # there is little to share
+    space = LatentSpace(autoencoder.to(device), dataset.scaling)
+    stored = dataset.test[: max(2, config.sampling.num_samples)]
+    with progress_bar(len(stored), "reconstructing", "image", delay=1.0, leave=False) as bar:
+        parts = []
+        for batch in stored.split(256):
+            parts.append(space.decode(space.encode(dataset.scaling.stored_to_model(batch))).cpu())
+            bar.update(len(batch))
+    decoded = torch.cat(parts)
+    squares = (decoded - dataset.scaling.stored_to_user(stored)).double().square().flatten(1).mean(1)
+    psnr = 10 * (4 / squares.clamp_min(1e-12)).log10()  # pixels reach from -1 to 1
+    figures = evaluator.measure(evaluator.features_of(decoded.numpy()), "reconstructions")
+    real = evaluator.measure(evaluator.real(len(decoded)), "real data")
+    real = {name: figure for name, figure in real.items() if name in figures}
+    found = Estimate(psnr.mean().item(), psnr.std().item() / len(psnr) ** 0.5)
+    record = {
+        "psnr": found.value,
+        "psnr_standard_error": found.standard_error,
+        "num_samples": len(decoded),
+        "training_steps": step,
+        "measured_on": evaluator.extractor.words,
+        **figures_record(figures),
+        **figures_record(real, "real"),
+    }
+    stem = write_numbered_json(output / "evaluation", record, COPIES_PICTURE)
+    rows = [
+        ("PSNR, dB", in_words(found)),
+        *_figure_rows(figures, real),
+        ("measured on", evaluator.extractor.words + _not_fid(evaluator)),
+        ("reconstructions", f"of {len(decoded):,} held-out images, after {step:,} training steps"),
+        ("latents", " x ".join(map(str, autoencoder.latent_shape(dataset.shape)))),
+        ("result", stem.with_suffix(".json")),
+    ]
+    print_result(f"Reconstructions compared with {evaluator.reference_in_words}", rows)
     return 0
 
 

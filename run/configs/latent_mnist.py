@@ -14,7 +14,7 @@ from score_diffusion.run.configs import vpsde
 def get_config() -> ConfigDict:
     config = vpsde.get_config()
     config.data.update(name="mnist5k", autoencoder="runs/autoencoder_mnist")
-    config.model.update(channels=32, multipliers=(1, 2), blocks_per_level=2, attention_levels=(1,))
+    config.model.update(channels=64, multipliers=(1,), blocks_per_level=3, attention_levels=(0,))
     config.training.update(
         steps=4000, learning_rate=1e-3, conditional=True, sample_every=1000, checkpoint_every=1000
     )

@@ -7,8 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from score_diffusion.run.build_autoencoders import load_autoencoder
+from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.checkpoints import checkpoint
+from score_diffusion.run.config import read_config
 from score_diffusion.run.main import main
 from score_diffusion.run.training.log import read_log
 
@@ -100,3 +104,19 @@ def test_an_autoencoder_draws_no_samples(tmp_path: Path, refused, capsys):
     message = refused(main(["--mode", "sample", "--workdir", str(tmp_path / "run")]))
     assert "has no score and draws no samples: train a model in its latent space" in message
     assert json.loads((tmp_path / "run/data.json").read_text())["decoded"] is None
+
+
+def test_reconstructions_are_measured(tmp_path: Path, capsys):
+    run = tmp_path / "run"
+    assert train(run) == 0
+    measure = ["--mode", "evaluate", "--workdir", str(run), "--config.sampling.num_samples=30"]
+    assert main(measure) == 0
+    assert "Reconstructions compared with held-out data" in capsys.readouterr().out
+    record = json.loads((run / "evaluation.json").read_text())
+    net, _ = load_autoencoder(run)
+    dataset = load_shown_data(read_config(run).data)
+    x = dataset.scaling.stored_to_model(dataset.test[:30])
+    decoded = dataset.scaling.model_to_user(net.decode(net.encode(x)))
+    mse = (decoded - x).square().mean((1, 2, 3))
+    assert record["psnr"] == pytest.approx((10 * torch.log10(4 / mse)).mean().item(), rel=1e-4)
+    assert record["samples"]["frechet_distance"] >= 0 and record["num_samples"] == 30
