@@ -42,6 +42,8 @@ SYSTEM_FILE = "system.json"  # of a folder that holds several runs, see systems/
 SECTIONS = ("data", "sde", "model", "training", "sampling", "likelihood")  # of every run
 NAMES = ("data.name", *CONSTRUCTORS)
 OF_TRAINING = [name for name, key in TRAINING.items() if not key.may_change]
+NEIGHBOUR = "../"
+"""What the directory of another stage of the same system begins with, in the file that defines the system."""
 PATHS = ("data.path", "data.autoencoder", "data.encoder")
 """Keys whose paths are made absolute: a run directory is used from other folders too."""
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
@@ -93,8 +95,11 @@ def completed(config: ConfigDict, source: str) -> ConfigDict:
     _check_is_whole(config, source)
     complete(config)
     check(config)
-    flat = flatten(config)
-    return with_values(config, {name: absolute(str(flat[name])) for name in PATHS if flat[name]})
+    paths = {name: str(flatten(config)[name]) for name in PATHS}
+    neighbours = [name for name, path in paths.items() if path.startswith(NEIGHBOUR) and name != "data.path"]
+    return with_values(
+        config, {name: absolute(path) for name, path in paths.items() if path and name not in neighbours}
+    )
 
 
 def _of_settings(settings: Overrides, source: str) -> ConfigDict:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.build_data import load_shown_data
 from score_diffusion.run.build_evaluation import build_evaluator
 from score_diffusion.run.build_inference import output_folder
 from score_diffusion.run.commands.evaluate import compare_with_data
@@ -24,7 +24,7 @@ def evaluate(system: System, configs: Mapping[str, ConfigDict], device: torch.de
     """
     chain = load_chain(system, configs, device)
     output, config = output_folder(chain.sampling, system.path), configs[system.stages[-1]]
-    dataset = load_run_data(config.data, chain.last.data)
+    dataset = load_shown_data(config.data, chain.last.data)
     evaluator = build_evaluator(config.evaluation, dataset, output, device)
     path = find_or_draw(chain, system.kind, output)
     if path is not None:  # on rank 0

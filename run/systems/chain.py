@@ -131,13 +131,13 @@ class ScoreStage:
         trained = self.trained if trained is None else trained
         batches = draw(trained, self.sampler, indices, seed, self.batch_size)
         samples = np.concatenate([samples for samples, _ in batches])
-        return StageSamples(samples, max(nfe for _, nfe in batches), trained.data.scaling.limits)
+        return StageSamples(samples, max(nfe for _, nfe in batches), trained.shown.scaling.limits)
 
     def fact(self) -> tuple[str, object]:
         """The stage in words."""
         trained = self.trained
         guided = f", guided by {trained.guided_by}" if trained.guided_by else ""
-        return self.name, f"{trained.data.shape}, after {trained.step:,} training steps{guided}"
+        return self.name, f"{trained.shown.shape}, after {trained.step:,} training steps{guided}"
 
 
 def stage_seed(seed: int, name: str) -> int:

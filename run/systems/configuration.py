@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.run.config import (
     CONFIG_FILE,
+    NEIGHBOUR,
     Overrides,
     apply_overrides,
     completed,
@@ -28,9 +29,6 @@ from score_diffusion.run.follow_run import follow_run
 from score_diffusion.run.keys import KEYS
 from score_diffusion.run.setting_files import SUFFIXES
 from score_diffusion.run.systems.system import System
-
-NEIGHBOUR = "../"
-"""What a value begins with that is the directory of another stage."""
 
 
 def names_system(name: str) -> bool:

@@ -10,11 +10,13 @@ from ml_collections import ConfigDict
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.systems.cascade import Cascade
 from score_diffusion.run.systems.chain import Chain, StageRun
+from score_diffusion.run.systems.latent_diffusion import LatentDiffusion
 from score_diffusion.run.systems.system import System
 from score_diffusion.run.systems.unclip import Unclip
 
 KINDS: dict[str, Callable[[Mapping[str, StageRun], torch.device], Chain]] = {
     "cascade": Cascade.load,
+    "latent_diffusion": LatentDiffusion.load,
     "unclip": Unclip.load,
 }
 """A kind by its name in system.json, and what makes its chain of the stages and the device."""
