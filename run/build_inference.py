@@ -16,17 +16,14 @@ from score_diffusion.run.build import (
     build_model,
     build_sampler,
     build_sde,
-    data_options,
     grid_times,
 )
 from score_diffusion.run.build_data import load_latent_space
-from score_diffusion.run.build_encoders import load_contrastive_encoders, load_encoder
+from score_diffusion.run.build_encoders import load_contrastive_encoders
 from score_diffusion.run.build_training import build_times
-from score_diffusion.run.config import read_config
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
-from score_diffusion.run.data.inputs import InputReader
 from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.encoded_data.embeddings import ENCODER
@@ -40,20 +37,9 @@ from score_diffusion.run.inference.conditioning import (
     chosen_conditions,
     unconditional,
 )
-from score_diffusion.run.inference.costs import check_bound, check_ode
 from score_diffusion.run.inference.fitted_solver import fitted_solver
 from score_diffusion.run.inference.prompts import CAPTIONS_FILE, encoded_prompts, read_prompts
-from score_diffusion.run.inference.reverse_bounds import reverse_bound_held_out
 from score_diffusion.run.inference.sample_files import SampleRequest
-from score_diffusion.run.inference.scoring import (
-    Dequantization,
-    GaussianDequantization,
-    Scores,
-    UniformDequantization,
-    VariationalDequantization,
-    bound_held_out,
-    score_held_out,
-)
 from score_diffusion.run.inference.trained_model import (
     TrackedAverages,
     TrainedModel,
@@ -62,13 +48,11 @@ from score_diffusion.run.inference.trained_model import (
 )
 from score_diffusion.samplers import (
     DEFAULT,
-    ExponentialAdams,
     Sampler,
-    clip_bounds,
     find_sampler,
     sampler_options,
 )
-from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, ScoreModel, chain_times, quantize
+from score_diffusion.sde_lib import ScoreModel
 
 OF_SYSTEM = ("images", "change")
 """Keys of the section sampling.unclip that say what a whole system draws."""
@@ -340,108 +324,3 @@ def sample_request(section: ConfigDict, guided_by: str = "") -> SampleRequest:
         find_sampler(section.sampler).cost_with(settings.get(section.sampler, {})),
         section.save,
     )
-
-
-def score_data(
-    figure: str, section: ConfigDict, trained: TrainedModel, data: Tensor, tighter: bool = False
-) -> Scores | None:
-    """The likelihood of stored samples as a section `likelihood` says; None on all ranks except the first.
-
-    Args:
-        figure: "ode" for the probability flow, "reverse_sde" for the reverse SDE's bound, "bound" for the
-            variational bound.
-        section: The section.
-        trained: The model.
-        data: Grey levels or standardized numbers, shape (n, *shape).
-        tighter: Whether the solver of the ODE gets a tenth of its tolerance, or twice its steps.
-    """
-    if figure == "ode":
-        products = section.n_probes * (3 if section.divergence == "hutch++" else 1)
-        check_ode(trained, len(data) * section.n_draws, section.batch_size, products)
-        return score_held_out(
-            trained,
-            data,
-            build_dequantization(section, trained),
-            batch_size=section.batch_size,
-            seed=section.seed,
-            n_draws=section.n_draws,
-            divergence=section.divergence,
-            probe=section.probe,
-            n_probes=section.n_probes,
-            solver=build_density_solver(section, tighter),
-        )
-    if figure == "reverse_sde":
-        check_bound(trained, len(data), section.batch_size, 2 * section.reverse_times, section.n_draws)
-        return reverse_bound_held_out(
-            trained,
-            data,
-            build_dequantization(section, trained),
-            batch_size=section.batch_size,
-            seed=section.seed,
-            n_times=section.reverse_times,
-            n_draws=section.n_draws,
-        )
-    n_terms = section.bound_terms or len(chain_times(trained.sde)) - 1
-    check_bound(trained, len(data), section.batch_size, n_terms, section.bound_draws)
-    return bound_held_out(
-        trained,
-        data,
-        batch_size=section.batch_size,
-        seed=section.seed,
-        variance=section.variance,
-        clip=clip_bounds(section.clip),
-        n_terms=section.bound_terms or None,
-        n_draws=section.bound_draws,
-    )
-
-
-def build_density_solver(section: ConfigDict, tighter: bool = False) -> DensitySolver:
-    """The solver of the probability flow of a section `likelihood`, or one of a smaller error."""
-    if section.solver == "exponential_adams":
-        return ExponentialAdams(section.steps * (2 if tighter else 1))
-    factor = 0.1 if tighter else 1.0
-    return AdaptiveSolver(section.solver, factor * section.rtol, factor * section.atol)
-
-
-def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequantization:
-    """The dequantization of a section `likelihood`.
-
-    Raises:
-        UserError: If it is unknown, or a run that is no dequantizer of such images.
-    """
-    if section.dequantization == "uniform":
-        return UniformDequantization(trained, section.seed)
-    if section.dequantization == "gaussian":
-        return GaussianDequantization(trained, section.seed, section.variance, clip_bounds(section.clip))
-    run = expanded(section.dequantization)
-    if not run.is_dir():
-        raise UserError(
-            "likelihood.dequantization must be uniform, gaussian, or the run directory of --config "
-            f"dequantizer, got {section.dequantization!r}"
-        )
-    config, info = read_config(run), read_data_info(run)
-    if config.model.name != "dequantizer" or not info.fits(trained.data):
-        raise UserError(
-            f"likelihood.dequantization={run} holds a {config.model.name} of {info}, and the model is of "
-            f"{trained.data}: name the run of a dequantizer of such images"
-        )
-    dequantizer, _ = load_encoder(run, config, trained.device)
-    return VariationalDequantization(trained, section.seed, dequantizer)
-
-
-def other_data(config: ConfigDict, trained: TrainedModel) -> Tensor | None:
-    """The data `likelihood.path`, stored as those of the run; None where it names none.
-
-    Raises:
-        UserError: If they cannot be read, or do not have the shape and the range of the run's data.
-    """
-    section, info = config.likelihood, trained.shown
-    if not section.path:
-        return None
-    reader = InputReader(data_options(config.data), info.scaling, section.num_images)
-    found = reader.truth(section.path, info.shape)
-    if trained.latent_space is not None:
-        return trained.from_user(found.samples)
-    if info.levels:
-        return quantize(found.samples, info.levels).to(torch.int32)
-    return torch.from_numpy(info.scaling.user_to_stored(found.samples.numpy()))

@@ -24,6 +24,7 @@ SMALLEST = {  # arguments, and a row that the table must have
         "| 2-D ring of 8 modes, 1 row | 0.3 |",
     ),
     "guidance": ("--steps 2 --samples 2 --scales 1 --nfe 4 --workdir RUNS --picture PICTURE", "| clip | 1 |"),
+    "likelihood": ("--coverage --law 2-D --sde vp --size 4 --repeats 3", "| 2-D | vp |"),
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
     "networks": ("--rounds 1 --batch 1", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),

@@ -90,6 +90,10 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("build", "build_data", "build_encoders", "build_training", "config", "data", "encoded_data"),
         *("errors", "files", "inference", "training"),
     },
+    "build_scoring": {
+        *("build", "build_encoders", "config", "data", "distributed", "errors", "files", "inference"),
+        "key_types",
+    },
     "build_restoration": {
         *("build", "build_data", "build_inference", "data", "errors", "inference", "key_types", "tasks"),
     },
@@ -108,7 +112,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     "commands": {
         "build_autoencoders",
         "encoded_data",
-        *("build_data", "build_encoders"),
+        *("build_data", "build_encoders", "build_scoring"),
         *("build", "build_evaluation", "build_guidance", "build_inference", "build_interpolation"),
         *("build_previews", "build_restoration", "build_training", "checkpoints", "config", "configs"),
         *("console", "constructor_keys", "data", "distributed", "errors", "evaluation", "files"),
@@ -143,6 +147,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("build", "build_guidance", "build_inference", "build_previews", "build_restoration"),
         *("build_training", "checkpoints", "commands", "config", "constructor_keys", "data"),
         *("distributed", "errors"),
+        "build_scoring",
         *("evaluation", "files", "fit_to_data", "inference", "json_files", "key_types", "keys"),
         *("plots", "resolve_auto", "setting_files", "tasks", "training"),
         "systems",

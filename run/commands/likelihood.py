@@ -22,12 +22,11 @@ from score_diffusion.run.build import build_sde
 from score_diffusion.run.build_data import load_run_data
 from score_diffusion.run.build_inference import (
     load_unconditioned,
-    other_data,
     output_folder,
     own_conditions,
-    score_data,
     without_conditions,
 )
+from score_diffusion.run.build_scoring import other_data, score_data, with_accuracy
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sample_conditions import class_name
@@ -95,6 +94,9 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
         )
     other = other_data(config, trained)
     start = time.perf_counter()
+    if "ode" in FIGURES[section.method]:
+        data = dataset.test[: section.num_images]
+        config.likelihood = with_accuracy(section, conditioned, data)
     scored = _score(config, conditioned, without_conditions(config, trained), dataset, other)
     if not scored.figures:  # on all ranks except the first
         return 0
@@ -203,6 +205,7 @@ def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, 
         ("held-out samples", f"{count:,} of {len(dataset.test):,}"),
         *_latent_rows(trained),
         ("model", f"{trained.weights} after {trained.step:,} training steps"),
+        *_solver_rows(config.likelihood),
         ("nfe", f"{sum(s.nfe for s in all_figures):,} network evaluations per sample"),
         *_classification_rows(scored),
         *_other_rows(scored),
@@ -300,6 +303,15 @@ def _error_rows(scores: Scores) -> list[tuple[str, object]]:
     if scores.solver_error is not None:
         rows.append(("  solver's error", f"{scores.solver_error:.1e} in each sample, estimated"))
     return rows
+
+
+def _solver_rows(section: ConfigDict) -> list[tuple[str, object]]:
+    """The solver of the ODE and how accurate it was asked to be."""
+    if "ode" not in FIGURES[section.method]:
+        return []
+    if section.solver == "exponential_adams":
+        return [("solver", f"exponential_adams, {section.steps} steps")]
+    return [("solver", f"{section.solver}, rtol={section.rtol:g} and atol={section.atol:g}")]
 
 
 def _condition_rows(scored: Scored, config: ConfigDict) -> list[tuple[str, object]]:

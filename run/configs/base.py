@@ -5,7 +5,8 @@ An experiment file sets what differs from here. keys/ says what the keys are.
 
 from __future__ import annotations
 
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_origin
 
 from ml_collections import ConfigDict, FieldReference
 
@@ -39,5 +40,5 @@ def get_config() -> ConfigDict:
 
 def _field(key: Key) -> object:
     """The default, as a field that takes values of another type where the key does ("auto", a pair)."""
-    several = not isinstance(key.type, type) and not isinstance(key.default, str | tuple)
+    several = get_origin(key.type) in (Union, UnionType)
     return FieldReference(key.default, field_type=object) if several else key.default

@@ -168,9 +168,21 @@ LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
     ),
     "checked_images": Key(4, "samples scored again by a tighter solver to measure its error", least=0),
     "solver": Key("dopri5", "adaptive or fixed-step solver", kind=Literal["dopri5", "exponential_adams"]),
-    "rtol": Key(1e-5, "relative tolerance of solver=dopri5", above=0),
-    "atol": Key(1e-5, "absolute tolerance of solver=dopri5", above=0),
-    "steps": Key(128, "steps of solver=exponential_adams, an even number", least=8),
+    "rtol": Key(
+        AUTO,
+        "relative tolerance of solver=dopri5; auto: the largest power of ten for an error of a tenth of the "
+        "standard error, by 16 samples",
+        kind=float | Literal["auto"], above=0,
+    ),
+    "atol": Key(
+        AUTO, "absolute tolerance of solver=dopri5; auto: as for rtol", kind=float | Literal["auto"], above=0
+    ),
+    "steps": Key(
+        AUTO,
+        "steps of solver=exponential_adams, an even number; auto: the fewest of 32, 64, 128, ... for such an "
+        "error",
+        kind=int | Literal["auto"], least=8,
+    ),
     "dequantization": Key(
         "uniform",
         "dequantization of images for ode and reverse_sde: uniform noise, the diffusion's own (gaussian), or "

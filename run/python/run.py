@@ -21,10 +21,10 @@ from score_diffusion.run.build_guidance import with_guidance
 from score_diffusion.run.build_inference import (
     build_trained_sampler,
     load_unconditioned,
-    score_data,
     with_conditions,
 )
 from score_diffusion.run.build_restoration import as_prior
+from score_diffusion.run.build_scoring import score_data
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.distributed.devices import pick_device

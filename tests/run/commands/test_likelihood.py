@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from score_diffusion.run.build_scoring import STEPS
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.image_grids import image_grid
 
@@ -180,3 +181,15 @@ def test_importance_weighted_bounds(cli: Callable, trained: Path, capsys: pytest
     exact = (np.log(2) - np.logaddexp(-nats[:, 0], -nats[:, 1])).mean() / (64 * np.log(2))
     assert result["importance_weighted"]["2"]["bits_per_dim"] == pytest.approx(exact)
     assert exact <= result["bits_per_dim"]
+
+
+def test_the_accuracy_of_the_solver_follows_from_the_standard_error(
+    cli: Callable, trained: Path, capsys: pytest.CaptureFixture[str]
+):
+    """auto becomes a number, which is said and kept."""
+    options = ("solver=exponential_adams", "num_images=2", "checked_images=0")
+    assert cli("likelihood", trained, *(f"--config.likelihood.{option}" for option in options)) == 0
+    result = json.loads((trained / "likelihood.json").read_text())
+    steps = result["settings"]["steps"]
+    assert steps in STEPS and result["nfe"] == steps + 1
+    assert f"exponential_adams, {steps} steps" in capsys.readouterr().out
