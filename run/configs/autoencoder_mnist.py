@@ -16,6 +16,6 @@ from score_diffusion.run.configs.autoencoder_digits import autoencoder_config
 def get_config() -> ConfigDict:
     config = autoencoder_config("autoencoder_kl")
     config.data.name = "mnist5k"
-    config.model.update(latent_channels=3, channels=16, multipliers=(1, 2, 4))
+    config.model.update(latent_channels=3, channels=16, multipliers=(1, 2, 2))
     config.training.update(steps=3000, batch_size=32, sample_every=500, checkpoint_every=500)
     return config
