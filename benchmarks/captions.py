@@ -46,18 +46,21 @@ def shapes_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None
     }
     recognizer, real = ShapeRecognizer(16), ShapeSource(1, "benchmark", 400, 16, (1,))
     read = recognizer(real.read(torch.arange(400)).numpy())
-    print(f"{'':24}" + "".join(f"{name:>9}" for name in PROPERTIES))
-    _print("real images", [scene_agreement(real.scene(i), scene) for i, scene in enumerate(read)])
+    print(f"{'':28}" + "".join(f"{name:>9}" for name in PROPERTIES))
+    print_agreement("real images", [scene_agreement(real.scene(i), scene) for i, scene in enumerate(read)])
     for scale, (name, shapes) in itertools.product(scales, groups.items()):
         samples = draw(run, [str(shape) for shape in shapes], each, scale, nfe)
         read = recognizer(((samples + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
         asked = [Scene((shapes[k % len(shapes)],)) for k in range(len(read))]
-        _print(f"scale {scale:g}, {name}", [scene_agreement(*pair) for pair in zip(asked, read, strict=True)])
+        print_agreement(
+            f"scale {scale:g}, {name}", [scene_agreement(*pair) for pair in zip(asked, read, strict=True)]
+        )
 
 
-def _print(name: str, agreements: Sequence[Mapping[str, bool]]) -> None:
+def print_agreement(name: str, agreements: Sequence[Mapping[str, bool]]) -> None:
+    """A row of a table: how often each of the properties agrees."""
     shares = [100 * np.mean([agrees[key] for agrees in agreements]) for key in PROPERTIES]
-    print(f"{name:24}" + "".join(f"{share:8.1f}%" for share in shares) + f"   of {len(agreements)}")
+    print(f"{name:28}" + "".join(f"{share:8.1f}%" for share in shares) + f"   of {len(agreements)}")
 
 
 def digits_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None:

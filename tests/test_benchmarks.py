@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from score_diffusion import train
+from score_diffusion.run.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
@@ -29,6 +30,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     "networks": ("--rounds 1 --batch 1", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
     "quality_vs_nfe": ("--problem ring --nfe 5 --fit --picture PICTURE", "| `eabm, fitted` |"),
+    "unclip": ("--system RUNS --each 1 --nfe 2 --pairs 1 --points 2", "nearest of 48 captions"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
 }
 NO_SCRIPT = {"inverse_peers", "peers", "zoo"}  # parts of other ones
@@ -47,6 +49,11 @@ def test_it_runs(name: str, tmp_path: Path, capsys):
     if name == "captions":
         settings = {"training.steps": 1, "training.preview_samples": 0, "training.held_out": 8}
         train("text_digits", tmp_path / "runs", settings | {"model.channels": 8})
+    if name == "unclip":
+        few = ("training.steps=1", "data.num_images=200", "training.held_out=8", "decoder.model.channels=8")
+        few += ("decoder.training.preview_samples=0", "towers.model.channels=8")
+        start = ("--mode", "train", "--config", "unclip_shapes", "--workdir", str(tmp_path / "runs"))
+        main([*start, *(f"--config.{setting}" for setting in few)])
     arguments, row = SMALLEST[name]
     picture = tmp_path / "picture.png"
     arguments = arguments.replace("PICTURE", str(picture)).replace("RUNS", str(tmp_path / "runs"))

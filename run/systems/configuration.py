@@ -64,7 +64,7 @@ def load_system(name: str, workdir: Path, overrides: Overrides = ()) -> tuple[Sy
             raise UserError(f"{name}: a stage cannot be called {stage!r}: give it a name of letters")
     system = System(workdir, str(kind), tuple(stages))
     configs = {
-        stage: _with_neighbours(completed(config, f"stage {stage} of {name}"), system.stage(stage))
+        stage: completed(_with_neighbours(config, system.stage(stage)), f"stage {stage} of {name}")
         for stage, config in stages.items()
     }
     chosen = split_overrides(overrides, configs)
@@ -75,13 +75,17 @@ def load_system(name: str, workdir: Path, overrides: Overrides = ()) -> tuple[Sy
 
 
 def _with_neighbours(config: ConfigDict, workdir: Path) -> ConfigDict:
-    """A configuration with the directories of other stages where it has "../STAGE"."""
+    """A configuration of Python code with the directories of other stages where it has "../STAGE"."""
+    if not isinstance(config, ConfigDict):
+        return config  # refused with the others that are not whole
     values = {
         name: str((workdir / value).resolve())
         for name, value in flatten(config).items()
         if isinstance(value, str) and value.startswith(NEIGHBOUR)
     }
-    return with_values(config, values)
+    changed = with_values(config, values)
+    changed.unlock()
+    return changed
 
 
 def read_stages(system: System, overrides: Overrides, mode: str) -> dict[str, ConfigDict]:
