@@ -145,7 +145,7 @@ REFUSED_SAMPLES = {
     ),
     "unknown class": (
         ("--guidance", "classifier", "--classifier", "{classifier}", "--label", "12"),
-        "sampling.label must be classes of the 10",
+        "sampling.label must be classes that the model knows, 10 names",
     ),
     "a score model": (("--guidance", "classifier", "--classifier", "{run}"), "holds a unet, and --guidance"),
     "the wrong encoder": (
