@@ -170,6 +170,7 @@ def test_other_data_and_the_bound_of_the_reverse_sde(
     assert "have shape (n, 1, 8, 8)" in refused(cli("likelihood", trained, *arguments))
 
 
+@pytest.mark.slow
 def test_importance_weighted_bounds(cli: Callable, trained: Path, capsys: pytest.CaptureFixture[str]):
     """Of the exact divergence; they are those of the draws in the file."""
     options = ("num_images=2", "n_draws=2", "divergence=exact", "solver=exponential_adams", "steps=8")
