@@ -34,6 +34,7 @@ from functools import partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
 from score_diffusion.models.embeddings import NoiseEmbedding
@@ -280,6 +281,16 @@ class UNet(nn.Module):
                 h = pyramid = self.style.merge(self.grow[i - 1](pyramid), h)
         return pyramid if self.output_pyramid == "skip" else self.conv_out(F.silu(self.norm_out(h)))
 
+    def recompute_blocks(self) -> None:
+        """Makes the backward pass compute what is inside of blocks again, instead of keeping it in memory.
+
+        Gradients stay the same, with dropout too (Training Deep Nets with Sublinear Memory Cost, Chen et al.,
+        2016, https://arxiv.org/abs/1604.06174).
+        """
+        for module in self.modules():
+            if isinstance(module, _Block):
+                module.recompute = True
+
     def _check_resolution(self, size: Sequence[int]) -> None:
         divisor = 2 ** (len(self.encoder) - 1)
         if min(size) < SMALLEST_SIDE or any(side % divisor for side in size):
@@ -325,8 +336,14 @@ class _Block(nn.Module):
         self.residual = ResidualBlock(in_channels, out_channels, emb_dim, style)
         self.attention = nn.Identity() if heads is None else SelfAttention(out_channels, heads, style)
         self.cross = CrossAttention(out_channels, token_dim, heads, style) if heads and token_dim else None
+        self.recompute = False
 
     def forward(self, h: Tensor, emb: Tensor, *tokens: Tensor) -> Tensor:
+        if self.recompute and torch.is_grad_enabled():
+            return checkpoint(self._run, h, emb, *tokens, use_reentrant=False)
+        return self._run(h, emb, *tokens)
+
+    def _run(self, h: Tensor, emb: Tensor, *tokens: Tensor) -> Tensor:
         h = self.attention(self.residual(h, emb))
         return h if self.cross is None else self.cross(h, *tokens)
 

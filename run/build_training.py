@@ -12,7 +12,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.models import Autoencoder
+from score_diffusion.models import Autoencoder, UNet
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import (
     CONDITION_KEYS,
@@ -252,9 +252,19 @@ def build_network(config: ConfigDict, shape: tuple[int, ...]) -> Model:
         UserError: If the network refuses its arguments or such samples.
     """
     if config.training.objective == AUTOENCODING:
-        return build_autoencoder(config.model, shape)
-    make = build_encoder if config.training.objective in ENCODER_OF else build_model
-    return make(config.model, build_sde(config.sde), shape)
+        model: Model = build_autoencoder(config.model, shape)
+    else:
+        make = build_encoder if config.training.objective in ENCODER_OF else build_model
+        model = make(config.model, build_sde(config.sde), shape)
+    if config.training.recompute:
+        unets = [module for module in model.modules() if isinstance(module, UNet)]
+        if not unets:
+            raise UserError(
+                f"training.recompute is for U-Nets, and the model is {config.model.name!r}: leave it false"
+            )
+        for unet in unets:
+            unet.recompute_blocks()
+    return model
 
 
 def assemble_trainer(config: ConfigDict, dataset: Dataset, model: Model, device: torch.device) -> Trainer:

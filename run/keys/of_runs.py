@@ -168,6 +168,10 @@ TRAINING = section("training", NEW_RUN, False, {
     ),
     "channels_last": Key(False, "keep images in channels-last order, faster for bf16 and fp16 on a GPU"),
     "compile": Key(False, "compile the network with torch.compile"),
+    "recompute": Key(
+        False, "compute the blocks of a U-Net again in the backward pass: less memory, more time",
+        may_change=True,
+    ),
     "parallel": Key(
         "ddp", "how several processes share the model: a copy each (ddp), or sharded weights (fsdp)",
         kind=Literal["ddp", "fsdp"], may_change=True,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -183,3 +184,26 @@ def test_resolution_errors(size: tuple[int, int]) -> None:
     net = UNet(1, channels=8, multipliers=(1, 1, 1), attention_levels=())
     with pytest.raises(ValueError, match=f"divisible by 4 for 3 levels, got {size[0]} x {size[1]}"):
         net(torch.randn(2, 1, *size), torch.zeros(2))
+
+
+@pytest.mark.parametrize("options", [{}, {"dropout": 0.3}, {"token_dim": 6}])
+def test_recomputed_blocks_have_the_same_gradients(options: dict, randomize: Callable):
+    net = randomize(UNet(1, 16, heads=2, **options))
+    other = copy.deepcopy(net)
+    other.recompute_blocks()
+    x, noise = torch.randn(2, 1, 8, 8), torch.tensor([-1.0, 1.0])
+    cond = {"tokens": torch.randn(2, 3, 6)} if options.get("token_dim") else None
+    kept: dict[UNet, int] = {net: 0, other: 0}
+    for each in (net, other):
+
+        def count(tensor: torch.Tensor, each: UNet = each) -> torch.Tensor:
+            kept[each] += tensor.nbytes
+            return tensor
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            out = each(x, noise, cond)
+        out.square().sum().backward()
+    for ours, again in zip(net.parameters(), other.parameters(), strict=True):
+        assert torch.equal(ours.grad, again.grad)
+    assert kept[other] < 0.5 * kept[net]

@@ -196,3 +196,15 @@ def test_fine_tuning_refuses_another_network_sde_or_number_of_channels(
         initial_weights(config_of(training__init_from=finished_run), colour)
     with pytest.raises(UserError, match="holds no run"):
         initial_weights(config_of(training__init_from=tmp_path), digits)
+
+
+def test_recomputing_changes_no_step(make: Callable[..., Trainer], config_of: Callable[..., ConfigDict]):
+    plain, recomputing = make(), make(training__recompute=True)
+    for trainer in (plain, recomputing):
+        trainer.advance()
+        trainer.advance()
+    for ours, again in zip(plain.model.parameters(), recomputing.model.parameters(), strict=True):
+        assert torch.equal(ours, again)
+    toy = apply_overrides(load_config("toy2d"), [("training.recompute", "True")])
+    with pytest.raises(UserError, match="training.recompute is for U-Nets, and the model is 'mlp'"):
+        build_trainer(toy, load_dataset(data_options(toy.data)), CPU)
