@@ -180,15 +180,16 @@ class Run:
             x: Samples as your data have them: whole-numbered pixels (n, H, W) or (n, H, W, C), or numbers; or
                 as `Samples.samples`.
             label: The class of each sample, or of all; None for p(x) without a class.
-            method: "ode" for the probability flow, "bound" for DDPM's variational bound.
+            method: "ode" for the probability flow, "reverse_sde" for the reverse SDE's bound, "bound" for
+                DDPM's variational bound.
             seed: Seed of the dequantization noise, the probes and the noise of the bound.
             settings: Further keys of `likelihood`: {"divergence": "exact", "rtol": 1e-4}.
 
         Raises:
             UserError: If the samples are not as the run's data, or a setting is wrong.
         """
-        if method not in ("ode", "bound"):
-            raise UserError(f"method must be ode or bound, got {method!r}")
+        if method not in ("ode", "reverse_sde", "bound"):
+            raise UserError(f"method must be ode, reverse_sde or bound, got {method!r}")
         chosen = ({} if seed is None else {"seed": seed}) | dict(settings or {})
         overrides = [(f"likelihood.{key}", value) for key, value in chosen.items()]
         section = apply_overrides(self.config, overrides, "likelihood").likelihood

@@ -117,6 +117,16 @@ def test_the_likelihood_of_numbers_is_that_of_their_law(exact: Run):
     assert result.mean == pytest.approx(law.logpdf(x).mean(), abs=2e-3) and result.nfe > 10
 
 
+def test_the_bound_of_the_reverse_sde_is_the_likelihood_for_an_exact_score(exact: Run):
+    x = np.repeat([[10.0, -3.0], [8.5, -2.9]], 100, axis=0)
+    law = stats.multivariate_normal(SHIFT, np.diag(VARIANCE * np.square(SCALE)))
+    settings = {"reverse_times": 16}
+    found = exact.log_likelihood(x, method="reverse_sde", settings=settings)
+    difference = found.log_prob - law.logpdf(x)
+    error = difference.std() / np.sqrt(len(x))
+    assert abs(difference.mean()) < 4 * error < 0.6 and found.nfe == 32
+
+
 def test_codes_are_those_of_the_flow_in_closed_form(exact: Run):
     """The flow of a Gaussian scales deviations by the ratio of standard deviations."""
     x = np.array([[10.0, -3.0], [11.0, -3.2], [8.5, -2.9]])
@@ -238,7 +248,7 @@ def test_mistakes_are_explained(trained: Path, tmp_path: Path):
         run.sample(0)
     with pytest.raises(UserError, match="needs a network with classes"):
         run.sample(2, label=3)
-    with pytest.raises(UserError, match="method must be ode or bound"):
+    with pytest.raises(UserError, match="method must be ode, reverse_sde or bound"):
         run.log_likelihood(np.zeros((1, 8, 8), int), method="exact")
     with pytest.raises(UserError, match=r"codes must have the shape \(n, 1, 8, 8\)"):
         run.decode(np.zeros((2, 8, 8)))
