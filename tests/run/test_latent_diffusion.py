@@ -47,6 +47,7 @@ class Linear(nn.Module):
         return (z.flatten(1) @ self.U.T).reshape(-1, 1, 2, 2)
 
 
+@pytest.mark.slow
 def test_decoded_samples_of_gaussian_data_have_the_law_of_the_closed_form(tmp_path: Path):
     """x ~ N(m, S) has latents N(W m, W S Wᵀ), and decoded samples U W S Wᵀ Uᵀ, in standardized units of x."""
     rng = np.random.default_rng(0)
@@ -151,6 +152,7 @@ def test_batches_decide_no_decoded_sample(run: Path):
         assert np.array_equal(a["samples"], b["samples"])
 
 
+@pytest.mark.slow
 def test_likelihood_is_named_for_what_it_is(run: Path, capsys):
     assert main(["--mode", "likelihood", "--workdir", str(run)]) == 0
     printed = capsys.readouterr().out
@@ -167,6 +169,7 @@ def test_samples_are_measured_against_the_images(run: Path):
     assert record["measured_on"] == "raw pixels" and record["num_reference"] == 899
 
 
+@pytest.mark.slow
 def test_paths_and_codes_go_through_the_decoder(run: Path):
     model = load_run(run)
     images = np.random.default_rng(0).integers(0, 17, (2, 8, 8), np.uint8)
@@ -195,6 +198,7 @@ def test_a_training_that_was_stopped_is_resumed_bit_for_bit(
     assert same(a.model, b.model) and same(a.optimizer, b.optimizer)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_may_move_but_not_change(run: Path, autoencoder: Path, tmp_path: Path, refused):
     moved = Path(shutil.copytree(autoencoder, tmp_path / "moved"))
     sample = ["--mode", "sample", "--workdir", str(run)]

@@ -242,7 +242,7 @@ def test_mistakes_are_explained(trained: Path, tmp_path: Path):
     with pytest.raises(UserError, match="holds no run"):
         load_run(tmp_path)
     run = load_run(trained)
-    with pytest.raises(UserError, match="unknown configuration key 'sampling.snr', did you mean"):
+    with pytest.raises(UserError, match="unknown configuration key 'sampling.snr': did you mean"):
         run.sample(2, settings={"snr": 0.2})
     with pytest.raises(UserError, match="sampling.num_samples.* at least 1"):
         run.sample(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from score_diffusion.run.main import main
 from score_diffusion.run.systems.configuration import load_system
@@ -24,6 +25,7 @@ def get_stages():
 """
 
 
+@pytest.mark.slow
 def test_it_is_trained_sampled_and_evaluated_as_one(tmp_path: Path, capsys):
     file, system = tmp_path / "mine.py", tmp_path / "system"
     file.write_text(MINE)
