@@ -120,12 +120,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--each", type=int, default=3, help="samples under each prompt")
     parser.add_argument("--nfe", type=int, default=20)
     parser.add_argument("--scale", type=float, default=2.0, help="guidance of the decoder")
+    parser.add_argument("--seed", type=int, default=0, help="of the samples")
     parser.add_argument("--pairs", type=int, default=6, help="pairs of images with a path between them")
     parser.add_argument("--points", type=int, default=7, help="images on a path")
     options = parser.parse_args(argv)
     system = load_system(options.system)
     encoders = load_contrastive_encoders(str(system.path / system.stages[0]), None)
-    settings = {f"{system.stages[-1]}.cfg.scale": options.scale}
+    settings = {f"{system.stages[-1]}.cfg.scale": options.scale, "seed": options.seed}
     print(f"{'':28}" + "".join(f"{name:>9}" for name in PROPERTIES))
     retrieval_table(encoders, 400)
     agreement_table(system, options.each, options.nfe, settings)
