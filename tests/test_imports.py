@@ -127,7 +127,17 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
     },
     "system_commands": {
         *("build", "build_data", "build_evaluation", "build_inference", "build_training", "checkpoints"),
-        *("commands", "console", "data", "distributed", "files", "inference", "reporting", "systems"),
+        *(
+            "commands",
+            "config",
+            "console",
+            "data",
+            "distributed",
+            "files",
+            "inference",
+            "reporting",
+            "systems",
+        ),
         *("training", "web_page"),
     },
     "command_line": {"errors", "files", "keys"},

@@ -245,3 +245,10 @@ def test_foreign_stages_are_refused_in_one_sentence(
     assert main([*train, "--config.seed=1"]) == 0
     message = refused(sample(other, "--prompt", "a red square"))
     assert "are not those that the run was trained with: restore them" in message
+
+
+def test_a_dry_run_says_what_waits_for_an_untrained_stage(tmp_path: Path, capsys):
+    workdir = tmp_path / "new"
+    assert main(["--mode", "train", "--config", "unclip_shapes", "--workdir", str(workdir), "--dry_run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("works with stage towers, which has not been trained") == 2 and not workdir.exists()
