@@ -30,6 +30,7 @@ def _stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
     config.model.update(blocks_per_level=1, upscale=upscale)
     config.training.update(batch_size=32, conditional=True, learning_rate=2e-3, sample_every=1000)
     config.training.precision = "float32"
+    config.training.augment_noise = 0.3  # all levels up to 1 take a longer training
     config.sampling.guidance = "cfg"
     config.sampling.cfg.scale = 1.0
     return config
