@@ -18,7 +18,7 @@ import torch
 
 from score_diffusion import load_run, load_system
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_evaluation import build_evaluator
+from score_diffusion.run.builders.evaluation import build_evaluator
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.console import silence
 from score_diffusion.run.data.info import load_data, read_data_info

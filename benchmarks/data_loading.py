@@ -33,7 +33,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.config import load_config
 from score_diffusion.run.console import print_table
 from score_diffusion.run.data.load import load_dataset

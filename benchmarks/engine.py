@@ -22,7 +22,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import nn
 
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.scaling import Scaling

@@ -68,7 +68,7 @@ class Problem:
 
     @classmethod
     def trained(cls, workdir: Path, samples: int = 32, steps: int = 150) -> Problem:
-        from score_diffusion.run.build_inference import load_trained
+        from score_diffusion.run.builders.inference import load_trained
         from score_diffusion.run.config import read_config
 
         model = load_trained(workdir, read_config(workdir), torch.device("cpu"))

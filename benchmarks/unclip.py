@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.captions import PROPERTIES, print_agreement
-from score_diffusion.run.build_encoders import load_contrastive_encoders
+from score_diffusion.run.builders.encoders import load_contrastive_encoders
 from score_diffusion.run.data.shapes import COLOURS, KINDS, NEW, SIZES, Scene, Shape, ShapeSource
 from score_diffusion.run.encoded_data.embeddings import ContrastiveEncoders
 from score_diffusion.run.evaluation.recognizers import ShapeRecognizer, scene_agreement

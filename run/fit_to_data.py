@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_autoencoders import load_autoencoder
+from score_diffusion.run.builders.autoencoders import load_autoencoder
 from score_diffusion.run.config import Overrides, apply_overrides, load_config
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.load import load_dataset

@@ -17,9 +17,9 @@ import torch
 
 from score_diffusion.run import plots, web_page
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_data import load_shown_data
-from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
-from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.builders.data import load_shown_data
+from score_diffusion.run.builders.evaluation import build_evaluator, find_or_draw, result_record
+from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import Overrides, read_config, read_run
 from score_diffusion.run.console import print_result, print_table
 from score_diffusion.run.constructor_keys import NO_GUIDANCE

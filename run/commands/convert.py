@@ -30,9 +30,9 @@ from torch import nn
 
 from score_diffusion.models import AUTOENCODERS, Autoencoder, AutoencoderKL, NCSNv2, UNet
 from score_diffusion.run.build import assemble_model, build_sde, data_options, network_options, run_once
-from score_diffusion.run.build_autoencoders import assemble_autoencoder, load_autoencoder, run_autoencoder
-from score_diffusion.run.build_encoders import AUTOENCODING
-from score_diffusion.run.build_inference import load_score_model
+from score_diffusion.run.builders.autoencoders import assemble_autoencoder, load_autoencoder, run_autoencoder
+from score_diffusion.run.builders.encoders import AUTOENCODING
+from score_diffusion.run.builders.inference import load_score_model
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.checkpoints.formats import (

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run import plots
-from score_diffusion.run.build_data import load_latent_space, load_run_data
+from score_diffusion.run.builders.data import load_latent_space, load_run_data
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_PICTURE, DataInfo

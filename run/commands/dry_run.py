@@ -9,9 +9,9 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_data import load_run_data
-from score_diffusion.run.build_encoders import check_network
-from score_diffusion.run.build_training import (
+from score_diffusion.run.builders.data import load_run_data
+from score_diffusion.run.builders.encoders import check_network
+from score_diffusion.run.builders.training import (
     Model,
     build_network,
     build_objective,

@@ -11,11 +11,11 @@ from ml_collections import ConfigDict
 from score_diffusion.models import AUTOENCODERS
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_autoencoders import load_autoencoder
-from score_diffusion.run.build_data import load_shown_data
-from score_diffusion.run.build_evaluation import build_evaluator, find_or_draw, result_record
-from score_diffusion.run.build_guidance import load_guided
-from score_diffusion.run.build_inference import output_folder
+from score_diffusion.run.builders.autoencoders import load_autoencoder
+from score_diffusion.run.builders.data import load_shown_data
+from score_diffusion.run.builders.evaluation import build_evaluator, find_or_draw, result_record
+from score_diffusion.run.builders.guidance import load_guided
+from score_diffusion.run.builders.inference import output_folder
 from score_diffusion.run.console import print_result, progress_bar
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_inference import output_folder
-from score_diffusion.run.build_interpolation import Pairs, build_flow, build_pairs, load_for_paths
+from score_diffusion.run.builders.inference import output_folder
+from score_diffusion.run.builders.interpolation import Pairs, build_flow, build_pairs, load_for_paths
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.inference.costs import refuse_too_many_samples

@@ -19,14 +19,14 @@ from torch import Tensor
 
 from score_diffusion.run import plots
 from score_diffusion.run.build import build_sde
-from score_diffusion.run.build_data import load_run_data
-from score_diffusion.run.build_inference import (
+from score_diffusion.run.builders.data import load_run_data
+from score_diffusion.run.builders.inference import (
     load_unconditioned,
     output_folder,
     own_conditions,
     without_conditions,
 )
-from score_diffusion.run.build_scoring import other_data, score_data, with_accuracy
+from score_diffusion.run.builders.scoring import other_data, score_data, with_accuracy
 from score_diffusion.run.console import format_duration, print_result, warn
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.sample_conditions import class_name

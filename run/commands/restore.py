@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_inference import output_folder
-from score_diffusion.run.build_restoration import (
+from score_diffusion.run.builders.inference import output_folder
+from score_diffusion.run.builders.restoration import (
     build_measurements,
     build_task,
     check_restorer,

@@ -9,8 +9,8 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_guidance import load_guided
-from score_diffusion.run.build_inference import build_trained_sampler, output_folder, sample_request
+from score_diffusion.run.builders.guidance import load_guided
+from score_diffusion.run.builders.inference import build_trained_sampler, output_folder, sample_request
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.image_grids import shortened

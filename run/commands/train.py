@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import build_sde
-from score_diffusion.run.build_data import load_latent_space, load_run_data
-from score_diffusion.run.build_previews import build_preview
-from score_diffusion.run.build_training import (
+from score_diffusion.run.builders.data import load_latent_space, load_run_data
+from score_diffusion.run.builders.previews import build_preview
+from score_diffusion.run.builders.training import (
     build_loop_settings,
     build_trainer,
     initial_weights,

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import grid_times
-from score_diffusion.run.build_guidance import GUIDES
-from score_diffusion.run.build_inference import trains_conditions
+from score_diffusion.run.builders.guidance import GUIDES
+from score_diffusion.run.builders.inference import trains_conditions
 from score_diffusion.run.config import apply_overrides
 from score_diffusion.run.constructor_keys import NO_GUIDANCE
 from score_diffusion.run.demo.pictures import are_images

@@ -7,7 +7,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_restoration import build_task, refuse_latents, restore_with
+from score_diffusion.run.builders.restoration import build_task, refuse_latents, restore_with
 from score_diffusion.run.data.inputs import Inputs
 from score_diffusion.run.data.user_arrays import measured_values, to_stored
 from score_diffusion.run.errors import UserError

@@ -17,14 +17,14 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.models import ENCODERS
-from score_diffusion.run.build_guidance import with_guidance
-from score_diffusion.run.build_inference import (
+from score_diffusion.run.builders.guidance import with_guidance
+from score_diffusion.run.builders.inference import (
     build_trained_sampler,
     load_unconditioned,
     with_conditions,
 )
-from score_diffusion.run.build_restoration import as_prior
-from score_diffusion.run.build_scoring import score_data
+from score_diffusion.run.builders.restoration import as_prior
+from score_diffusion.run.builders.scoring import score_data
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.distributed.devices import pick_device

@@ -13,8 +13,8 @@ from torch import nn
 from torch.utils.data import Dataset as TorchDataset
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_previews import build_preview
-from score_diffusion.run.build_training import (
+from score_diffusion.run.builders.previews import build_preview
+from score_diffusion.run.builders.training import (
     assemble_trainer,
     build_loop_settings,
     build_times,

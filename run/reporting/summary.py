@@ -8,7 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from score_diffusion.run import web_page
-from score_diffusion.run.build_training import total_training_steps
+from score_diffusion.run.builders.training import total_training_steps
 from score_diffusion.run.console import format_duration
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
 from score_diffusion.run.errors import UserError

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_data import load_shown_data
-from score_diffusion.run.build_evaluation import build_evaluator
-from score_diffusion.run.build_inference import output_folder
+from score_diffusion.run.builders.data import load_shown_data
+from score_diffusion.run.builders.evaluation import build_evaluator
+from score_diffusion.run.builders.inference import output_folder
 from score_diffusion.run.commands.evaluate import compare_with_data
 from score_diffusion.run.inference.sample_files import read_sample_file
 from score_diffusion.run.systems.kinds import load_chain

@@ -14,7 +14,7 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run import web_page
-from score_diffusion.run.build_training import total_training_steps
+from score_diffusion.run.builders.training import total_training_steps
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.console import print_result
 from score_diffusion.run.data.info import DATA_FILE, read_data_info

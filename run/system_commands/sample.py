@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_inference import output_folder
+from score_diffusion.run.builders.inference import output_folder
 from score_diffusion.run.console import format_duration, print_result
 from score_diffusion.run.systems.kinds import load_chain
 from score_diffusion.run.systems.samples import draw_and_save

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_guidance import load_guided
-from score_diffusion.run.build_inference import build_trained_sampler, sample_request
-from score_diffusion.run.build_training import total_training_steps
+from score_diffusion.run.builders.guidance import load_guided
+from score_diffusion.run.builders.inference import build_trained_sampler, sample_request
+from score_diffusion.run.builders.training import total_training_steps
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.sample_conditions import SampleConditions

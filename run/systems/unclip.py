@@ -28,9 +28,9 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_data import load_run_data
-from score_diffusion.run.build_encoders import load_contrastive_encoders
-from score_diffusion.run.build_inference import OF_SYSTEM
+from score_diffusion.run.builders.data import load_run_data
+from score_diffusion.run.builders.encoders import load_contrastive_encoders
+from score_diffusion.run.builders.inference import OF_SYSTEM
 from score_diffusion.run.config import with_values
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader, named_paths

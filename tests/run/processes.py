@@ -55,7 +55,7 @@ def predict_labels() -> None:
     """Trains a network for the labels of its data, by an objective without times."""
     import torch
 
-    from score_diffusion.run import build_training
+    from score_diffusion.run.builders import training
     from score_diffusion.run.training.batches import Batch
     from score_diffusion.run.training.objectives import Objective
     from score_diffusion.sde_lib import ScoreModel
@@ -67,7 +67,7 @@ def predict_labels() -> None:
             output = model.net(batch.x_0, torch.zeros(len(batch)))
             return (output.flatten(1).mean(1) - batch.conditions["label"]).square()
 
-    build_training.build_objective = lambda *arguments: LabelRegression()
+    training.build_objective = lambda *arguments: LabelRegression()
 
 
 def give_each_rank_other_data() -> None:

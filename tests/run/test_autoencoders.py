@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from score_diffusion.run.build_autoencoders import load_autoencoder
-from score_diffusion.run.build_data import load_shown_data
+from score_diffusion.run.builders.autoencoders import load_autoencoder
+from score_diffusion.run.builders.data import load_shown_data
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import read_config
 from score_diffusion.run.main import main

@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from score_diffusion.run.build import build_sampler, build_sde
-from score_diffusion.run.build_scoring import build_dequantization
-from score_diffusion.run.build_training import build_times, build_trainer
+from score_diffusion.run.builders.scoring import build_dequantization
+from score_diffusion.run.builders.training import build_times, build_trainer
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config
 from score_diffusion.run.data.dataset import Dataset

@@ -14,9 +14,9 @@ import torch
 from score_diffusion import load_run
 from score_diffusion.models import caption_bytes
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_encoders import load_encoder
-from score_diffusion.run.build_evaluation import build_extractor
-from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.builders.encoders import load_encoder
+from score_diffusion.run.builders.evaluation import build_extractor
+from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import load_data, read_data_info
 from score_diffusion.run.errors import UserError

@@ -8,8 +8,8 @@ from typing import Literal, get_args, get_origin
 
 import pytest
 
-from score_diffusion.run.build_encoders import NETWORKS_OF
-from score_diffusion.run.build_training import OBJECTIVES, TIMES
+from score_diffusion.run.builders.encoders import NETWORKS_OF
+from score_diffusion.run.builders.training import OBJECTIVES, TIMES
 from score_diffusion.run.commands.likelihood import FIGURES
 from score_diffusion.run.config import flatten
 from score_diffusion.run.configs import base

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from score_diffusion import load_run
-from score_diffusion.run.build_data import load_run_data
+from score_diffusion.run.builders.data import load_run_data
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import load_config, read_config, with_values
 from score_diffusion.run.data.info import DataInfo, read_data_info

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from score_diffusion.models import UNet
-from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.builders.inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.formats import guided_diffusion, score_sde_pytorch
 from score_diffusion.run.config import read_config

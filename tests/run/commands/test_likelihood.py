@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from score_diffusion.run.build_scoring import STEPS
+from score_diffusion.run.builders.scoring import STEPS
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.image_grids import image_grid
 

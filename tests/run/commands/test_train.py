@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.checkpoints import checkpoint, directory
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.load import load_dataset

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.config import load_config
 from score_diffusion.run.errors import UserError
 from tests.run.data.helpers import load

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from score_diffusion.run.build_encoders import load_contrastive_encoders
+from score_diffusion.run.builders.encoders import load_contrastive_encoders
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, read_data_info

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from score_diffusion.models import UNet
-from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.builders.inference import load_trained
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from score_diffusion import load_run
-from score_diffusion.run.build_guidance import load_guided
+from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions

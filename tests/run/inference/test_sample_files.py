@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build_inference import load_trained, sample_request
+from score_diffusion.run.builders.inference import load_trained, sample_request
 from score_diffusion.run.config import apply_overrides, load_config, read_config
 from score_diffusion.run.console import progress_bar
 from score_diffusion.run.errors import UserError

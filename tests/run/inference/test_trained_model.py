@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from score_diffusion.run.build_inference import load_score_model, load_trained
+from score_diffusion.run.builders.inference import load_score_model, load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.errors import UserError

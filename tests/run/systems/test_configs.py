@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.config_files import system_names
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.resolve_auto import resolve

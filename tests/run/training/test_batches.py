@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.training.batches import Batch, BatchOrder, BatchSource, weighted_mean

@@ -13,7 +13,7 @@ import torch
 from scipy.integrate import quad
 from torch import nn
 
-from score_diffusion.run.build_inference import load_trained
+from score_diffusion.run.builders.inference import load_trained
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint, pack
 from score_diffusion.run.checkpoints.directory import numbered, write_directory

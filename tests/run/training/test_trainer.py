@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_training import build_trainer
+from score_diffusion.run.builders.training import build_trainer
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.config import apply_overrides, load_config

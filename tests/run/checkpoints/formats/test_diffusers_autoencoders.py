@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from score_diffusion.run.build_autoencoders import load_autoencoder
+from score_diffusion.run.builders.autoencoders import load_autoencoder
 from score_diffusion.run.main import main
 
 pytest.importorskip("diffusers")

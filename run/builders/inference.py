@@ -18,9 +18,9 @@ from score_diffusion.run.build import (
     build_sde,
     grid_times,
 )
-from score_diffusion.run.build_data import load_latent_space
-from score_diffusion.run.build_encoders import load_contrastive_encoders
-from score_diffusion.run.build_training import build_times
+from score_diffusion.run.builders.data import load_latent_space
+from score_diffusion.run.builders.encoders import load_contrastive_encoders
+from score_diffusion.run.builders.training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.run.build_guidance import GUIDES, load_guided
+from score_diffusion.run.builders.guidance import GUIDES, load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.constructor_keys import guidance_keys
 from score_diffusion.run.errors import UserError

@@ -21,8 +21,8 @@ from score_diffusion.run.build import (
     build_sde,
     choose,
 )
-from score_diffusion.run.build_autoencoders import build_autoencoder, build_autoencoding
-from score_diffusion.run.build_encoders import (
+from score_diffusion.run.builders.autoencoders import build_autoencoder, build_autoencoding
+from score_diffusion.run.builders.encoders import (
     AUTOENCODING,
     ENCODER_OF,
     build_encoder_objective,

@@ -9,8 +9,8 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.build_encoders import load_clean_classifier
-from score_diffusion.run.build_inference import build_trained_sampler, sample_request
+from score_diffusion.run.builders.encoders import load_clean_classifier
+from score_diffusion.run.builders.inference import build_trained_sampler, sample_request
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.user_function import names_function
 from score_diffusion.run.distributed import processes

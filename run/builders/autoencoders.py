@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from score_diffusion.models import AUTOENCODERS, Autoencoder, PatchDiscriminator
 from score_diffusion.run.build import choose, network_options, refuse_too_large, refusing_arguments
-from score_diffusion.run.build_encoders import load_clean_classifier
+from score_diffusion.run.builders.encoders import load_clean_classifier
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info

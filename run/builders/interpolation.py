@@ -12,8 +12,8 @@ from torch import Tensor
 
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_data import load_shown_data
-from score_diffusion.run.build_inference import load_unconditioned, trains_conditions, with_conditions_if
+from score_diffusion.run.builders.data import load_shown_data
+from score_diffusion.run.builders.inference import load_unconditioned, trains_conditions, with_conditions_if
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL

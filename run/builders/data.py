@@ -8,8 +8,8 @@ import torch
 from ml_collections import ConfigDict
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_autoencoders import load_autoencoder
-from score_diffusion.run.build_encoders import load_contrastive_encoders
+from score_diffusion.run.builders.autoencoders import load_autoencoder
+from score_diffusion.run.builders.encoders import load_contrastive_encoders
 from score_diffusion.run.config import CONFIG_FILE
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DataInfo, load_data, read_data_info

@@ -14,8 +14,8 @@ from torch import Tensor
 from score_diffusion.models import caption_bytes
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import refusing_arguments
-from score_diffusion.run.build_encoders import CLEAN, load_encoder
-from score_diffusion.run.build_inference import (
+from score_diffusion.run.builders.encoders import CLEAN, load_encoder
+from score_diffusion.run.builders.inference import (
     load_unconditioned,
     trains_conditions,
     with_conditions,

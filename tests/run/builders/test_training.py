@@ -14,8 +14,8 @@ from scipy import stats
 
 from score_diffusion.models import UNet
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_previews import build_preview
-from score_diffusion.run.build_training import (
+from score_diffusion.run.builders.previews import build_preview
+from score_diffusion.run.builders.training import (
     build_loop_settings,
     build_objective,
     build_times,

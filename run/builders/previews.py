@@ -6,7 +6,7 @@ import math
 
 from ml_collections import ConfigDict
 
-from score_diffusion.run.build_encoders import AUTOENCODING
+from score_diffusion.run.builders.encoders import AUTOENCODING
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.low_resolution import LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions

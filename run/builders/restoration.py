@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import build_sde, data_options
-from score_diffusion.run.build_data import load_run_data
-from score_diffusion.run.build_inference import load_unconditioned, with_conditions_if
+from score_diffusion.run.builders.data import load_run_data
+from score_diffusion.run.builders.inference import load_unconditioned, with_conditions_if
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader, Inputs
 from score_diffusion.run.errors import UserError

@@ -7,7 +7,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.run.build import data_options
-from score_diffusion.run.build_encoders import load_encoder
+from score_diffusion.run.builders.encoders import load_encoder
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.inputs import InputReader

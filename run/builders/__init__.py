@@ -1,0 +1,1 @@
+"""From a whole configuration to the objects that a command works with."""
