@@ -11,7 +11,7 @@ import pytest
 
 from score_diffusion.run.command_line import define_flags, read_command_line
 from score_diffusion.run.commands.help_config import groups
-from score_diffusion.run.config_files import config_names, system_names
+from score_diffusion.run.config_files import config_names, find_module, system_names
 from score_diffusion.run.constructor_keys import refuse_unused
 from score_diffusion.run.setting_files import SUFFIXES
 from tests.test_docs import DOCUMENTS, ROOT
@@ -25,6 +25,18 @@ SCRIPTS = [*(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py"
 @functools.cache
 def keys():
     return {name: key for group in groups().values() for name, key in group.items()}
+
+
+@functools.cache
+def stages():
+    """The names of the stages of all systems."""
+    return {stage for name in system_names() for stage in find_module(name).get_stages()}
+
+
+def without_stage(key: str) -> str:
+    """A key of a stage, as in --config.STAGE.section.key, without the stage."""
+    stage, _, rest = key.partition(".")
+    return rest if stage in stages() else key
 
 
 def commands(text: str):
@@ -65,7 +77,8 @@ def test_a_command_is_one(argv):
     mode, name = line.flags.mode, line.flags.config
     if name and not PLACEHOLDER.fullmatch(name) and Path(name).suffix not in {".py", *SUFFIXES}:
         assert name in [*config_names(), *system_names()] or name.endswith(":NAME")
-    for key, value in line.overrides:
+    for override, value in line.overrides:
+        key = without_stage(override)
         assert key in keys(), f"there is no key {key}"
         if mode not in (None, "convert"):
             refuse_unused(key, mode, keys())
@@ -78,7 +91,9 @@ def test_keys_and_flags_in_the_text_exist(path):
     text = path.read_text()
     sections = {name.rpartition(".")[0] for name in keys()}
     for key in re.findall(r"--config\.([a-z_.0-9]+[a-z_0-9])(?=[=` ])", text):
-        assert key in {*keys(), *sections, "section.key"}, f"{path.name} has --config.{key}, which is no key"
+        assert without_stage(key) in {*keys(), *sections, "section.key"}, (
+            f"{path.name} has --config.{key}, which is no key"
+        )
     flags = {f"--{flag}" for flag in define_flags()} | TORCHRUN
     flags |= {
         flag for script in SCRIPTS for flag in re.findall(r'add_argument\("(--\w+)"', script.read_text())
