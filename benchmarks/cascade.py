@@ -57,16 +57,15 @@ def table(systems: Sequence[str], levels: Sequence[float], count: int, nfe: int,
             print(f"{row:<60}{distance(evaluator, samples)}", flush=True)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser()
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("systems", nargs="+")
     parser.add_argument("--single", default="")
     parser.add_argument("--features", required=True)
     parser.add_argument("--levels", type=float, nargs="+", default=[0.0, 0.1, 0.2, 0.4])
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--nfe", type=int, default=20)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    arguments = parser.parse_args(argv)
     table(arguments.systems, arguments.levels, arguments.samples, arguments.nfe, arguments.features)
     if arguments.single:
         run = Path(arguments.single)

@@ -15,6 +15,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {  # arguments, and a row that the table must have
     "captions": ("--digits RUNS --scales 2 --each 1 --nfe 2", "real images"),
+    "cascade": ("RUNS --features pixels --levels 0 --samples 8 --nfe 2", "drawn at 0"),
     "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
@@ -49,6 +50,9 @@ def test_it_runs(name: str, tmp_path: Path, capsys):
     if name == "captions":
         settings = {"training.steps": 1, "training.preview_samples": 0, "training.held_out": 8}
         train("text_digits", tmp_path / "runs", settings | {"model.channels": 8})
+    if name == "cascade":
+        tiny = ROOT / "tests/run/tiny_system.py"
+        main(["--mode", "train", "--config", str(tiny), "--workdir", str(tmp_path / "runs")])
     if name == "unclip":
         few = ("training.steps=1", "data.num_images=200", "training.held_out=8", "decoder.model.channels=8")
         few += ("decoder.training.preview_samples=0", "towers.model.channels=8")

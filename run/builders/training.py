@@ -324,9 +324,10 @@ def _objective_and_times(
     section, times = config.training, build_times(config.training, model.sde)
     if isinstance(model, NoisyDataModel):
         objective: Objective[Any] = build_encoder_objective(config, dataset)
-        return objective, times if objective.uses_times else None
-    pixels = bool(dataset.levels) and not config.data.dequantize
-    return build_objective(section, model, times, dataset.levels if pixels else None), times
+    else:
+        pixels = bool(dataset.levels) and not config.data.dequantize
+        objective = build_objective(section, model, times, dataset.levels if pixels else None)
+    return objective, times if objective.uses_times else None
 
 
 def needed_memory(section: ConfigDict, model: Model, shape: tuple[int, ...]) -> TrainingMemory:

@@ -119,7 +119,7 @@ def _score(
             "(training.condition_dropout=0): leave it out, or train with condition dropout"
         )
     figures = _figures(section, trained, data)
-    if "ode" in figures and section.checked_images:
+    if "ode" in FIGURES[section.method] and section.checked_images:  # on every rank
         tighter = score_data("ode", section, trained, data[: section.checked_images], tighter=True)
         if tighter is not None:
             figures["ode"] = figures["ode"].with_solver_error(tighter)

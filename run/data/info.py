@@ -169,20 +169,20 @@ def _as_tuple(value: Any) -> Any:  # noqa: ANN401
 def load_data(
     options: DataOptions,
     info: DataInfo | None = None,
-    load: Callable[[DataOptions, Scaling | None], Dataset] = load_dataset,
+    load: Callable[[DataOptions, Scaling | None], Dataset] | None = None,
 ) -> Dataset:
     """Loads the data of a run, and warns if they look wrong.
 
     Args:
         options: Which data to load.
         info: What the run has recorded about its data; None for a new run.
-        load: Loads them, with the scaling of the run.
+        load: Loads them, with the scaling of the run; None for `load_dataset`.
 
     Raises:
         UserError: If they cannot be read, do not fit the network, are not those that the run was trained on,
             or differ between ranks.
     """
-    dataset = load(options, None if info is None else info.scaling)
+    dataset = (load or load_dataset)(options, None if info is None else info.scaling)
     found = DataInfo.of(dataset)
     if info is not None and not found.fits(info):
         raise UserError(

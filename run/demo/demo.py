@@ -7,6 +7,7 @@ score-diffusion --mode demo runs/vpsde runs/vpsde_cfg --config.demo.port=8080
 from __future__ import annotations
 
 import socket
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def demo(paths: Sequence[Path], overrides: Overrides, device: str) -> int:
     with silence():
         server.serve_forever()
     app.turns.stop_all()
+    for thread in threading.enumerate():  # torch may abort if the process ends within a request
+        if "process_request" in thread.name:
+            thread.join(1.0)
     return 0
 
 

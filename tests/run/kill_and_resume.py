@@ -31,8 +31,8 @@ from score_diffusion.run.checkpoints import directory  # noqa: E402
 from score_diffusion.run.main import main  # noqa: E402
 from score_diffusion.run.training.log import Recorder  # noqa: E402
 
-SHORTEST_SPAN = 0.4  # seconds in which a process is killed; longer where a start takes longer
-PAUSE = 0.008  # seconds, twice in every file of a checkpoint
+SHORTEST_SPAN = 1.2  # seconds in which a process is killed; longer where a start takes longer
+PAUSE = 0.02  # seconds, twice in every file of a checkpoint
 
 
 def write_slowly(path: Path, data: bytes) -> None:

@@ -23,7 +23,7 @@ ARGUMENTS = [
         "toy2d",
         "--config.data.num_points=500",
         "--config.model.width=16",
-        "--config.training.steps=300",
+        "--config.training.steps=600",
     ),
     *(
         "--config.training.batch_size=16",
@@ -56,7 +56,7 @@ def test_a_run_killed_ten_times_ends_as_one_that_was_not(
     result = json.loads(done.stdout)
     assert result["killed"] == 10 and result["during_a_write"] >= 1 and result["last_status"] == 0, result
     a, b = checkpoint.latest(straight), checkpoint.latest(killed)
-    assert a.step == b.step == 300
+    assert a.step == b.step == 600
     for part in ("model", "ema", "averages", "optimizer", "ema_updates", "times", "running", "held_out_loss"):
         assert same(getattr(a, part), getattr(b, part)), part
     assert log_of(straight) == log_of(killed)

@@ -29,9 +29,7 @@ def train(redirection: str, tiny: str, workdir: Path) -> subprocess.CompletedPro
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "redirection", [">&-", "2>&-", "<&- >&- 2>&-", "| true", "2>&1 | head -c 1", ">/dev/full", "2>/dev/full"]
-)
+@pytest.mark.parametrize("redirection", ["<&- >&- 2>&-", "2>&1 | head -c 1", ">/dev/full", "2>/dev/full"])
 def test_training_does_not_need_an_output(redirection: str, tiny: str, tmp_path: Path):
     if "/dev/full" in redirection and not FULL.exists():
         pytest.skip("this system has no /dev/full")

@@ -61,7 +61,7 @@ def test_the_same_arguments_give_the_same_solver():
 def test_the_seed_is_any_integer():
     law, sde = ring(), VPSDE()
     large, small, array = (
-        fit_solver(law.score(sde), sde, 3, (2,), seed=seed, batch=12, evaluations=4_000).sampler.stages
+        fit_solver(law.score(sde), sde, 3, (2,), seed=seed, batch=12, evaluations=4_000).default_error
         for seed in (2**64 + 5, 5, np.int64(5))
     )
     assert small == array != large

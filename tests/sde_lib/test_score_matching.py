@@ -250,7 +250,7 @@ def test_errors() -> None:
         (lambda: perturbed(x, "exact"), "objective must be one of implicit, sliced, sliced_vr, got 'exact'"),
         (
             lambda: perturbed(x, weighting="snr"),
-            "weighting must be one of plain, likelihood, min_snr, edm, got 'snr'",
+            "weighting must be one of plain, likelihood, x0, min_snr, edm, got 'snr'",
         ),
         (lambda: perturbed(x[:2]), r"noise must have the shape of x_0, \(4, 2\), got \(2, 2\)"),
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def python_of(page: Path) -> str:
     return "\n".join(lines)
 
 
+@functools.cache
 def names_of(page: str) -> dict[str, Any]:
     """What a page of the tour has computed, by the names on the page."""
     path, names = PAGES / f"{page}.md", dict[str, Any]()

@@ -87,6 +87,7 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
 
 def test_an_unknown_name_is_refused():
     with pytest.raises(
-        UserError, match="digits, captioned_digits, mnist5k, shapes, single_shapes, swiss_roll"
+        UserError,
+        match="9 names, such as digits, captioned_digits, mnist5k, shapes, single_shapes",
     ):
         load_dataset(DataOptions(name="cats"))

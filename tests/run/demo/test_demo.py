@@ -27,6 +27,7 @@ def test_it_serves_until_ctrl_c(finished_run: Path):
         env=os.environ | {"PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs ignore it
     )
     try:
         lines = iter(process.stdout.readline, "")

@@ -125,7 +125,7 @@ def test_guidance_from_a_negative_prompt(run: Path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prompt", "a purple seven"], "has 'purple', which no training caption had; those had a, an"),
+        (["--prompt", "a purple seven"], "has 'purple', which no training caption had; those had 20 names"),
         (["--prompt", ""], "--prompt is empty"),
         (["--config.sampling.prompt", " - "], "which no training caption had"),
         (["--prompt", "a " * 100], "has 100 words, and the model reads at most 7"),

@@ -68,7 +68,7 @@ def test_pictures_of_points_are_refused_before_anything_is_drawn(tmp_path: Path,
     with Image.open(tmp_path / "run/samples/eabm.gif") as film:
         assert film.n_frames == 5  # type: ignore[attr-defined]
     assert refused(main([*arguments, "--config.sampling.save=jpg"])).endswith(
-        "separated by commas, got 'jpg'"
+        "separated by commas, got 'jpg', did you mean 'png'?"
     )
 
 

@@ -9,7 +9,6 @@ import torch
 
 from score_diffusion.samplers import clock_grid, uniform_grid
 from score_diffusion.samplers.inverse import (
-    Downsample,
     Mask,
     MatrixOperator,
     PhaseRetrieval,
@@ -18,7 +17,7 @@ from score_diffusion.samplers.inverse import (
 )
 from score_diffusion.samplers.inverse.twisted import effective_sample_size, systematic
 from score_diffusion.sde_lib import DDPM, VPSDE, Gaussian, linear_betas
-from tests.problems import SDES, images, moments, ring, sampling_floor, sliced_wasserstein
+from tests.problems import SDES, moments, ring, sampling_floor, sliced_wasserstein
 
 DOUBLE = {"dtype": torch.float64}
 
@@ -57,9 +56,8 @@ def test_weights_are_equal_for_isotropic_gaussians(sde, sigma_y):
     ("law", "operator", "sigma_y", "data_std", "particles"),
     [
         (ring(), MatrixOperator(torch.tensor([[1.0, 0.5]])), 0.3, 2.8, 2_000),
-        (images(), Downsample((1, 8, 8), 2), 0.3, 0.6, 600),
     ],
-    ids=["ring", "images"],
+    ids=["ring"],
 )
 def test_more_particles_come_nearer_to_the_posterior(law, operator, sigma_y, data_std, particles):
     """Sliced W2 over the floor falls with the particles in a set, to below 1.5."""
