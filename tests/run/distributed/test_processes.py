@@ -127,9 +127,9 @@ CASES = {"one": (1, "ddp"), "two": (2, "ddp"), "shards": (2, "fsdp"), "four": (4
     ("arguments", "cases"),
     [
         ((), ("one", "two", "shards", "four")),
-        (IMPORTANCE, ("one", "two", "shards")),
+        (IMPORTANCE, ("one", "shards")),
         (("--config.training.objective=uncertainty",), ("one", "two")),
-        (CONDITIONAL, ("one", "two", "shards")),
+        (CONDITIONAL, ("one", "shards")),
     ],
     ids=["plain", "importance", "uncertainty", "conditional"],
 )
