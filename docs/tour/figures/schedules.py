@@ -7,7 +7,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from docs.tour.figures.drawing import BLUE, ORANGE, digits, digits_law, new_figure, save, show_images
-from score_diffusion.sde_lib import DDPM, SDE, cosine_betas, linear_betas
+from score_diffusion.sde_lib import DDPM, SDE, cosine_betas, expand, linear_betas
 
 SCHEDULES = {"linear": DDPM(linear_betas(1000)), "cosine": DDPM(cosine_betas(1000))}
 COLORS = {"linear": ORANGE, "cosine": BLUE}
@@ -36,7 +36,7 @@ def draw(samples: int = 1000) -> Figure:
     noise = torch.randn(1, 1, 8, 8).double().expand_as(x_0)  # the same for all, as in the paper's figure
     for axes, (name, sde) in zip(top.subplots(2, 1), SCHEDULES.items(), strict=True):
         mean, std = sde.marginal_prob(x_0, shown)
-        show_images(axes, mean + std[:, None, None, None] * noise, name)
+        show_images(axes, mean + expand(std, x_0) * noise, name)
     left, right = bottom.subplots(1, 2)
     times = torch.linspace(0.001, 1.0, 60).double()
     for name, sde in SCHEDULES.items():

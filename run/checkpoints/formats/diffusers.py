@@ -19,7 +19,16 @@ from score_diffusion.models import UNet
 from score_diffusion.models.layers import SelfAttention
 from score_diffusion.run.checkpoints.formats.description import Description, Weights
 from score_diffusion.run.checkpoints.formats.diffusers_schedulers import describe_scheduler
-from score_diffusion.run.checkpoints.formats.diffusers_weights import CONFIG, WEIGHTS, read_tensors
+from score_diffusion.run.checkpoints.formats.diffusers_weights import (
+    BLOCKS,
+    CONFIG,
+    LEVELS,
+    SIDE,
+    WEIGHTS,
+    WIDTH,
+    attention_rules,
+    read_tensors,
+)
 from score_diffusion.run.checkpoints.formats.settings import Settings
 from score_diffusion.run.checkpoints.formats.weight_maps import Rules, unet_blocks
 from score_diffusion.run.errors import UserError
@@ -29,8 +38,6 @@ DOWN = {"DownBlock2D": False, "AttnDownBlock2D": True}
 SKIP_DOWN = {"SkipDownBlock2D": False, "AttnSkipDownBlock2D": True}
 UP = {"UpBlock2D": False, "AttnUpBlock2D": True}
 SKIP_UP = {"SkipUpBlock2D": False, "AttnSkipUpBlock2D": True}
-# What its present code calls the projections of attention, by what old files call them.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 RESIDUAL = dict(
     norm1="norm1", conv1="conv1", scale_shift="time_emb_proj", norm2="norm2", conv2="conv2",
     shortcut="conv_shortcut",
@@ -38,7 +45,6 @@ RESIDUAL = dict(
 SCALES = {"default": "shift", "scale_shift": "scale_shift"}
 AUTOENCODERS = ("vae", "vqvae", "vqgan", "movq")  # parts of pipelines whose networks work on latents
 SKIP_WIDTH = 128  # below that its blocks, its attention and its output disagree about the number of groups
-LEVELS, BLOCKS, WIDTH, SIDE = 12, 64, 2**15, 2**14  # at most, so that no configuration exhausts the machine
 
 DEFAULTS: dict[str, object] = dict(  # of UNet2DModel's arguments
     _class_name="UNet2DModel",
@@ -221,7 +227,7 @@ def rules(net: UNet, flipped: bool) -> Rules:
     result.layer("conv_in", "conv_in")
     _encoder(result, net)
     result.residual("middle.0.residual", "mid_block.resnets.0", RESIDUAL)
-    _attention(result, "middle.0.attention", "mid_block.attentions.0")
+    attention_rules(result, "middle.0.attention", "mid_block.attentions.0")
     result.residual("middle.1.residual", "mid_block.resnets.1", RESIDUAL)
     _decoder(result, net)
     if net.output_pyramid != "skip":
@@ -264,13 +270,7 @@ def _blocks(result: Rules, ours: str, theirs: str, blocks: list[nn.Module]) -> N
     for i, block in enumerate(blocks):
         result.residual(f"{ours}.{i}.residual", f"{theirs}.resnets.{i}", RESIDUAL)
         if isinstance(block.attention, SelfAttention):
-            _attention(result, f"{ours}.{i}.attention", f"{theirs}.attentions.{next(attentions)}")
-
-
-def _attention(result: Rules, ours: str, theirs: str) -> None:
-    result.layer(f"{ours}.norm", f"{theirs}.group_norm")
-    result.qkv(f"{ours}.qkv", [f"{theirs}.to_{name}" for name in "qkv"])
-    result.projection(f"{ours}.project", f"{theirs}.to_out.0")
+            attention_rules(result, f"{ours}.{i}.attention", f"{theirs}.attentions.{next(attentions)}")
 
 
 def read(net: UNet, folder: Path) -> Weights:
@@ -287,12 +287,5 @@ def read(net: UNet, folder: Path) -> Weights:
     state, source, notes = read_tensors(network)
     flipped = Settings.from_json(network / CONFIG, DEFAULTS).boolean("flip_sin_to_cos")
     fourier = "embedding.embed.frequencies" in net.state_dict()
-    state = {_new_name(name): tensor for name, tensor in state.items()}
     weights = rules(net, flipped and not fourier).read(state, source)
     return Weights(weights, weights, notes=notes)
-
-
-def _new_name(name: str) -> str:
-    for old, new in OLD_NAMES.items():
-        name = name.replace(f".{old}.", f".{new}.")
-    return name

@@ -17,7 +17,16 @@ from score_diffusion.models import AutoencoderKL
 from score_diffusion.models.autoencoder import PlainBlock
 from score_diffusion.models.layers import SelfAttention
 from score_diffusion.run.checkpoints.formats.description import Description, Weights
-from score_diffusion.run.checkpoints.formats.diffusers_weights import CONFIG, WEIGHTS, read_tensors
+from score_diffusion.run.checkpoints.formats.diffusers_weights import (
+    BLOCKS,
+    CONFIG,
+    LEVELS,
+    SIDE,
+    WEIGHTS,
+    WIDTH,
+    attention_rules,
+    read_tensors,
+)
 from score_diffusion.run.checkpoints.formats.settings import Settings
 from score_diffusion.run.checkpoints.formats.weight_maps import Rules
 from score_diffusion.run.errors import UserError
@@ -25,9 +34,6 @@ from score_diffusion.run.files import write_atomic, write_json
 
 CLASS = "AutoencoderKL"
 DOWN, UP = "DownEncoderBlock2D", "UpDecoderBlock2D"
-LEVELS, BLOCKS, WIDTH, SIDE = 12, 64, 2**15, 2**14  # at most, so that no configuration exhausts the machine
-# What its present code calls the projections of attention, by what old files call them.
-OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 DEFAULTS: dict[str, object] = dict(  # of its arguments
     _class_name=CLASS,
     in_channels=3,
@@ -116,7 +122,7 @@ def rules(net: AutoencoderKL) -> Rules:
             if isinstance(module, PlainBlock):
                 _block(result, f"{ours}.middle.{i}", f"{ours}.mid_block.resnets.{i // 2}", module)
             elif isinstance(module, SelfAttention):
-                _attention(result, f"{ours}.middle.{i}", f"{ours}.mid_block.attentions.0")
+                attention_rules(result, f"{ours}.middle.{i}", f"{ours}.mid_block.attentions.0")
         result.layer(f"{ours}.norm_out", f"{ours}.conv_norm_out")
         result.layer(f"{ours}.conv_out", f"{ours}.conv_out")
     return result
@@ -127,12 +133,6 @@ def _block(result: Rules, ours: str, theirs: str, block: nn.Module) -> None:
         result.layer(f"{ours}.{layer}", f"{theirs}.{layer}")
     if f"{ours}.shortcut.weight" in result.shapes:
         result.layer(f"{ours}.shortcut", f"{theirs}.conv_shortcut")
-
-
-def _attention(result: Rules, ours: str, theirs: str) -> None:
-    result.layer(f"{ours}.norm", f"{theirs}.group_norm")
-    result.qkv(f"{ours}.qkv", [f"{theirs}.to_{name}" for name in "qkv"])
-    result.projection(f"{ours}.project", f"{theirs}.to_out.0")
 
 
 def read(net: AutoencoderKL, folder: Path) -> Weights:
@@ -146,7 +146,6 @@ def read(net: AutoencoderKL, folder: Path) -> Weights:
         UserError: If the weights are missing or damaged, or do not fit the network.
     """
     state, source, notes = read_tensors(folder)
-    state = {_new_name(name): tensor for name, tensor in state.items()}
     config = Settings.from_json(folder / CONFIG, DEFAULTS)
     for key, name in QUANT.items():
         if not config.boolean(key):
@@ -155,12 +154,6 @@ def read(net: AutoencoderKL, folder: Path) -> Weights:
             state[f"{name}.bias"] = torch.zeros(channels)
     weights = rules(net).read(state, source)
     return Weights(weights, weights, notes=notes)
-
-
-def _new_name(name: str) -> str:
-    for old, new in OLD_NAMES.items():
-        name = name.replace(f".{old}.", f".{new}.")
-    return name
 
 
 def write(net: AutoencoderKL, options: Mapping, shape: tuple[int, ...], folder: Path) -> None:

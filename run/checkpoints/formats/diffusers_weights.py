@@ -1,4 +1,5 @@
-"""The tensors of a model that diffusers saved: in one file or several, in one of its variants.
+"""The tensors of a model that diffusers saved, in one file or several, in one of its variants, and what the
+readers of its networks share.
 
 diffusion_pytorch_model.safetensors                      one file
 diffusion_pytorch_model.safetensors.index.json           several: the file of each tensor by name
@@ -16,9 +17,14 @@ from torch import Tensor
 
 from score_diffusion.run.checkpoints.formats.safe_pickle import load_tensors, state_dict
 from score_diffusion.run.checkpoints.formats.settings import Settings
+from score_diffusion.run.checkpoints.formats.weight_maps import Rules
 from score_diffusion.run.errors import UserError
 
 CONFIG = "config.json"
+# At most, so that no configuration exhausts the machine.
+LEVELS, BLOCKS, WIDTH, SIDE = 12, 64, 2**15, 2**14
+# What its present code calls the projections of attention, by what old files call them.
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 STEM = "diffusion_pytorch_model"
 WEIGHTS = f"{STEM}.safetensors"
 # In the order of preference; * is a variant.
@@ -29,7 +35,8 @@ PATTERNS = (
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]:
-    """The tensors of a model's folder, the file that they are from, and what to say about the choice of it.
+    """The tensors of a model's folder by their present names, the file that they are from, and what to say
+    about the choice of it.
 
     Raises:
         UserError: If there are none, or a file is missing or damaged.
@@ -46,7 +53,20 @@ def read_tensors(folder: Path) -> tuple[dict[str, Tensor], str, tuple[str, ...]]
     state: dict[str, Tensor] = {}
     for name in names:
         state |= _read_one(folder / name)
-    return state, str(path), notes
+    return {_new_name(name): tensor for name, tensor in state.items()}, str(path), notes
+
+
+def _new_name(name: str) -> str:
+    for old, new in OLD_NAMES.items():
+        name = name.replace(f".{old}.", f".{new}.")
+    return name
+
+
+def attention_rules(result: Rules, ours: str, theirs: str) -> None:
+    """Adds the rules of a block of attention."""
+    result.layer(f"{ours}.norm", f"{theirs}.group_norm")
+    result.qkv(f"{ours}.qkv", [f"{theirs}.to_{name}" for name in "qkv"])
+    result.projection(f"{ours}.project", f"{theirs}.to_out.0")
 
 
 def _matching(folder: Path, pattern: str) -> list[Path]:
