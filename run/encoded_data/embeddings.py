@@ -153,5 +153,5 @@ def _of_validation(
 
 
 def _digest(dataset: Dataset, encoders: ContrastiveEncoders, use: str) -> str:
-    """What tells the encoded data set apart from others."""
+    """What distinguishes the encoded data set from others."""
     return hashlib.sha256(f"{dataset.content} {encoders.weights} {use}".encode()).hexdigest()[:32]

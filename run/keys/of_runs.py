@@ -236,7 +236,7 @@ TRAINING = section("training", NEW_RUN, False, {
     ),
     "first_time": Key(
         1e-5,
-        "earliest time of training and likelihood, where noise must be small beside the details of the data",
+        "earliest time of training and likelihood, where noise must be small against the details of the data",
         above=0, below=0.1,
     ),
     "p_mean": Key(-1.2, "mean of log(σ/α) for times=lognormal"),
