@@ -1,4 +1,4 @@
-"""From a configuration to what is done with a trained model: the model, its sampler, what scores data."""
+"""From a configuration to the trained model, its conditions and its sampler."""
 
 from __future__ import annotations
 
