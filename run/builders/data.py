@@ -76,16 +76,30 @@ def load_shown_data(section: ConfigDict, info: DataInfo | None = None) -> Datase
     return load_data(data_options(section), info, load)
 
 
-def load_latent_space(section: ConfigDict, info: DataInfo, device: torch.device) -> LatentSpace | None:
+def load_latent_space(
+    section: ConfigDict, info: DataInfo, device: torch.device, tile: int = 0
+) -> LatentSpace | None:
     """The space of the latents that a run was trained on; None for a run that was trained on other data.
 
+    Args:
+        section: The configuration's `data`.
+        info: What the run has recorded about its data.
+        device: Where to compute.
+        tile: Side of the tiles in which latents are decoded; 0 to decode them whole.
+
     Raises:
-        UserError: If the autoencoder is missing, of other data, or has changed.
+        UserError: If the autoencoder is missing, of other data, or has changed, or the tiles are not for it.
     """
     _check_section(section, info)
     if info.decoded is None:
+        if tile:
+            raise UserError(
+                f"sampling.tile={tile} is for runs that were trained on latents, and this one was not: leave "
+                "it out"
+            )
         return None
-    return _encoder(section, info.decoded, info, device)[1]
+    space = _encoder(section, info.decoded, info, device)[1]
+    return LatentSpace(space.autoencoder, space.scaling, tile)
 
 
 def _check_section(section: ConfigDict, info: DataInfo | None) -> None:

@@ -88,7 +88,7 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
         choice,
         words,
         conditions,
-        latent_space=load_latent_space(config.data, info, device),
+        latent_space=load_latent_space(config.data, info, device, config.sampling.tile),
     )
 
 

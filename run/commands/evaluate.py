@@ -59,7 +59,7 @@ def _evaluate_autoencoder(config: ConfigDict, workdir: Path, output: Path, devic
     evaluator = build_evaluator(config.evaluation, dataset, output, device)
     if not processes.is_rank_0():
         return 0  # there is little to share
-    space = LatentSpace(autoencoder.to(device), dataset.scaling)
+    space = LatentSpace(autoencoder.to(device), dataset.scaling, config.sampling.tile)
     stored = dataset.test[: max(2, config.sampling.num_samples)]
     with progress_bar(len(stored), "reconstructing", "image", delay=1.0, leave=False) as bar:
         parts = []

@@ -115,7 +115,7 @@ def _run(config: ConfigDict, dataset: Dataset, trainer: Trainer, workdir: Path) 
     print(changed_text(config))
     if condition_sizes(trainer.model) and not config.training.conditional:
         warn("training.conditional=False: the network takes conditions, and the model will be unconditional")
-    space = load_latent_space(config.data, DataInfo.of(dataset), trainer.device)
+    space = load_latent_space(config.data, DataInfo.of(dataset), trainer.device, config.sampling.tile)
     preview = build_preview(config, dataset, build_sde(config.sde), space)
     outcome = train_in_directory(
         trainer,

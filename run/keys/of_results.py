@@ -71,6 +71,12 @@ SAMPLING = section("sampling", SAMPLES, True, {
         "each; gif, a film and a strip of the way from noise to the first of them; safetensors, tensors",
         kind=tuple[Literal["npz", "grid", "png", "gif", "safetensors"], ...],
     ),
+    "tile": Key(
+        0,
+        "decode latents in overlapping tiles of this many latent positions a side, as 64, so that large "
+        "images need less memory; 0 decodes them whole",
+        least=0, modes=(*SAMPLES, "interpolate"),
+    ),
     "denoise": Key(True, "end with the denoised samples"),
     "nfe": Key(
         0,

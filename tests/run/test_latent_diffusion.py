@@ -34,6 +34,8 @@ FEW = "--config.training.steps=4", "--config.training.batch_size=8", "--config.t
 class Linear(nn.Module):
     """An autoencoder z = W x, x = U z of points in the shape of images (1, 2, 2)."""
 
+    factor = 2
+
     def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
