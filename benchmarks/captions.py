@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -29,12 +27,8 @@ PROPERTIES = ("colour", "kind", "size")
 
 def draw(run: str, prompts: Sequence[str], each: int, scale: float, nfe: int) -> np.ndarray:
     """Samples of a run, `each` under every prompt in turn."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "prompts.txt"
-        path.write_text("\n".join(prompts))
-        settings = {"prompts": str(path)}
-        count = each * len(prompts)
-        return load_run(run).sample(count, nfe=nfe, guidance="cfg", scale=scale, settings=settings).samples
+    count = each * len(prompts)
+    return load_run(run).sample(count, nfe=nfe, guidance="cfg", scale=scale, prompt=prompts).samples
 
 
 def shapes_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None:

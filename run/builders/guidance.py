@@ -195,6 +195,8 @@ def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMo
     options = _options(config.sampling, "clip")
     if not prompt:
         raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
+    if len(prompt.splitlines()) > 1:
+        raise UserError(f"sampling.guidance=clip guides to one caption, got several: {prompt!r}")
     trained = with_conditions(trained, config, workdir)
     model, info, by = _load_encoder("clip", trained, config)
     with refusing_arguments(), torch.no_grad():

@@ -196,7 +196,7 @@ def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
     if section.prompt and section.prompts:
         raise UserError("set one of sampling.prompt and sampling.prompts, not both")
     if section.prompt:
-        return encoded_prompts([section.prompt], info.vocabulary, "sampling.prompt")
+        return encoded_prompts(section.prompt.splitlines(), info.vocabulary, "sampling.prompt")
     path = expanded(section.prompts) if section.prompts else workdir / CAPTIONS_FILE
     return encoded_prompts(read_prompts(path), info.vocabulary, f"a prompt of {path}")
 

@@ -48,17 +48,20 @@ def load_prior(workdir: Path, config: ConfigDict, device: torch.device) -> Train
 
 
 def as_prior(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedModel:
-    """A model as the prior of what is restored, of one class where `sampling.label` names it.
+    """A model as the prior of what is restored, of one class or text where the section `sampling` names it.
 
     Raises:
-        UserError: If several classes are named, or none although the model knows no p(x) without one, or the
+        UserError: If several are named, or none although the model knows no p(x) without one, or the
             model enlarges images and another method or task is asked for.
     """
     _check_enlarges(config)
     named = config.sampling.label != ALL or bool(config.sampling.prompt)
     trained = with_conditions_if(named, trained, config, workdir)
-    if named and len(trained.conditions.rows.get("label", ())) > 1:
-        raise UserError(f"--mode restore takes one class, got sampling.label={config.sampling.label}")
+    for kind, key in (("label", "label"), ("text", "prompt")):
+        if named and len(trained.conditions.rows.get(kind, ())) > 1:
+            raise UserError(
+                f"--mode restore takes one class or text, got sampling.{key}={config.sampling[key]!r}"
+            )
     return trained
 
 

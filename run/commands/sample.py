@@ -20,7 +20,7 @@ from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.samplers import Sampler, find_sampler
 
-LISTED = 20  # classes
+LISTED = 20  # classes or texts
 
 
 def sample(config: ConfigDict, workdir: Path, device: torch.device) -> int:
@@ -60,7 +60,10 @@ def _condition_rows(section: ConfigDict, trained: TrainedModel) -> list[tuple[st
         listed = ", ".join(map(shortened, names[:LISTED])) + (", ..." if len(names) > LISTED else "")
         words.append(("classes", listed + (" in turn" if len(names) > 1 else "")))
     if "text" in rows and section.label != NONE:
-        words.append(("text", section.prompt or f"{section.prompts or 'held-out captions'}, line by line"))
+        texts = section.prompt.splitlines()
+        listed = "; ".join(texts[:LISTED]) + ("; ..." if len(texts) > LISTED else "")
+        turn = " in turn" if len(texts) > 1 else ""
+        words.append(("text", listed + turn or f"{section.prompts or 'held-out captions'}, line by line"))
     own = [name_of(kind) for kind in rows if kind not in ("label", "text")]
     if own and "text" not in rows and section.label != NONE:
         words.append(("conditions", f"{', '.join(own)} of {section.conditions or 'held-out samples'}"))

@@ -34,7 +34,8 @@ SAMPLING = section("sampling", SAMPLES, True, {
     ),
     "prompt": Key(
         "",
-        "for a model trained with captions, the text to draw; empty for prompts, or for held-out captions",
+        "for a model trained with captions, the text to draw, or several, one a line, that samples take in "
+        "turn; empty for prompts, or for held-out captions",
         modes=(*SAMPLES, "interpolate", "restore"),
     ),
     "prompts": Key(

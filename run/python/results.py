@@ -35,7 +35,7 @@ class Samples:
     labels: np.ndarray | None = None
     """Class indices, int64 (n,), -1 for no class; None for a model without classes."""
     names: Sequence[str] | None = None
-    """The names of these classes."""
+    """The names of these classes, or the texts; None without either."""
 
     @cached_property
     def values(self) -> np.ndarray:

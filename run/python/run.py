@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import functools
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,7 @@ from score_diffusion.run.inference.latents import decode, encode, paths_between
 from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
+from score_diffusion.run.python.arguments import Label, Prompt, Settings, label_text, prompt_text
 from score_diffusion.run.python.hub import SharedRun, download, upload
 from score_diffusion.run.python.inputs import model_inputs, scored_inputs
 from score_diffusion.run.python.restoring import restore_arrays
@@ -45,11 +46,6 @@ from score_diffusion.sde_lib import SDE, ScoreFunction
 
 OWN_FILE = "own.json"
 """In place of config.json in the directory of a `Trainer`, which cannot write down its network."""
-
-Label = int | str | Sequence[int | str]
-"""One class by index or name, or several that the samples take in turn; -1 for no class."""
-Settings = Mapping[str, object]
-"""Further keys of a section of the configuration: {"pc.snr": 0.2, "denoise": False} of `sampling`."""
 
 
 def load_run(path: str | Path, device: str = "auto") -> Run:
@@ -131,8 +127,10 @@ class Run:
         nfe: int | None = None,
         grid: str | None = None,
         label: Label | None = None,
+        prompt: Prompt | None = None,
         guidance: str | None = None,
         scale: float | None = None,
+        negative: int | str | None = None,
         seed: int | None = None,
         batch_size: int | None = None,
         settings: Settings | None = None,
@@ -144,21 +142,28 @@ class Run:
             sampler: A name in `score_diffusion.samplers.SAMPLERS`.
             nfe: Network evaluations per sample at most.
             grid: The time grid, a name in `score_diffusion.samplers.GRIDS` or "fitted".
-            label: The classes that are drawn, in turn; -1 for no class.
+            label: The classes that are drawn, in turn; -1 for no class and no text.
+            prompt: The texts that are drawn, in turn; with guidance="clip", the caption that is guided to.
             guidance: cfg, autoguidance, ..., as `--guidance`; "none" for none.
             scale: Scale of the guidance.
-            seed: Sample k depends on the seed, k and its class only.
+            negative: The class or the text that cfg guides away from, in place of none.
+            seed: Sample k depends on the seed, k and its class or text only.
             batch_size: Samples drawn at a time, which decides the speed only.
             settings: Further keys of `sampling`: {"pc.snr": 0.2, "checkpoint": "best"}.
 
         Raises:
-            UserError: If a setting is unknown or has a wrong value, or there is no such class.
+            UserError: If a setting is unknown or has a wrong value, there is no such class, or the model
+                cannot read a text.
             InputError: If the sampler cannot be used so, or a result is not finite.
         """
         named: dict[str, object] = dict(sampler=sampler, num_samples=n, nfe=nfe, grid=grid, seed=seed)
         named |= dict(batch_size=batch_size, guidance=guidance)
         if scale is not None:
             named[f"{guidance or self.config.sampling.guidance}.scale"] = scale
+        if prompt is not None:
+            named["clip.prompt" if guidance == "clip" else "prompt"] = prompt_text(prompt)
+        if negative is not None:
+            named["cfg.negative"] = str(negative)
         config, trained = self._configured(named, label, settings, with_guidance)
         section = config.sampling
         chosen = build_trained_sampler(section, trained, self.path)
@@ -279,6 +284,7 @@ class Run:
         nfe: int | None = None,
         num_samples: int | None = None,
         label: int | str | None = None,
+        prompt: str | None = None,
         seed: int | None = None,
         settings: Settings | None = None,
     ) -> Restorations:
@@ -297,6 +303,7 @@ class Run:
             nfe: Network evaluations per sample at most.
             num_samples: Posterior samples of each measurement.
             label: The class of all samples; None for p(x) without a class.
+            prompt: The text of all samples; None for p(x) without a text.
             seed: Seed of masks, of the measurement's noise and of the samples.
             settings: Further keys of `restore`: {"superres.factor": 4, "dps.zeta": 1.0}.
 
@@ -307,6 +314,8 @@ class Run:
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         overrides: list[tuple[str, object]] = [(f"restore.{key}", value) for key, value in chosen.items()]
         overrides.append(("sampling.label", ALL if label is None else label_text(label)))
+        if prompt is not None:
+            overrides.append(("sampling.prompt", prompt_text(prompt)))
         config = apply_overrides(self.config, overrides, "restore")
         trained = as_prior(self._trained(config), config, self.path)
         trained = with_watched_samples(trained, self._watch)
@@ -437,9 +446,3 @@ class Run:
         samples = np.concatenate(parts)
         labels, names = trained.conditions.labels(len(samples)), trained.conditions.names(len(samples))
         return Samples(samples, nfe, trained.shown, None if labels is None else labels.numpy(), names)
-
-
-def label_text(label: Label) -> str:
-    """Classes as `--label` spells them."""
-    labels = [label] if isinstance(label, int | str) else label
-    return ",".join(map(str, labels))

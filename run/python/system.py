@@ -14,8 +14,9 @@ import numpy as np
 from score_diffusion.run.distributed.devices import pick_device
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
+from score_diffusion.run.python.arguments import Label, Prompt, Settings, label_text, prompt_text
 from score_diffusion.run.python.results import Samples
-from score_diffusion.run.python.run import Label, Run, label_text, load_run
+from score_diffusion.run.python.run import Run, load_run
 from score_diffusion.run.systems.configuration import read_stages
 from score_diffusion.run.systems.kinds import load_chain
 from score_diffusion.run.systems.samples import draw_all
@@ -70,10 +71,10 @@ class System:
         n: int | None = None,
         *,
         label: Label | None = None,
-        prompt: str | None = None,
+        prompt: Prompt | None = None,
         nfe: int | None = None,
         seed: int | None = None,
-        settings: Mapping[str, object] | None = None,
+        settings: Settings | None = None,
     ) -> SystemSamples:
         """Draws samples through all stages, those of `--mode sample` with the same settings. What is None is
         as in the runs.
@@ -81,7 +82,7 @@ class System:
         Args:
             n: Number of samples.
             label: The classes that are drawn, in turn.
-            prompt: The text that is drawn.
+            prompt: The texts that are drawn, in turn.
             nfe: Network evaluations per sample in each stage at most.
             seed: Sample k depends on the seed, k and its class or text only.
             settings: Further keys of `sampling`, {"cfg.scale": 2.0} of all stages, {"x28.cfg.scale": 2.0} of
@@ -90,8 +91,9 @@ class System:
         Raises:
             UserError: If a stage is not trained or they do not fit each other, or a setting is wrong.
         """
-        named: dict[str, object] = dict(num_samples=n, prompt=prompt, nfe=nfe, seed=seed)
+        named: dict[str, object] = dict(num_samples=n, nfe=nfe, seed=seed)
         named["label"] = None if label is None else label_text(label)
+        named["prompt"] = None if prompt is None else prompt_text(prompt)
         chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
         overrides = [(self._full_name(key), value) for key, value in chosen.items()]
         stages = read_stages(self._system, overrides, "sample")

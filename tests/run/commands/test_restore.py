@@ -162,7 +162,8 @@ def test_a_class_as_prior(cli: Callable, tmp_path: Path, refused: Callable):
         load(tmp_path, f"inpaint-moment_matching{suffix}")["samples"] for suffix in ("", "-2", "-3")
     )
     assert np.array_equal(bare, null) and not np.array_equal(bare, seven)
-    assert "takes one class, got sampling.label=1,2" in refused(cli("restore", tmp_path, *few, "--label=1,2"))
+    message = refused(cli("restore", tmp_path, *few, "--label=1,2"))
+    assert "takes one class or text, got sampling.label='1,2'" in message
     always = (
         tmp_path / "always",
         "--config.training.conditional=true",

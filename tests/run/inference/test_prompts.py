@@ -17,6 +17,7 @@ from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
+from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.prompts import read_prompts
 from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
@@ -95,6 +96,28 @@ def test_samples_are_drawn_under_the_prompts(run: Path, capsys: pytest.CaptureFi
     assert (without["cond_text"] == 0).all() and (without["samples"] != one["samples"]).any()
     with Image.open(max((run / "samples").glob("eabm*.png"))) as picture:
         assert picture.width > 100
+
+
+def test_prompts_in_python_are_those_of_the_command(run: Path):
+    """One text, several in turn and a negative one, to draw and to restore."""
+    kind = "a small seven"
+    expected = sample(run, "--prompt", f"{kind}\n{EIGHT}", "--guidance=cfg", "--scale=3")
+    assert expected["captions"].tolist() == [kind, EIGHT, kind, EIGHT, kind]
+    loaded = load_run(run)
+    samples = loaded.sample(5, prompt=[f" {kind}\n", EIGHT], guidance="cfg", scale=3)
+    assert np.array_equal(samples.samples, expected["samples"]) and samples.names == [*expected["captions"]]
+    away = sample(run, "--prompt", SEVEN, "--guidance=cfg", f"--config.sampling.cfg.negative={EIGHT}")
+    found = loaded.sample(5, prompt=SEVEN, guidance="cfg", negative=EIGHT).samples
+    assert np.array_equal(found, away["samples"])
+    assert not np.array_equal(found, loaded.sample(5, prompt=SEVEN, guidance="cfg").samples)
+    images, few = np.zeros((1, 8, 8), np.uint8), dict(nfe=4, num_samples=2)
+    restored = [loaded.restore(images, prompt=prompt, **few).samples for prompt in (SEVEN, EIGHT, None)]
+    assert (restored[0] != restored[1]).any() and (restored[0] != restored[2]).any()
+    with pytest.raises(UserError, match="takes one class or text, got sampling.prompt"):
+        loaded.restore(images, prompt=[SEVEN, EIGHT])
+    for wrong in ("", " ", [], ["a seven", ""]):
+        with pytest.raises(UserError, match="prompt must be a text or several, none of them empty, got"):
+            loaded.sample(1, prompt=wrong)
 
 
 def test_guidance_from_a_negative_prompt(run: Path):
