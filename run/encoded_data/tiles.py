@@ -46,10 +46,9 @@ def decode_in_tiles(decode: Callable[[Tensor], Tensor], z: Tensor, tile: int, fa
         if images.ndim == 0:
             images = decoded.new_zeros(*decoded.shape[:2], *(factor * size for size in z.shape[2:]))
             weights = images.new_zeros(images.shape[2:])
-        at = tuple(
-            slice(factor * start, factor * (start + side)) for start, side in zip(corner, sides, strict=True)
-        )
-        images[(..., *at)] += weight.to(images) * decoded
+        spans = zip(corner, sides, strict=True)
+        at = (..., *(slice(factor * start, factor * (start + side)) for start, side in spans))
+        images[at] += weight.to(images) * decoded
         weights[at] += weight.to(images)
     return images / weights
 
