@@ -1,100 +1,223 @@
 """Text-conditional samples: how often a recognizer reads off an image what its prompt says.
 
     python -m benchmarks.captions --shapes runs/text_shapes --digits runs/text_digits
+    python -m benchmarks.captions --shapes runs/text_shapes --picture agreement.png
 
 The runs are those of --config text_shapes and text_digits. Prompts are all single shapes, those whose
 combination of colour and kind is not in the training set in a row of their own, and all digits with one
-attribute. The first row of each table has what the recognizers read off real images under their own captions.
+attribute. A run on --config.data.name=shapes draws scenes of two shapes besides, whose relation is read, too;
+in a new scene one of the two is a new combination. The first row of each table has what the recognizers read
+off real images under their own captions.
+
+The picture has agreement against guidance scale. Errors are binomial standard errors, √(p (1 - p)/n).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from score_diffusion import load_run
+from score_diffusion.run.console import silence
 from score_diffusion.run.data.captioned_digits import ATTRIBUTES, DIGIT_WORDS, HIGH, LOW, article
-from score_diffusion.run.data.shapes import COLOURS, KINDS, NEW, SIZES, Scene, Shape, ShapeSource
+from score_diffusion.run.data.shapes import (
+    COLOURS,
+    KINDS,
+    NEW,
+    SIZES,
+    Scene,
+    Shape,
+    ShapeSource,
+    random_scene,
+)
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.evaluation.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
+from score_diffusion.run.python.run import Run
 
 PROPERTIES = ("colour", "kind", "size")
+SCALES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
+PAIRS = 48  # prompts of two shapes in a row
 
 
-def draw(run: str, prompts: Sequence[str], each: int, scale: float, nfe: int) -> np.ndarray:
+@dataclass(frozen=True)
+class Share:
+    """How often something was right."""
+
+    right: int
+    count: int
+
+    @property
+    def percent(self) -> float:
+        return 100 * self.right / self.count
+
+    @property
+    def error(self) -> float:
+        """The binomial standard error of the percentage."""
+        share = self.right / self.count
+        return 100 * math.sqrt(share * (1 - share) / self.count)
+
+    def __str__(self) -> str:
+        return f"{self.percent:.1f} ± {self.error:.1f} %"
+
+
+Row = dict[str, Share]
+"""What was right, by property."""
+Curves = dict[str, dict[float, Row]]
+"""Rows by the group of their prompts and by guidance scale."""
+
+
+def draw(run: Run, prompts: Sequence[str], each: int, scale: float, nfe: int) -> np.ndarray:
     """Samples of a run, `each` under every prompt in turn."""
-    count = each * len(prompts)
-    return load_run(run).sample(count, nfe=nfe, guidance="cfg", scale=scale, prompt=prompts).samples
+    with silence():
+        return run.sample(each * len(prompts), nfe=nfe, guidance="cfg", scale=scale, prompt=prompts).samples
 
 
-def shapes_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None:
-    """Colour, kind and size of single shapes, seen in training and new."""
-    words = [Shape(*names) for names in itertools.product(SIZES, COLOURS, KINDS)]
-    groups = {
-        "seen": [shape for shape in words if (shape.colour, shape.kind) not in NEW],
-        "new": [shape for shape in words if (shape.colour, shape.kind) in NEW],
+def single_shapes() -> dict[str, list[Scene]]:
+    """Scenes of one shape: all combinations that training may have seen, and all new ones."""
+    shapes = [Shape(*names) for names in itertools.product(SIZES, COLOURS, KINDS)]
+    return {
+        "seen": [Scene((shape,)) for shape in shapes if (shape.colour, shape.kind) not in NEW],
+        "new": [Scene((shape,)) for shape in shapes if (shape.colour, shape.kind) in NEW],
     }
-    recognizer, real = ShapeRecognizer(16), ShapeSource(1, "benchmark", 400, 16, (1,))
-    read = recognizer(real.read(torch.arange(400)).numpy())
-    print(f"{'':28}" + "".join(f"{name:>9}" for name in PROPERTIES))
-    print_agreement("real images", [scene_agreement(real.scene(i), scene) for i, scene in enumerate(read)])
-    for scale, (name, shapes) in itertools.product(scales, groups.items()):
-        samples = draw(run, [str(shape) for shape in shapes], each, scale, nfe)
+
+
+def pairs_of_shapes(count: int) -> dict[str, list[Scene]]:
+    """Random scenes of two shapes, and such scenes whose first shape is a new combination."""
+    rng = np.random.default_rng(0)
+    seen = [random_scene(rng, (2,)) for _ in range(count)]
+    new = []
+    for k, scene in enumerate(random_scene(rng, (2,)) for _ in range(count)):
+        colour, kind = NEW[k % len(NEW)]
+        other = next(shape for shape in scene.shapes if shape.colour != colour)
+        new.append(replace(scene, shapes=(Shape(scene.shapes[0].size, colour, kind), other)))
+    return {"pairs, seen": seen, "pairs, new": new}
+
+
+def agreement(agreements: Sequence[Mapping[str, bool]], names: Sequence[str]) -> Row:
+    """How often each of the properties that the agreements have was right."""
+    return {
+        name: Share(sum(agrees[name] for agrees in agreements), len(agreements))
+        for name in names
+        if name in agreements[0]
+    }
+
+
+def print_heading(names: Sequence[str]) -> None:
+    """The heading of a table of these properties."""
+    print(f"{'':28}" + "".join(f"{name:>15}" for name in names))
+
+
+def print_row(title: str, row: Row, names: Sequence[str] = PROPERTIES) -> None:
+    """A row of a table: how often each of the properties is right."""
+    counts = sorted({share.count for share in row.values()})
+    shares = "".join(f"{str(row.get(name, '')):>15}" for name in names)
+    print(f"{title:28}{shares}   of {' or '.join(map(str, counts))}", flush=True)
+
+
+def shapes_table(path: str, scales: Sequence[float], each: int, nfe: int) -> Curves:
+    """Colour, kind and size of shapes, seen in training and new, and the relation of two."""
+    run, groups, names = load_run(path), single_shapes(), PROPERTIES
+    if run.data.name == "shapes":
+        groups, names = groups | pairs_of_shapes(PAIRS), (*PROPERTIES, "relation")
+    side = run.data.shape[-1]
+    recognizer, curves = ShapeRecognizer(side), {group: {} for group in groups}
+    print_heading(names)
+    for count in sorted({len(scenes[0].shapes) for scenes in groups.values()}):
+        real = ShapeSource(1, "benchmark", 400, side, (count,))
+        read = recognizer(real.read(torch.arange(400)).numpy())
+        found = [scene_agreement(real.scene(i), scene) for i, scene in enumerate(read)]
+        print_row(f"real images, {count} each", agreement(found, names), names)
+    for scale, (group, scenes) in itertools.product(scales, groups.items()):
+        samples = draw(run, [scene.captions()[0] for scene in scenes], each, scale, nfe)
         read = recognizer(((samples + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
-        asked = [Scene((shapes[k % len(shapes)],)) for k in range(len(read))]
-        print_agreement(
-            f"scale {scale:g}, {name}", [scene_agreement(*pair) for pair in zip(asked, read, strict=True)]
-        )
+        found = [scene_agreement(scenes[k % len(scenes)], scene) for k, scene in enumerate(read)]
+        curves[group][scale] = agreement(found, names)
+        print_row(f"scale {scale:g}, {group}", curves[group][scale], names)
+    return curves
 
 
-def print_agreement(name: str, agreements: Sequence[Mapping[str, bool]]) -> None:
-    """A row of a table: how often each of the properties agrees."""
-    shares = [100 * np.mean([agrees[key] for agrees in agreements]) for key in PROPERTIES]
-    print(f"{name:28}" + "".join(f"{share:8.1f}%" for share in shares) + f"   of {len(agreements)}")
-
-
-def digits_table(run: str, scales: Sequence[float], each: int, nfe: int) -> None:
-    """The digit, and whether an attribute is in the third that its prompt names."""
-    recognizer, digits = DigitRecognizer(), load_digits()
-    assert digits.test_labels is not None  # digits have labels
+def digit_prompts() -> tuple[list[str], list[tuple[int, str, int]]]:
+    """All digits with one attribute, and for each its digit, the attribute and the third that is named."""
     prompts, asked = [], []
     for digit, (name, ends) in itertools.product(range(10), ATTRIBUTES.items()):
         for third, word in zip((LOW, HIGH), ends, strict=True):
             word_and_digit = (DIGIT_WORDS[digit], word) if name == "slant" else (word, DIGIT_WORDS[digit])
             prompts.append(" ".join([article(word_and_digit[0]), *word_and_digit]))
             asked.append((digit, name, third))
-    print(f"{'':24}" + "".join(f"{name:>10}" for name in ("digit", *ATTRIBUTES)))
+    return prompts, asked
+
+
+def digits_table(path: str, scales: Sequence[float], each: int, nfe: int) -> Curves:
+    """The digit, and whether an attribute is in the third that its prompt names."""
+    run, recognizer, digits = load_run(path), DigitRecognizer(), load_digits()
+    assert digits.test_labels is not None  # digits have labels
+    (prompts, asked), names, rows = digit_prompts(), ("digit", *ATTRIBUTES), {}
+    print_heading(names)
     read, _ = recognizer(digits.test[:])
-    print(f"{'real images':24}{100 * (read == digits.test_labels).double().mean():9.1f}%")
+    right = read == digits.test_labels
+    print_row("real images", {"digit": Share(int(right.sum()), len(right))}, names)
     for scale in scales:
         samples = torch.from_numpy(draw(run, prompts, each, scale, nfe))
         read, thirds = recognizer(((samples + 1) * 8).round())
-        rows = [asked[k % len(asked)] for k in range(len(samples))]
-        right = [int(read[k]) == digit for k, (digit, _, _) in enumerate(rows)]
-        shares = [np.mean(right)]
+        of = [asked[k % len(asked)] for k in range(len(samples))]
+        row = {"digit": Share(sum(int(read[k]) == digit for k, (digit, _, _) in enumerate(of)), len(of))}
         for attribute in ATTRIBUTES:
             hits = [
-                int(thirds[name][k]) == third for k, (_, name, third) in enumerate(rows) if name == attribute
+                int(thirds[attribute][k]) == third
+                for k, (_, name, third) in enumerate(of)
+                if name == attribute
             ]
-            shares.append(np.mean(hits))
-        print(f"{f'scale {scale:g}':24}" + "".join(f"{100 * share:9.1f}%" for share in shares))
+            row[attribute] = Share(sum(hits), len(hits))
+        rows[scale] = row
+        print_row(f"scale {scale:g}", row, names)
+    return {"digits": rows}
+
+
+def draw_picture(path: Path, curves: Curves) -> None:
+    """Agreement against guidance scale: a panel for each group of prompts, a curve for each property."""
+    figure = Figure(figsize=(4 * len(curves), 3.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes = figure.subplots(1, len(curves), sharey=True, squeeze=False)[0]
+    for axes, (group, rows) in zip(all_axes, curves.items(), strict=True):
+        for name in next(iter(rows.values())):
+            shares = [row[name] for row in rows.values()]
+            percents, errors = [share.percent for share in shares], [share.error for share in shares]
+            axes.errorbar([*rows], percents, errors, fmt="o-", markersize=4, capsize=3, label=name)
+        axes.set_title(group)
+        axes.set_xlabel("guidance scale")
+        axes.grid(alpha=0.3)
+        axes.legend(loc="lower right", fontsize=8)
+    all_axes[0].set_ylim(0, 103)
+    all_axes[0].set_ylabel("read off as the prompt says, %")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--shapes", help="run of --config text_shapes")
     parser.add_argument("--digits", help="run of --config text_digits")
-    parser.add_argument("--scales", type=float, nargs="+", default=[1.0, 2.0, 4.0])
+    parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--each", type=int, default=5, help="samples under each prompt")
     parser.add_argument("--nfe", type=int, default=30)
+    parser.add_argument("--picture", type=Path, help="where to draw agreement against scale, a .png file")
     options = parser.parse_args(argv)
+    curves: Curves = {}
     for run, table in ((options.shapes, shapes_table), (options.digits, digits_table)):
         if run:
-            table(run, options.scales, options.each, options.nfe)
+            curves |= table(run, options.scales, options.each, options.nfe)
+    if options.picture:
+        draw_picture(options.picture, curves)
+        print(f"The picture is {options.picture}.")
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.captions import PROPERTIES, print_agreement
+from benchmarks.captions import PROPERTIES, agreement, print_heading, print_row, single_shapes
 from score_diffusion.run.builders.encoders import load_contrastive_encoders
-from score_diffusion.run.data.shapes import COLOURS, KINDS, NEW, SIZES, Scene, Shape, ShapeSource
+from score_diffusion.run.data.shapes import COLOURS, KINDS, SIZES, Scene, Shape, ShapeSource
 from score_diffusion.run.encoded_data.embeddings import ContrastiveEncoders
 from score_diffusion.run.evaluation.recognizers import ShapeRecognizer, scene_agreement
 from score_diffusion.run.python.system import System, load_system
@@ -58,36 +58,25 @@ def retrieval_table(encoders: ContrastiveEncoders, count: int) -> None:
     with torch.no_grad():
         nearest = (encoders.encode(images) @ texts.T).argmax(1)
     found = [scene_agreement(scene, Scene((shapes[k],))) for scene, k in zip(scenes, nearest, strict=True)]
-    print_agreement(f"nearest of {len(shapes)} captions", found)
+    print_row(f"nearest of {len(shapes)} captions", agreement(found, PROPERTIES))
 
 
 def agreement_table(system: System, each: int, nfe: int, settings: Mapping[str, object]) -> None:
     """Colour, kind and size of prompts, seen in training and new, and of variations."""
-    recognizer, shapes = (
-        ShapeRecognizer(SIDE),
-        [*itertools.starmap(Shape, itertools.product(SIZES, COLOURS, KINDS))],
-    )
-    groups = {
-        "seen": [shape for shape in shapes if (shape.colour, shape.kind) not in NEW],
-        "new": [shape for shape in shapes if (shape.colour, shape.kind) in NEW],
-    }
-    for (way, options), (group, asked) in itertools.product(WAYS.items(), groups.items()):
-        with tempfile.NamedTemporaryFile("w", suffix=".txt") as file:
-            file.write("\n".join(map(str, asked)))
-            file.flush()
-            chosen = {"prompts": file.name, **options, **settings}
-            drawn = system.sample(each * len(asked), nfe=nfe, settings=chosen).samples
-        read = recognizer(levels(drawn))
-        pairs = [scene_agreement(Scene((asked[k % len(asked)],)), scene) for k, scene in enumerate(read)]
-        print_agreement(f"{way}, {group}", pairs)
+    recognizer = ShapeRecognizer(SIDE)
+    for (way, options), (group, scenes) in itertools.product(WAYS.items(), single_shapes().items()):
+        prompts = [scene.captions()[0] for scene in scenes]
+        drawn = system.sample(each * len(scenes), prompt=prompts, nfe=nfe, settings={**options, **settings})
+        read = recognizer(levels(drawn.samples))
+        found = [scene_agreement(scenes[k % len(scenes)], scene) for k, scene in enumerate(read)]
+        print_row(f"{way}, {group}", agreement(found, PROPERTIES))
     images, scenes = held_out(each * 16)
     with tempfile.TemporaryDirectory() as folder:
         np.save(Path(folder) / "images.npy", images.numpy())
         chosen = {"unclip.images": str(Path(folder) / "images.npy"), **settings}
         read = recognizer(levels(system.sample(len(images), nfe=nfe, settings=chosen).samples))
-    print_agreement(
-        "variations of images", [scene_agreement(*pair) for pair in zip(scenes, read, strict=True)]
-    )
+    found = [scene_agreement(*pair) for pair in zip(scenes, read, strict=True)]
+    print_row("variations of images", agreement(found, PROPERTIES))
 
 
 def path_table(
@@ -127,7 +116,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     system = load_system(options.system)
     encoders = load_contrastive_encoders(str(system.path / system.stages[0]), None)
     settings = {f"{system.stages[-1]}.cfg.scale": options.scale, "seed": options.seed}
-    print(f"{'':28}" + "".join(f"{name:>9}" for name in PROPERTIES))
+    print_heading(PROPERTIES)
     retrieval_table(encoders, 400)
     agreement_table(system, options.each, options.nfe, settings)
     path_table(system, encoders, options.pairs, options.points, settings)

@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {  # arguments, and a row that the table must have
-    "captions": ("--digits RUNS --scales 2 --each 1 --nfe 2", "real images"),
+    "captions": ("--digits RUNS --scales 0 2 --each 1 --nfe 2 --picture PICTURE", "real images"),
     "cascade": ("RUNS --features pixels --levels 0 --samples 8 --nfe 2", "drawn at 0"),
     "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
