@@ -29,7 +29,14 @@ from ml_collections import ConfigDict
 from torch import nn
 
 from score_diffusion.models import AUTOENCODERS, Autoencoder, AutoencoderKL, NCSNv2, UNet
-from score_diffusion.run.build import assemble_model, build_sde, data_options, network_options, run_once
+from score_diffusion.run.build import (
+    IMAGE_NETWORKS,
+    assemble_model,
+    build_sde,
+    data_options,
+    network_options,
+    run_once,
+)
 from score_diffusion.run.builders.autoencoders import assemble_autoencoder, load_autoencoder, run_autoencoder
 from score_diffusion.run.builders.encoders import AUTOENCODING
 from score_diffusion.run.builders.inference import load_score_model
@@ -304,14 +311,22 @@ def export_checkpoint(config: ConfigDict, workdir: Path, target: str, folder: Pa
         raise UserError(f"{folder} is there already: give the path of a new folder")
     if config.model.name in AUTOENCODERS:
         return _export_autoencoder(config, workdir, target, folder)
+    if config.model.name not in IMAGE_NETWORKS:
+        raise UserError(
+            f"only U-Nets and autoencoders can be written for {target}, not model {config.model.name!r}"
+        )
     model, step, weights = load_score_model(workdir, config, torch.device("cpu"))
-    if not isinstance(model.net, UNet):
-        raise UserError(f"only U-Nets can be written for {target}, not model {config.model.name!r}")
-    options = {key: config.model[key] for key in unet_defaults()}
-    options["out_channels"] = model.net.out_channels
+    info, options = read_data_info(workdir), {key: config.model.get(key) for key in unet_defaults()}
+    options["out_channels"] = getattr(model.net, "out_channels", None)
     with _nothing_left_on_failure(folder):
-        diffusers_writer.write(model, options, config.sde.to_dict(), read_data_info(workdir).shape, folder)
-    rows = [("model", f"{weights} after {step:,} training steps"), ("written", folder)]
+        notes = diffusers_writer.write(model, options, config.sde.to_dict(), info.shape, folder)
+    if info.decoded is not None:
+        notes = (*notes, f"it draws latents, which the autoencoder of {config.data.autoencoder} decodes")
+    rows: list[tuple[str, object]] = [
+        ("model", f"{weights} after {step:,} training steps"),
+        ("written", folder),
+        *(("note", note) for note in notes),
+    ]
     print_result(f"Converted to {target}", rows)
     return 0
 

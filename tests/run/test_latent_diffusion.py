@@ -210,6 +210,23 @@ def test_the_autoencoder_may_move_but_not_change(run: Path, autoencoder: Path, t
     assert f"the weights in {moved} are not those that the run was trained with" in message
 
 
+def test_a_network_of_latents_is_written_with_a_word_about_its_decoder(
+    autoencoder: Path, tmp_path: Path, capsys
+):
+    run = tmp_path / "run"
+    assert train(run, TINY, autoencoder, "--config.model.norm_groups=4") == 0
+    assert main(["--mode", "convert", "--to", "diffusers", str(tmp_path / "new"), "--workdir", str(run)]) == 0
+    assert f"draws latents, which the autoencoder of {autoencoder} decodes" in capsys.readouterr().out
+
+
+def test_tiles_are_for_latents(run: Path, trained: Path, refused):
+    sample = ["--mode", "sample", "--config.sampling.tile=4", "--workdir"]
+    assert main([*sample, str(run)]) == 0
+    assert "sampling.tile=4 is for runs that were trained on latents" in refused(
+        main([*sample, str(trained)])
+    )
+
+
 REFUSED = {
     "none": ("sample", "", "was trained on the latents of an autoencoder, and data.autoencoder names none"),
     "missing": ("sample", "nowhere", "nowhere holds no run: train an autoencoder there"),

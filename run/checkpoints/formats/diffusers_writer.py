@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from score_diffusion.models import UNet
+from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.models.layers import SelfAttention
 from score_diffusion.run.checkpoints.formats.diffusers import (
     DOWN,
@@ -53,15 +54,20 @@ SKIP_FORM: dict[str, Sequence[object]] = dict(
     embedding=("fourier",),
     norm_groups=(None, 32),
 )
-BOTH_FORMS: dict[str, Sequence[object]] = dict(vector_dim=(0,), token_dim=(0,), image_channels=(0,))
 VE_SCALES = {
     "log_noise_level": 1.0,
     "log_half_noise_level": 2.0,
 }  # our σ for one of theirs, by the noise input
 EPSILON = ("noise", "vp", "iddpm")
+TABULATED = (
+    "its embedding of the noise is a table of all steps (time_embedding_type = 'learned'), which --from "
+    "diffusers does not read: keep the run"
+)
 
 
-def write(model: ScoreModel, options: Mapping, sde: Mapping, shape: Sequence[int], folder: Path) -> None:
+def write(
+    model: ScoreModel, options: Mapping, sde: Mapping, shape: Sequence[int], folder: Path
+) -> tuple[str, ...]:
     """Writes a pipeline's folder: unet/ with configuration and weights, scheduler/, model_index.json.
 
     Args:
@@ -71,20 +77,28 @@ def write(model: ScoreModel, options: Mapping, sde: Mapping, shape: Sequence[int
         shape: Shape of its images, (C, H, W).
         folder: The folder, created.
 
+    Returns:
+        What a user of the folder should know.
+
     Raises:
         UserError: If a UNet2DModel cannot be this network, or a scheduler its SDE; it gives all reasons.
     """
-    net = model.net
-    assert isinstance(net, UNet)
-    skip = net.output_pyramid == "skip"
-    reasons = [*_option_reasons(options, net, skip), *(_ve_reasons if skip else _vp_reasons)(model, sde)]
+    net, skip = model.net, options.get("output_pyramid") == "skip"
+    conditions = sorted(condition_sizes(model).keys() - {"label"})
+    reasons = [f"conditions {' and '.join(conditions)}, where it has a class at most"] if conditions else []
+    if isinstance(net, UNet):
+        reasons += [*_option_reasons(options, net, skip), *(_ve_reasons if skip else _vp_reasons)(model, sde)]
+    elif not conditions:
+        reasons = [f"a network of the class {type(net).__name__}, where it has a U-Net"]
     if reasons:
         numbered = "; ".join(f"({k}) {reason}" for k, reason in enumerate(reasons, 1))
         raise UserError(f"diffusers has no UNet2DModel and scheduler for this run: {numbered}")
     config = _config(model, options, shape, skip)
     scheduler = _ve_scheduler(model, sde) if skip else _vp_scheduler(model, sde)
+    assert isinstance(net, UNet)
     tensors = rules(net, flipped=False).write(net.state_dict())
-    if config["time_embedding_type"] == "learned":
+    tabulated = config["time_embedding_type"] == "learned"
+    if tabulated:
         tensors |= _learned_embedding(model, options["channels"], tensors)
     write_json(folder / "unet" / CONFIG, config)
     write_atomic(folder / "unet" / WEIGHTS, safetensors.torch.save(tensors, {"format": "pt"}))
@@ -92,11 +106,12 @@ def write(model: ScoreModel, options: Mapping, sde: Mapping, shape: Sequence[int
     pipeline = "ScoreSdeVePipeline" if skip else "DDPMPipeline"
     parts = {"unet": ["diffusers", "UNet2DModel"], "scheduler": ["diffusers", scheduler["_class_name"]]}
     write_json(folder / "model_index.json", {"_class_name": pipeline, **parts})
+    return (TABULATED,) if tabulated else ()
 
 
 def _option_reasons(options: Mapping, net: UNet, skip: bool) -> list[str]:
     """Why a UNet2DModel cannot be a network with these arguments."""
-    form = (SKIP_FORM if skip else DDPM_FORM) | BOTH_FORMS
+    form = SKIP_FORM if skip else DDPM_FORM
     reasons = [
         f"model.{key}={options[key]!r}, where it has {' or '.join(map(repr, valid))}"
         for key, valid in form.items()

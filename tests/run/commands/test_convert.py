@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -69,6 +70,26 @@ def test_it_samples_scores_and_goes_back(folder, tmp_path):
     after = UNet2DModel.from_pretrained(back / "unet")
     with torch.no_grad():
         torch.testing.assert_close(after.eval()(x, 7).sample, before.eval()(x, 7).sample)
+
+
+def test_what_is_not_read_back_is_said_where_it_is_written(tmp_path, refused, capsys):
+    """An embedding that becomes a table."""
+    run, theirs = tmp_path / "run", tmp_path / "theirs"
+    few = "--config.model.norm_groups=4", "--config.training.steps=1", "--config.training.preview_samples=0"
+    tiny = str(Path(__file__).parents[1] / "tiny.py")
+    assert main(["--mode", "train", "--config", tiny, "--workdir", str(run), *few]) == 0
+    assert convert("--to", "diffusers", theirs, "--workdir", run) == 0
+    printed = capsys.readouterr().out
+    assert "table of all steps (time_embedding_type = 'learned'), which --from diffusers does not" in printed
+    back = convert("--from", "diffusers", theirs, "--workdir", tmp_path / "back")
+    assert "time_embedding_type must be 'positional', it is 'learned'" in refused(back)
+
+
+def test_a_network_without_score_is_refused_by_its_name(tmp_path, refused):
+    run, few = tmp_path / "run", ("--config.training.steps=1", "--config.model.channels=8")
+    assert main(["--mode", "train", "--config", "classifier", "--workdir", str(run), *few]) == 0
+    message = refused(convert("--to", "diffusers", tmp_path / "new", "--workdir", run))
+    assert "only U-Nets and autoencoders can be written for diffusers, not model 'classifier'" in message
 
 
 @pytest.mark.slow

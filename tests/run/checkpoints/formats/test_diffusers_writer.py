@@ -141,21 +141,19 @@ def test_the_pipeline_samples_as_ddim_does_here(tmp_path):
 
 def refused(model, config, **options):
     """The sentence with which a model is refused."""
-    all_options = {key: config.model[key] for key in unet_defaults()} | options
+    all_options = {key: config.model.get(key) for key in unet_defaults()} | options
     with pytest.raises(UserError, match="no UNet2DModel and scheduler") as error:
         diffusers_writer.write(model, all_options, config.sde.to_dict(), (1, 8, 8), None)
     return str(error.value)
 
 
 def test_all_reasons_are_given_at_once():
-    config = load_config("vpsde")
+    config = apply_overrides(load_config("vpsde"), [("model.token_dim", "5")])
     model = model_of(config)
-    sentence = refused(
-        model, config, filter="fir", token_dim=5, embedding_dim=128, condition_first=True, num_classes=3
-    )
+    sentence = refused(model, config, filter="fir", embedding_dim=128, condition_first=True, num_classes=3)
     for reason in (
-        "(1) model.filter='fir', where it has 'box'",
-        "(2) model.token_dim=5, where it has 0",
+        "(1) conditions tokens, where it has a class at most",
+        "(2) model.filter='fir', where it has 'box'",
         "(3) model.embedding_dim=128, where it has at most model.channels = 32",
         "(4) model.condition_first=True",
         "(5) norms of 8 and 16 and 24 and 32 groups, where it has one number for all: train with "
@@ -170,6 +168,28 @@ def test_all_reasons_are_given_at_once():
         model = ScoreModel(model.net, build_sde(other.sde), prediction="edm", sigma_data=1.0)
         sentence = refused(model, other)
         assert reason in sentence and "model.prediction=edm, where it predicts noise" in sentence
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model.upscale": "2"}, "(1) conditions augmentation and low_resolution, where it has a class at"),
+        (
+            {"model.encoder_words": "9", "model.num_classes": "3"},
+            "(1) conditions text, where it has a class at most",
+        ),
+        ({"model.vector_dim": "4"}, "(1) conditions vector, where it has a class at most"),
+    ],
+)
+def test_networks_with_other_conditions_are_refused_for_these(changes: dict[str, str], reason: str):
+    config = apply_overrides(load_config("vpsde"), list(changes.items()))
+    assert reason in refused(model_of(config), config)
+
+
+def test_another_network_is_named():
+    config = load_config("dit")
+    sentence = refused(model_of(config), config, **unet_defaults())
+    assert sentence.endswith("(1) a network of the class DiT, where it has a U-Net")
 
 
 def test_heads_of_several_sizes_are_named():
