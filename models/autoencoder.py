@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -88,14 +89,14 @@ class Autoencoder(nn.Module):
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
         style = Style(dims, norm_groups=norm_groups, norm_eps=1e-6, resampling="conv_asymmetric")
-        widths = [channels * multiplier for multiplier in multipliers]
+        layout = Layout(tuple(channels * m for m in multipliers), blocks_per_level, attention, style)
         self.in_channels, self.latent_channels, self.dims = in_channels, latent_channels, dims
-        self.factor = 2 ** (len(widths) - 1)
+        self.factor = 2 ** (len(multipliers) - 1)
         """Pixels per latent position along each side."""
-        self.encoder = Encoder(in_channels, encoder_channels, widths, blocks_per_level, attention, style)
+        self.encoder = Encoder(in_channels, encoder_channels, layout)
         self.quant = style.conv(encoder_channels, encoder_channels, 1)
         self.post_quant = style.conv(latent_channels, latent_channels, 1)
-        self.decoder = Decoder(latent_channels, in_channels, widths, blocks_per_level, attention, style)
+        self.decoder = Decoder(latent_channels, in_channels, layout)
 
     def latent_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the latents of images of a shape, both (C, *size)."""
@@ -265,37 +266,53 @@ class AutoencoderVQ(Autoencoder):
         return Reconstruction(self._decoded(z + (e - z).detach()), penalty)
 
 
+@dataclass(frozen=True)
+class Layout:
+    """What encoder and decoder have in common."""
+
+    widths: tuple[int, ...]
+    """Channels of each level, finest first."""
+    blocks_per_level: int
+    """Residual blocks of each level of the encoder; the decoder has one more."""
+    attention: bool
+    """Whether the middle attends between all positions."""
+    style: Style
+
+    def blocks(self, in_channels: int, out_channels: int, count: int) -> nn.Sequential:
+        """The blocks of a level."""
+        first = PlainBlock(in_channels, out_channels, self.style)
+        others = (PlainBlock(out_channels, out_channels, self.style) for _ in range(count - 1))
+        return nn.Sequential(first, *others)
+
+    def middle(self) -> nn.Sequential:
+        """The blocks between encoder and decoder, of which each has its own."""
+        width = self.widths[-1]
+        attend = SelfAttention(width, 1, self.style) if self.attention else nn.Identity()
+        return nn.Sequential(
+            PlainBlock(width, width, self.style), attend, PlainBlock(width, width, self.style)
+        )
+
+
 class Encoder(nn.Module):
     """The encoder of an autoencoder: (B, in_channels, *size) to (B, out_channels, *size/f).
 
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        widths: Channels of each level, finest first.
-        blocks_per_level: Residual blocks of each level.
-        attention: Whether the middle attends.
-        style: The style of the network.
+        layout: Its levels and blocks.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks_per_level: int,
-        attention: bool,
-        style: Style,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layout: Layout) -> None:
         super().__init__()
-        width = widths[0]
+        style, width = layout.style, layout.widths[0]
         self.conv_in = style.conv(in_channels, width)
         self.levels, self.downsample = nn.ModuleList(), nn.ModuleList()
-        for level, level_width in enumerate(widths):
+        for level, level_width in enumerate(layout.widths):
             if level > 0:
                 self.downsample.append(Downsample(width, style))
-            self.levels.append(_blocks(width, level_width, blocks_per_level, style))
+            self.levels.append(layout.blocks(width, level_width, layout.blocks_per_level))
             width = level_width
-        self.middle = _middle(width, attention, style)
+        self.middle = layout.middle()
         self.norm_out, self.conv_out = style.norm(width), style.conv(width, out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -314,30 +331,19 @@ class Decoder(nn.Module):
     Args:
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        widths: Channels of each level, finest first.
-        blocks_per_level: Residual blocks of each level less one.
-        attention: Whether the middle attends.
-        style: The style of the network.
+        layout: Its levels and blocks.
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        widths: Sequence[int],
-        blocks_per_level: int,
-        attention: bool,
-        style: Style,
-    ) -> None:
+    def __init__(self, in_channels: int, out_channels: int, layout: Layout) -> None:
         super().__init__()
-        width = widths[-1]
+        style, width = layout.style, layout.widths[-1]
         self.conv_in = style.conv(in_channels, width)
-        self.middle = _middle(width, attention, style)
+        self.middle = layout.middle()
         self.levels, self.upsample = nn.ModuleList(), nn.ModuleList()  # coarsest first
-        for level, level_width in enumerate(reversed(widths)):
+        for level, level_width in enumerate(reversed(layout.widths)):
             if level > 0:
                 self.upsample.append(Upsample(width, style))
-            self.levels.append(_blocks(width, level_width, blocks_per_level + 1, style))
+            self.levels.append(layout.blocks(width, level_width, layout.blocks_per_level + 1))
             width = level_width
         self.norm_out, self.conv_out = style.norm(width), style.conv(width, out_channels)
 
@@ -372,13 +378,3 @@ class PlainBlock(nn.Module):
         """Features (B, in_channels, *size) to (B, out_channels, *size)."""
         out = self.conv1(F.silu(self.norm1(h)))
         return self.style.merge(self.shortcut(h), self.conv2(F.silu(self.norm2(out))))
-
-
-def _blocks(in_channels: int, out_channels: int, count: int, style: Style) -> nn.Sequential:
-    first = PlainBlock(in_channels, out_channels, style)
-    return nn.Sequential(first, *(PlainBlock(out_channels, out_channels, style) for _ in range(count - 1)))
-
-
-def _middle(width: int, attention: bool, style: Style) -> nn.Sequential:
-    attend = SelfAttention(width, 1, style) if attention else nn.Identity()
-    return nn.Sequential(PlainBlock(width, width, style), attend, PlainBlock(width, width, style))

@@ -81,10 +81,10 @@ def test_the_nearest_code_is_that_of_a_search(randomize):
 
 def test_the_gradient_passes_straight_through(randomize):
     """The decoder's gradient at the codes is the encoder's at its latents."""
-    net = randomize(AutoencoderVQ(1, **SMALL))
-    z = torch.randn(2, 3, 4, 4, requires_grad=True)
+    net = randomize(AutoencoderVQ(1, **SMALL)).double()
+    z = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     net._encoded = lambda x: z
-    weights = torch.randn(2, 1, 8, 8)
+    weights = torch.randn(2, 1, 8, 8, dtype=torch.float64)
     (net(torch.zeros(2, 1, 8, 8)).images * weights).sum().backward()
     e = net.codes(net.nearest(z)).detach().requires_grad_()
     (net._decoded(e) * weights).sum().backward()

@@ -112,13 +112,17 @@ class Tiles {
 class PathView {
   constructor(section, choose) {
     const find = (selector) => section.querySelector(selector);
+    find(".path-here").replaceWith(byId("path").content.cloneNode(true));
     this.tiles = new Tiles(find(".tiles"), choose);
     [this.view, this.scrub, this.slider, this.time, this.player] =
       [".view", ".scrub", ".frames", ".time", ".play"].map(find);
     this.radios = section.querySelectorAll(".switch input");
     this.frames = [];
     this.slider.oninput = () => { this.pause(); this.show(Number(this.slider.value)); };
-    for (const radio of this.radios) radio.onchange = () => this.show(Number(this.slider.value));
+    for (const radio of this.radios) {
+      radio.name = `${section.id}-view`;
+      radio.onchange = () => this.show(Number(this.slider.value));
+    }
     this.player.onclick = () => (this.timer ? this.pause() : this.play());
   }
 
