@@ -158,6 +158,19 @@ def drop_conditions(cond: Mapping[str, Tensor], dropped: Tensor) -> dict[str, Te
     }
 
 
+def tokens_and_mask(cond: Mapping[str, Tensor], token_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The tokens of a checked condition (B, L, token_dim) and which are valid, bool (B, L); L is 0 without.
+
+    Args:
+        cond: The condition by kind.
+        token_dim: Size of the tokens.
+        like: A tensor of B samples with the dtype and device of the tokens.
+    """
+    tokens = cond.get("tokens", like.new_zeros(len(like), 0, token_dim))
+    all_valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=like.device)
+    return tokens, cond.get("mask", all_valid)
+
+
 class ConditionEmbedding(nn.Module):
     """Adds a condition to the noise embedding: the class's row of a table, a linear map of the vector.
 

@@ -1,14 +1,16 @@
 """DiT, a transformer over patches of an image: `net(x, noise, cond=None) -> like x`, x of shape (B, C, H, W).
 
-    h = patches(x) + positions,    c = embedding(noise) + embedding(class)
+    h = patches(x) + positions,    c = embedding(noise) + embedding(class) + linear(vector)
 
     in every block, with shift, scale and gate linear in silu(c):
         h <- h + gate_1 · attention((1 + scale_1) · norm(h) + shift_1)
+        h <- h + cross-attention(h, tokens)          with tokens, such as a text's
         h <- h + gate_2 · mlp((1 + scale_2) · norm(h) + shift_2)
 
     output = unpatch(linear((1 + scale) · norm(h) + shift))
 
-All gates are zero at initialization (adaLN-Zero): every block starts as the identity, and the output is 0.
+All gates are zero at initialization (adaLN-Zero), and so is the output of the cross-attention, which is where
+PixArt-α has it: every block starts as the identity, and the output is 0.
 The positions are sines and cosines of a patch's coordinates. They are not learned and fix no size: images may
 have one, two or three dimensions and any size that the patch divides.
 
@@ -19,6 +21,8 @@ prediction to "iddpm".
 References:
     Scalable Diffusion Models with Transformers (Peebles & Xie, 2023), https://arxiv.org/abs/2212.09748:
         Section 3.2 and Table 1.
+    PixArt-α: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis (Chen et al.,
+        2024), https://arxiv.org/abs/2310.00426: Section 2.3, cross-attention.
     An Image Is Worth 16x16 Words (Dosovitskiy et al., 2021), https://arxiv.org/abs/2010.11929: patches.
     Attention Is All You Need (Vaswani et al., 2017), https://arxiv.org/abs/1706.03762: Section 3.5,
         positions.
@@ -27,19 +31,27 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from score_diffusion.models.conditions import Condition, read_condition
+from score_diffusion.models.conditions import Condition, read_condition, tokens_and_mask
 from score_diffusion.models.embeddings import NoiseEmbedding
-from score_diffusion.models.layers import CONVOLUTIONS, LAYOUTS, check_inputs, zero_init
+from score_diffusion.models.layers import (
+    CONVOLUTIONS,
+    LAYOUTS,
+    TokenAttention,
+    check_inputs,
+    zero_init,
+)
 
 
 class DiT(nn.Module):
-    """A diffusion transformer, conditioned on the noise and on a class. At initialization its output is 0.
+    """A diffusion transformer, conditioned on the noise, and on a class, a vector or tokens.
+
+    At initialization its output is 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -60,19 +72,24 @@ class DiT(nn.Module):
         embedding: str = "sinusoidal_adm",  # embedding of the noise: sinusoidal, sinusoidal_adm or fourier
         embedding_dim: int = 256,  # size of the noise's embedding
         embedding_scale: float | None = None,  # scale of its frequencies; None for the default, 1 for steps
+        vector_dim: int = 0,  # size of cond's vector; 0 for none
+        token_dim: int = 0,  # size of cond's tokens, for cross-attention; 0 for none
         dims: int = 2,  # dimensions of an image
     ) -> None:
         super().__init__()
         out_channels = in_channels if out_channels is None else out_channels
-        _check_arguments(in_channels, out_channels, patch, width, depth, heads, mlp_ratio, num_classes, dims)
+        sizes = dict(label=num_classes, vector=vector_dim, tokens=token_dim)
+        _check_arguments(in_channels, out_channels, patch, width, depth, heads, mlp_ratio, sizes, dims)
         self.in_channels, self.out_channels = in_channels, out_channels
         self.patch, self.width, self.dims, self.num_classes = patch, width, dims, num_classes
-        self.condition_sizes = {"label": num_classes} if num_classes else {}
+        self.token_dim = token_dim
+        self.condition_sizes = {kind: size for kind, size in sizes.items() if size}
         self.embedding = NoiseEmbedding(embedding, embedding_dim, width, embedding_scale)
         self.label = nn.Embedding(num_classes + 1, width) if num_classes else None  # last row: no class
+        self.vector = nn.Linear(vector_dim, width) if vector_dim else None
         self.patches = CONVOLUTIONS[dims](in_channels, width, patch, stride=patch)
         self.blocks = nn.ModuleList(
-            _Block(width, heads, round(mlp_ratio * width), dropout) for _ in range(depth)
+            _Block(width, heads, round(mlp_ratio * width), dropout, token_dim) for _ in range(depth)
         )
         self.norm_out = _norm(width)
         self.modulation_out = nn.Linear(width, 2 * width)
@@ -88,12 +105,14 @@ class DiT(nn.Module):
         nn.init.xavier_uniform_(self.patches.weight.flatten(1))
         if self.patches.bias is not None:
             nn.init.zeros_(self.patches.bias)
-        for module in (*self.embedding.layers, self.label):
+        for module in (*self.embedding.layers, self.label, self.vector):
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 nn.init.normal_(module.weight, std=0.02)
         for module in self.modules():
             if isinstance(module, _Block):
                 zero_init(module.modulation)
+            if isinstance(module, TokenAttention):
+                zero_init(module.project)
         zero_init(self.modulation_out)
         zero_init(self.linear_out)
 
@@ -103,8 +122,9 @@ class DiT(nn.Module):
         Args:
             x: Noisy images, shape (B, C, H, W), in the dtype of the weights; the patch divides H and W.
             noise: Noise levels log(σ/α), shape (B,).
-            cond: Class indices, int64 (B,), -1 for no class, or a dict with these as "label"; None for the
-                null condition.
+            cond: A dict with class indices, "label", int64 (B,), -1 for no class, vectors, "vector", (B, V),
+                and tokens, "tokens", (B, L, D), with their "mask", bool (B, L); or the only one of them that
+                the network takes. None for the null condition.
 
         Returns:
             A tensor like x, but with out_channels channels.
@@ -120,12 +140,15 @@ class DiT(nn.Module):
         c = self.embedding(noise)
         if self.label is not None:
             c = c + self.label(self._label_rows(by_kind.get("label"), x))
+        if self.vector is not None:
+            c = c + self.vector(by_kind.get("vector", x.new_zeros(len(x), self.vector.in_features)))
         c = F.silu(c)
+        tokens = tokens_and_mask(by_kind, self.token_dim, x) if self.token_dim else ()
         h = self.patches(x)  # (B, width, *grid)
         grid = h.shape[2:]
         h = h.flatten(2).mT + sincos_positions(grid, self.width, h)  # (B, tokens, width)
         for block in self.blocks:
-            h = block(h, c)
+            h = block(h, c, *tokens)
         shift, scale = self.modulation_out(c)[:, None].chunk(2, dim=2)  # (B, 1, width) each
         return self._unpatch(self.linear_out(_modulate(self.norm_out(h), shift, scale)), grid)
 
@@ -169,24 +192,33 @@ def sincos_positions(grid: Sequence[int], width: int, like: Tensor) -> Tensor:
 
 
 class _Block(nn.Module):
-    """Self-attention and a perceptron, each with a shift, a scale and a gate from the conditioning vector."""
+    """Self-attention and a perceptron, with shifts, scales and gates from the conditioning vector.
 
-    def __init__(self, width: int, heads: int, hidden: int, dropout: float) -> None:
+    With tokens, cross-attention between the two.
+    """
+
+    def __init__(self, width: int, heads: int, hidden: int, dropout: float, token_dim: int) -> None:
         super().__init__()
         self.heads = heads
         self.modulation = nn.Linear(width, 6 * width)
         self.norm1, self.norm2 = _norm(width), _norm(width)
         self.qkv = nn.Linear(width, 3 * width)
         self.project = nn.Linear(width, width)
+        self.cross = TokenAttention(width, token_dim, heads) if token_dim else None
         self.mlp = nn.Sequential(
             nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width)
         )
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, h: Tensor, c: Tensor) -> Tensor:
-        """Tokens (B, tokens, width) and conditioning vectors (B, width) to tokens."""
+    def forward(self, h: Tensor, c: Tensor, *tokens: Tensor) -> Tensor:
+        """Patches (B, patches, width) and conditioning vectors (B, width) to patches.
+
+        Tokens and their mask are as for `TokenAttention`.
+        """
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=2)
         h = torch.addcmul(h, gate1, self.dropout(self._attend(_modulate(self.norm1(h), shift1, scale1))))
+        if self.cross is not None:
+            h = h + self.cross(h, *tokens)
         return torch.addcmul(h, gate2, self.dropout(self.mlp(_modulate(self.norm2(h), shift2, scale2))))
 
     def _attend(self, h: Tensor) -> Tensor:
@@ -211,7 +243,7 @@ def _check_arguments(
     depth: int,
     heads: int,
     mlp_ratio: float,
-    num_classes: int,
+    condition_sizes: Mapping[str, int],
     dims: int,
 ) -> None:
     if dims not in CONVOLUTIONS:
@@ -225,11 +257,11 @@ def _check_arguments(
         raise ValueError(
             f"width must be divisible by heads and by {2 * dims}, got width={width} and heads={heads}"
         )
-    if not mlp_ratio * width >= 1 or num_classes < 0:
-        raise ValueError(
-            "mlp_ratio must be positive and num_classes not negative, "
-            f"got mlp_ratio={mlp_ratio} and num_classes={num_classes}"
-        )
+    if not mlp_ratio * width >= 1:
+        raise ValueError(f"mlp_ratio must be positive, got mlp_ratio={mlp_ratio}")
+    if min(condition_sizes.values()) < 0:
+        found = ", ".join(map(str, condition_sizes.values()))
+        raise ValueError(f"num_classes, vector_dim and token_dim must not be negative, got {found}")
 
 
 # The paper's sizes (Table 1), each with patches of 2 pixels, its best.

@@ -10,6 +10,8 @@ There are two filters for resampling by a factor of 2:
            stride 2;  up: its transpose, times 2 in each dimension
 
 References:
+    Photorealistic Text-to-Image Diffusion Models with Deep Language Understanding (Saharia et al., 2022),
+        https://arxiv.org/abs/2205.11487: Section 2.4, normalized tokens.
     Denoising Diffusion Probabilistic Models (Ho et al., 2020), https://arxiv.org/abs/2006.11239: Appendix B.
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
         https://arxiv.org/abs/2011.13456: Appendix H, FIR resampling, BigGAN blocks, rescaled skips.
@@ -339,11 +341,48 @@ class SelfAttention(nn.Module):
         return self.style.merge(h, self.project(out).transpose(1, 2).unflatten(2, h.shape[2:]))
 
 
-class CrossAttention(nn.Module):
-    """Attention of each pixel to the tokens of a condition: h + project(softmax(q kᵀ/√d) v), q from norm(h).
+class TokenAttention(nn.Module):
+    """Attention of a sequence to the tokens of a condition: project(softmax(q kᵀ/√d) v), 0 at initialization.
 
-    An extra token with k = v = 0 is appended. A pixel can attend to it to ignore the condition, and it is the
-    only token of the null condition.
+    An extra token with k = v = 0 is appended. What attends to it ignores the condition, and it is the only
+    token of the null condition. The tokens are normalized (Saharia et al., 2022, Section 2.4).
+
+    Args:
+        width: Size of the elements of the sequence.
+        token_dim: Size of the tokens.
+        heads: Number of heads; it must divide the width.
+
+    Raises:
+        ValueError: If the heads do not divide the width.
+    """
+
+    def __init__(self, width: int, token_dim: int, heads: int = 1) -> None:
+        super().__init__()
+        _check_heads(width, heads)
+        self.heads = heads
+        self.q = nn.Linear(width, width)
+        self.norm_tokens = nn.LayerNorm(token_dim)
+        self.kv = nn.Linear(token_dim, 2 * width)
+        self.project = zero_init(nn.Linear(width, width))
+
+    def forward(self, h: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
+        """What a sequence (B, N, width) reads in tokens, the same shape.
+
+        Args:
+            h: The sequence.
+            tokens: The tokens, shape (B, L, token_dim).
+            mask: Which of the tokens are valid, bool (B, L).
+        """
+        q = self.q(h).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
+        kv = F.pad(self.kv(self.norm_tokens(tokens)), (0, 0, 0, 1))  # (B, L + 1, 2 width)
+        k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L + 1, d) each
+        valid = F.pad(mask, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1)
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
+        return self.project(out.transpose(1, 2).flatten(2))
+
+
+class CrossAttention(TokenAttention):
+    """Attention of each pixel to the tokens of a condition: h + attention(norm(h)).
 
     Args:
         channels: Channels of the input and of the output.
@@ -356,30 +395,14 @@ class CrossAttention(nn.Module):
     """
 
     def __init__(self, channels: int, token_dim: int, heads: int = 1, style: Style = Style()) -> None:
-        super().__init__()
-        _check_heads(channels, heads)
-        self.heads, self.style = heads, style
+        super().__init__(channels, token_dim, heads)
+        self.style = style
         self.norm = style.norm(channels)
-        self.q = nn.Linear(channels, channels)
-        self.norm_tokens = nn.LayerNorm(token_dim)
-        self.kv = nn.Linear(token_dim, 2 * channels)
-        self.project = zero_init(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """Features (B, C, *size) to the same shape.
-
-        Args:
-            h: The features.
-            tokens: The tokens, shape (B, L, token_dim).
-            mask: Which of the tokens are valid, bool (B, L).
-        """
-        q = self.q(self.norm(h).flatten(2).transpose(1, 2))  # (B, pixels, C)
-        q = q.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, pixels, d)
-        kv = F.pad(self.kv(self.norm_tokens(tokens)), (0, 0, 0, 1))  # (B, L + 1, 2 C)
-        k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L + 1, d) each
-        valid = F.pad(mask, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2).flatten(2)
-        return self.style.merge(h, self.project(out).transpose(1, 2).unflatten(2, h.shape[2:]))
+        """Features (B, C, *size) to the same shape; tokens and mask as for `TokenAttention`."""
+        read = super().forward(self.norm(h).flatten(2).transpose(1, 2), tokens, mask)  # (B, pixels, C)
+        return self.style.merge(h, read.transpose(1, 2).unflatten(2, h.shape[2:]))
 
 
 def _check_heads(channels: int, heads: int) -> None:

@@ -36,7 +36,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition
+from score_diffusion.models.conditions import Condition, ConditionEmbedding, read_condition, tokens_and_mask
 from score_diffusion.models.embeddings import NoiseEmbedding
 from score_diffusion.models.fourier_inputs import FourierInputs
 from score_diffusion.models.layers import (
@@ -235,19 +235,11 @@ class UNet(nn.Module):
         x = self.fourier_inputs(x, noise)
         if "image" in by_kind:
             x = torch.cat([x, by_kind["image"]], dim=1)
-        tokens = self._tokens_and_mask(by_kind, x)
+        tokens = tokens_and_mask(by_kind, self.token_dim, x) if self.token_dim else ()
         h, stack = self._encode(x, emb, tokens)
         for block in self.middle:
             h = block(h, emb, *tokens)
         return self._decode(h, stack, emb, tokens)
-
-    def _tokens_and_mask(self, by_kind: dict[str, Tensor], x: Tensor) -> tuple[Tensor, ...]:
-        """The tokens and their mask, or nothing if the network takes no tokens."""
-        if not self.token_dim:
-            return ()
-        tokens = by_kind.get("tokens", x.new_zeros(len(x), 0, self.token_dim))
-        all_valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=x.device)
-        return tokens, by_kind.get("mask", all_valid)
 
     def _encode(self, x: Tensor, emb: Tensor, tokens: tuple[Tensor, ...]) -> tuple[Tensor, list[Tensor]]:
         """The features of the coarsest level, and the stack that the decoder reads."""

@@ -110,7 +110,7 @@ def test_a_network_without_conditions_refuses_them() -> None:
     "make",
     [
         lambda: UNet(1, 16, num_classes=3, vector_dim=4, token_dim=5),
-        lambda: DiT(1, patch=2, width=32, depth=1, heads=4, num_classes=3),
+        lambda: DiT(1, patch=2, width=32, depth=1, heads=4, num_classes=3, vector_dim=4, token_dim=5),
     ],
 )
 def test_every_parameter_has_a_gradient_under_the_null_condition(make: Callable[[], nn.Module]) -> None:

@@ -154,6 +154,49 @@ def test_no_class_is_a_class_of_its_own(randomize: Randomize) -> None:
     torch.testing.assert_close(net(x, noise, {})[0], out[5])
 
 
+def test_tokens_are_read_as_torchs_attention_reads_them(randomize: Randomize) -> None:
+    """The cross-attention of a block against torch's, whose option for the extra token is `add_zero_attn`."""
+    cross = randomize(DiT(1, **SMALL, token_dim=10)).double().blocks[0].cross
+    other = nn.MultiheadAttention(
+        48, 3, add_zero_attn=True, kdim=10, vdim=10, batch_first=True, dtype=torch.float64
+    )
+    key, value = cross.kv.weight.chunk(2)
+    for theirs, ours in (
+        (other.q_proj_weight, cross.q.weight),
+        (other.k_proj_weight, key),
+        (other.v_proj_weight, value),
+        (other.in_proj_bias, torch.cat([cross.q.bias, cross.kv.bias])),
+        (other.out_proj.weight, cross.project.weight),
+        (other.out_proj.bias, cross.project.bias),
+    ):
+        theirs.data.copy_(ours)
+    h, tokens = torch.randn(2, 5, 48).double(), torch.randn(2, 4, 10).double()
+    mask = torch.tensor([[True, True, False, True], [False] * 4])
+    normed = cross.norm_tokens(tokens)
+    expected, _ = other(h, normed, normed, key_padding_mask=~mask)
+    torch.testing.assert_close(cross(h, tokens, mask), expected)
+
+
+def test_tokens_change_nothing_at_first_and_dropped_ones_never() -> None:
+    """The cross-attention of every block starts at 0; without tokens it reads the extra one only."""
+    net = DiT(1, **SMALL, vector_dim=6, token_dim=10).eval()
+    h, tokens, mask = torch.randn(2, 4, 48), torch.randn(2, 3, 10), torch.ones(2, 3, dtype=torch.bool)
+    assert all((block.cross(h, tokens, mask) == 0).all() for block in net.blocks)
+    torch.manual_seed(0)
+    for p in net.parameters():
+        p.data.add_(0.1 * torch.randn_like(p))
+    x, noise, vector = torch.randn(2, 1, 4, 4), torch.zeros(2), torch.randn(2, 6)
+    null, out = net(x, noise), net(x, noise, {"tokens": tokens, "vector": vector})
+    for cond in ({"tokens": tokens}, {"vector": vector}):
+        assert (net(x, noise, cond) - null).abs().amax((1, 2, 3)).min() > 1e-3
+        assert (net(x, noise, cond) - out).abs().amax((1, 2, 3)).min() > 1e-3
+    dropped = {"tokens": tokens, "mask": torch.tensor([[True, False, True], [False] * 3]), "vector": vector}
+    dropped["vector"] = vector * torch.tensor([[1.0], [0.0]])
+    torch.testing.assert_close(net(x, noise, dropped)[1], null[1])
+    shorter = {"tokens": tokens[:1, [0, 2]], "vector": vector[:1]}
+    torch.testing.assert_close(net(x, noise, dropped)[:1], net(x[:1], noise[:1], shorter))
+
+
 def test_dropout_only_in_training(randomize: Randomize) -> None:
     net = randomize(DiT(1, **SMALL, dropout=0.5))
     x, noise = torch.randn(2, 1, 4, 4), torch.zeros(2)
@@ -165,8 +208,9 @@ def test_dropout_only_in_training(randomize: Randomize) -> None:
 @pytest.mark.slow
 def test_autocast_and_one_graph(randomize: Randomize) -> None:
     """bfloat16 autocast is within 2e-2; compiled into one graph, outputs and gradients are the same."""
-    net = randomize(DiT(3, **SMALL, num_classes=5))
-    inputs = torch.randn(4, 3, 12, 8), torch.linspace(-6, 4, 4), torch.tensor([0, 1, -1, 4])
+    net = randomize(DiT(3, **SMALL, num_classes=5, token_dim=10))
+    cond = {"label": torch.tensor([0, 1, -1, 4]), "tokens": torch.randn(4, 3, 10)}
+    inputs = torch.randn(4, 3, 12, 8), torch.linspace(-6, 4, 4), cond
     exact = net(*inputs)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = net(*inputs)
@@ -203,11 +247,12 @@ def test_errors() -> None:
             lambda: net(x, noise, {"tokens": x}),
             r"cond must be None or a dict with keys from \(label\), got \(tokens\)",
         ),
+        (lambda: DiT(1, **SMALL, token_dim=-1), "token_dim must not be negative, got 0, 0, -1"),
         (lambda: DiT(1, **SMALL, dims=4), "dims must be one of 1, 2, 3, got 4"),
         (lambda: DiT(1, depth=0), "depth must be at least 1, .* depth=0"),
         (lambda: DiT(1, width=50, heads=5), "divisible by heads and by 4, got width=50 and heads=5"),
-        (lambda: DiT(1, mlp_ratio=0), "mlp_ratio must be positive .* got mlp_ratio=0"),
-        (lambda: DiT(1, num_classes=-1), "num_classes not negative, got .* num_classes=-1"),
+        (lambda: DiT(1, mlp_ratio=0), "mlp_ratio must be positive, got mlp_ratio=0"),
+        (lambda: DiT(1, num_classes=-1), "num_classes, .* must not be negative, got -1, 0, 0"),
     ):
         with pytest.raises(ValueError, match=message):
             call()

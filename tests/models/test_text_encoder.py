@@ -42,6 +42,7 @@ CASES = {
     "unet_class": lambda: UNet(
         1, channels=8, multipliers=(1,), attention_levels=(), num_classes=3, vector_dim=16
     ),
+    "dit": lambda: DiT(1, width=32, depth=2, heads=2, token_dim=16, vector_dim=16),
 }
 
 
