@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from torch import Tensor
 
 from score_diffusion.models import AUTOENCODERS, ENCODERS
+from score_diffusion.models.clip import LONGEST
 from score_diffusion.run.build import build_encoder, build_model, build_sde, refusing_arguments
 from score_diffusion.run.config import read_config
 from score_diffusion.run.data.class_captions import captions_of
@@ -102,7 +103,12 @@ def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective
             f"the captions of the data have {words} different words, and model.encoder_words is "
             f"{config.model.encoder_words}: set it to 0 to take the number from the data"
         )
-    if words:
+    if dataset.vocabulary is not None:
+        if dataset.vocabulary.length > LONGEST:
+            raise UserError(
+                f"a contrastive pair reads at most {LONGEST} words or bytes of a caption, and those of the "
+                f"data have up to {dataset.vocabulary.length}: set data.tokenizer=words"
+            )
         return CaptionContrastive(clean)
     classes = _classes(config, dataset)
     with refusing_arguments():

@@ -192,7 +192,7 @@ def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
         UserError: If both keys are set, or the model cannot read a text.
     """
     if info.vocabulary is None:
-        raise UserError(f"{workdir / DATA_FILE} has no words, which the model was trained with: restore it")
+        raise UserError(f"{workdir / DATA_FILE} has lost the vocabulary of the captions: restore it")
     if section.prompt and section.prompts:
         raise UserError("set one of sampling.prompt and sampling.prompts, not both")
     if section.prompt:

@@ -109,10 +109,8 @@ def _classes(dataset: Dataset) -> str:
 def _captions(dataset: Dataset) -> list[tuple[str, object]]:
     if dataset.vocabulary is None:
         return []
-    words, text = dataset.vocabulary, dataset.conditions["text"]
-    example = _printable(words.decode(text[0]))
-    count = f"{len(words.words):,} different words, up to {words.length} in a caption"
-    return [("captions", f"{count}, such as: {example}")]
+    example = _printable(dataset.vocabulary.decode(dataset.conditions["text"][0]))
+    return [("captions", f"{dataset.vocabulary.summary}, such as: {example}")]
 
 
 def _conditions(dataset: Dataset) -> list[tuple[str, object]]:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.toys import load_digits
-from score_diffusion.run.data.vocabulary import Vocabulary
+from score_diffusion.run.data.vocabulary import fitted_vocabulary
 from score_diffusion.sde_lib import generator_for
 
 DIGIT_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
@@ -117,8 +117,12 @@ def caption_digits(images: Tensor, labels: Tensor, thirds: Thirds, part: str) ->
     return captions
 
 
-def load_captioned_digits() -> Dataset:
-    """The data set `digits` with captions instead of labels."""
+def load_captioned_digits(tokenizer: str = "words") -> Dataset:
+    """The data set `digits` with captions instead of labels.
+
+    Args:
+        tokenizer: How captions are read, a name in `VOCABULARIES`.
+    """
     digits = load_digits()
     labels = {"train": digits.labels, "test": digits.test_labels}
     parts: dict[str, Sequence[str]] = {}
@@ -127,7 +131,7 @@ def load_captioned_digits() -> Dataset:
         of_part = labels[part]
         assert of_part is not None  # digits have labels
         parts[part] = caption_digits(images, of_part, thirds, part)
-    vocabulary = Vocabulary.of_captions(parts["train"], "captioned_digits")
+    vocabulary = fitted_vocabulary(tokenizer, parts["train"], "captioned_digits")
     return replace(
         digits,
         name="captioned_digits",

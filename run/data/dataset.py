@@ -43,7 +43,7 @@ class Dataset:
     """Held-out samples for the loss during training; None where the source has no third part."""
     validation_conditions: Mapping[str, Tensor] = field(default_factory=dict)
     vocabulary: Vocabulary | None = None
-    """The words that the ids of captions stand for; None without captions."""
+    """What the ids of captions stand for; None without captions."""
     encoders: Mapping[str, str] = field(default_factory=dict)
     """The digests of the networks of other runs that parts of the data were computed by, by the keys of the
     section `data` that name the runs; see encoded_data/.

@@ -13,7 +13,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
-from score_diffusion.run.data.vocabulary import Vocabulary
+from score_diffusion.run.data.vocabulary import Bytes, Vocabulary, Words
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_json
@@ -33,6 +33,7 @@ FIELDS = {
 LATER_FIELDS = {
     "words": Values(kind=tuple[str, ...]),
     "text_length": Values(kind=int, least=0),
+    "tokenizer": Values(kind=Literal["words", "bytes"]),
     "encoders": Values(kind=dict),
     "decoded": Values(kind=dict | None),
 }
@@ -62,18 +63,20 @@ class DataInfo:
     digest: str = ""
     """Of all contents; empty for built-in data sets."""
     words: tuple[str, ...] = ()
-    """The vocabulary of the captions; empty for data without."""
+    """The vocabulary of the captions; empty for data without, and for captions that are read as bytes."""
     text_length: int = 0
-    """Words of a caption that are read at most; 0 for data without."""
+    """Words or bytes of a caption that are read at most; 0 for data without."""
     encoders: Mapping[str, str] = field(default_factory=dict)
     """Digests of the networks of other runs that parts of the data were computed by, see encoded_data/."""
     decoded: DataInfo | None = None
     """Of latents, the data that an autoencoder has encoded, which samples are decoded to."""
+    tokenizer: str = "words"
+    """How captions are read, a name in `VOCABULARIES`."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
         counts = len(dataset.train), len(dataset.test)
-        words, decoded = dataset.vocabulary, dataset.decoded
+        texts, decoded = dataset.vocabulary, dataset.decoded
         return cls(
             dataset.name,
             dataset.shape,
@@ -81,15 +84,23 @@ class DataInfo:
             *counts,
             dataset.classes,
             dataset.digest,
-            *((), 0) if words is None else (words.words, words.length),
+            words=() if texts is None else texts.words,
+            text_length=0 if texts is None else texts.length,
             encoders=dict(dataset.encoders),
             decoded=None if decoded is None else cls.of(decoded),
+            tokenizer="words" if texts is None else texts.tokenizer,
         )
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """The words of the captions; None for data without."""
-        return Vocabulary(self.words, self.text_length) if self.text_length else None
+        """How captions are read; None for data without."""
+        if not self.text_length:
+            return None
+        return Bytes(self.text_length) if self.tokenizer == "bytes" else Words(self.words, self.text_length)
+
+    def reads_texts_as(self, other: DataInfo) -> bool:
+        """Whether an id of a caption stands for the same as in other data."""
+        return (self.tokenizer, self.words) == (other.tokenizer, other.words)
 
     @property
     def levels(self) -> int | None:
@@ -116,7 +127,7 @@ class DataInfo:
     def is_same(self, other: DataInfo) -> bool:
         """Whether other data are the same by counts and digest, under whatever name."""
         counts = (self.num_train, self.num_test) == (other.num_train, other.num_test)
-        content = len({self.digest, other.digest} - {""}) <= 1 and self.words == other.words
+        content = len({self.digest, other.digest} - {""}) <= 1 and self.reads_texts_as(other)
         return self.fits(other) and counts and content
 
 

@@ -59,7 +59,7 @@ def load_dataset(options: DataOptions, scaling: Scaling | None = None, *, stream
 
 BUILT_IN: dict[str, Callable[[DataOptions], Dataset]] = {
     "digits": lambda options: load_digits(),
-    "captioned_digits": lambda options: load_captioned_digits(),
+    "captioned_digits": lambda options: load_captioned_digits(options.tokenizer),
     "mnist5k": lambda options: load_mnist5k(),
     **dict.fromkeys(SHAPE_SETS, load_shapes),
     **dict.fromkeys(TOYS, load_toy),
@@ -111,7 +111,7 @@ def _dataset(
 ) -> Dataset:
     """The data set of a source: held out, standardized, and in memory if it fits."""
     splits, digest = hold_out(splits, options.seed, source)
-    splits, vocabulary = encode_captions(splits, source)
+    splits, vocabulary = encode_captions(splits, options.tokenizer, source)
     if splits.levels is None:
         splits, scaling = standardize(splits, options.standardize, source, scaling)
     else:

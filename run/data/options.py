@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from score_diffusion.run.data.vocabulary import VOCABULARIES
 from score_diffusion.run.errors import UserError
 
 CROPS = ("center", "none")
@@ -44,6 +45,8 @@ class DataOptions:
     """The most that one image file of a zip archive may take unpacked."""
     skip_bad_files: bool = False
     """Whether image files that cannot be read are left out, with a warning."""
+    tokenizer: str = "words"
+    """How captions are read: as "words" of the training set, or as "bytes"."""
     standardize: str = "auto"
     """Numbers, not grey levels, are brought to mean 0 and standard deviation 1: "auto" does so per column of
     points and by one number for everything else, "per_channel" per column or channel, "none" not at all."""
@@ -62,6 +65,7 @@ class DataOptions:
 
     def __post_init__(self) -> None:
         choices = {"crop": CROPS, "standardize": STANDARDIZATIONS, "layout": LAYOUTS}
+        choices["tokenizer"] = tuple(VOCABULARIES)
         for key, values in choices.items():
             if getattr(self, key) not in values:
                 raise UserError(f"data.{key} must be one of {', '.join(values)}, got {getattr(self, key)!r}")

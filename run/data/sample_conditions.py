@@ -24,7 +24,7 @@ class SampleConditions:
     classes: tuple[str, ...] = ()
     """Names of the classes, in the order of their indices; a class without a name has its index."""
     vocabulary: Vocabulary | None = None
-    """The words that the ids of texts stand for; None without texts."""
+    """What the ids of texts stand for; None without texts."""
     augmentation: Augmentation | None = None
     """The noise of small images that are enlarged, each sample's its own; None without such."""
 

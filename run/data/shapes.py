@@ -27,7 +27,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.sources import GIB, Samples, Source, Stream, load_into_memory
-from score_diffusion.run.data.vocabulary import Vocabulary
+from score_diffusion.run.data.vocabulary import fitted_vocabulary
 from score_diffusion.run.errors import UserError
 from score_diffusion.sde_lib import generator_for
 
@@ -231,7 +231,7 @@ def load_shapes(options: DataOptions) -> Dataset:
         for part, count in (("train", options.num_images), ("test", HELD_OUT))
     }
     captions = {part: source.captions() for part, source in sources.items()}
-    vocabulary = Vocabulary.of_captions(captions["train"], options.name)
+    vocabulary = fitted_vocabulary(options.tokenizer, captions["train"], options.name)
     streams = {part: Stream.of_all(source, options.workers) for part, source in sources.items()}
     samples: Mapping[str, Samples] = streams
     if sum(stream.nbytes for stream in streams.values()) <= options.memory_gib * GIB:

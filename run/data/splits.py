@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.data.sources import Stream
-from score_diffusion.run.data.vocabulary import Vocabulary
+from score_diffusion.run.data.vocabulary import Vocabulary, fitted_vocabulary
 from score_diffusion.run.errors import UserError
 from score_diffusion.sde_lib import generator_for
 
@@ -97,11 +97,11 @@ def hold_out(splits: Splits, seed: int, source: str) -> tuple[Splits, str]:
     return splits, digest.hexdigest()
 
 
-def encode_captions(splits: Splits, source: str) -> tuple[Splits, Vocabulary | None]:
+def encode_captions(splits: Splits, tokenizer: str, source: str) -> tuple[Splits, Vocabulary | None]:
     """The splits with captions as ids, `text`, and the training set's vocabulary, None without captions."""
     if splits.train.captions is None:
         return splits, None
-    vocabulary = Vocabulary.of_captions([*splits.train.captions], source)
+    vocabulary = fitted_vocabulary(tokenizer, [*splits.train.captions], source)
     parts = {
         name: replace(part, conditions={**part.conditions, "text": vocabulary.encode([*part.captions])})
         for name, part in splits.parts.items()

@@ -66,6 +66,11 @@ DATA = section("data", (*NEW_RUN, "data"), False, {
         "deviation 1",
         kind=Literal["auto", "per_channel", "none"],
     ),
+    "tokenizer": Key(
+        "words",
+        "how captions are read: as words of the training set, or as bytes, with which any text is a prompt",
+        kind=Literal["words", "bytes"],
+    ),
     "layout": Key(
         "auto", "where arrays of numbers have their channels; auto takes an axis of at most 4 at one end",
         kind=Literal["auto", "channels_first", "channels_last"],
@@ -129,7 +134,9 @@ MODEL = section("model", NEW_RUN, False, {
         ],
     ),
     "encoder_words": Key(
-        0, "words of the text encoder, which is trained with the network; 0 follows from the data's captions",
+        0,
+        "different words or bytes that the text encoder, which is trained with the network, reads; 0 follows "
+        "from the data's captions",
         least=0,
     ),
     "encoder_width": Key(128, "text encoder: size of its tokens; even, and divisible by its heads", least=2),

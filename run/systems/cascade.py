@@ -99,10 +99,10 @@ def _check_fits(before: ScoreStage, stage: ScoreStage, run: StageRun) -> None:
             f"stage {stage.name} enlarges images of shape {needed}, and stage {before.name} draws "
             f"{drawn.shape}: train one of them for the other"
         )
-    if own.words and own.words != drawn.words:
+    if own.text_length and not own.reads_texts_as(drawn):
         raise UserError(
             f"stages {before.name} and {stage.name} were trained with captions of other words: train both "
-            "with the same data"
+            "with the same data and data.tokenizer"
         )
     classes = condition_sizes(stage.trained.score).get("label", 0)
     if classes and own.classes != drawn.classes:

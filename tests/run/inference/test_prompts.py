@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from score_diffusion import load_run
+from score_diffusion import load_run, train
 from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.load import load_dataset
@@ -26,10 +26,8 @@ from tests.run.conftest import TINY
 SEVEN, EIGHT = "a thick seven slanting left", "an eight"
 
 
-@pytest.fixture(scope="module")
-def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train_on_captions(workdir: Path, *more: str) -> Path:
     """The run of a network with a text encoder, whose weights do not leave its output 0."""
-    workdir = tmp_path_factory.mktemp("text") / "run"
     overrides = ["--config.data.name=captioned_digits", "--config.training.conditional=True"]
     overrides += ["--config.training.learning_rate=0.05", "--config.training.ema_decay=0.1"]
     overrides += [
@@ -37,9 +35,14 @@ def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--config.model.encoder_depth=1",
         "--config.model.encoder_heads=2",
     ]
-    overrides += ["--config.model.attention_levels=0,"]
+    overrides += ["--config.model.attention_levels=0,", *more]
     assert main(["--mode", "train", "--config", TINY, "--workdir", str(workdir), *overrides]) == 0
     return workdir
+
+
+@pytest.fixture(scope="module")
+def text_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_on_captions(tmp_path_factory.mktemp("text") / "run")
 
 
 @pytest.fixture
@@ -176,6 +179,18 @@ def test_files_of_prompts_that_are_refused(text_run: Path, tmp_path: Path, refus
         )
 
 
+def test_any_text_is_a_prompt_of_bytes(tmp_path: Path, refused: Callable):
+    """The run keeps how captions are read; each letter of a prompt that no caption had is read."""
+    run = train_on_captions(tmp_path / "run", "--config.data.tokenizer=bytes")
+    assert json.loads((run / "config.json").read_text())["model"]["encoder_words"] == 257
+    assert [*sample(run)["captions"]] == read_prompts(run / "captions.txt")[:5]
+    zebra = sample(run, "--prompt", "Zèbre 🦓")
+    assert set(zebra["captions"]) == {"Zèbre 🦓"}
+    assert (zebra["samples"] != sample(run, "--prompt", "Zebre 🦓")["samples"]).any()
+    command = ["--mode", "sample", "--workdir", str(run), "--prompt", 150 * "é"]
+    assert "has 300 bytes, and the model reads at most" in refused(main(command))
+
+
 def test_a_prompt_for_a_model_without_text(trained: Path, cli: Callable, refused: Callable):
     message = refused(cli("sample", trained, "--prompt", "a seven"))
     assert "sampling.prompt=a seven needs a model that was trained with captions" in message
@@ -183,8 +198,19 @@ def test_a_prompt_for_a_model_without_text(trained: Path, cli: Callable, refused
 
 def test_networks_that_take_no_text(tmp_path: Path, cli: Callable, refused: Callable):
     overrides = ["--config.data.name=captioned_digits", "--config.training.conditional=True"]
-    message = refused(cli("train", tmp_path / "run", *overrides, "--config.model.name=dit"))
-    assert "model 'dit' cannot be conditioned on the text of the data: choose unet" in message
+    message = refused(cli("train", tmp_path / "run", *overrides, "--config.model.name=ncsnv2"))
+    assert "model 'ncsnv2' cannot be conditioned on the text of the data: choose unet or dit" in message
+
+
+def test_a_transformer_reads_prompts(tmp_path: Path):
+    """DiT, in which a text changes every sample."""
+    model = dict(name="dit", patch=4, width=16, depth=1, heads=2)
+    model |= dict(encoder_width=8, encoder_depth=1, encoder_heads=2)
+    training = dict(conditional=True, learning_rate=0.05, ema_decay=0.1)
+    settings = {"data.name": "captioned_digits", "model": model, "training": training}
+    run = train(TINY, tmp_path / "run", settings)
+    drawn = [run.sample(3, prompt=prompt).samples for prompt in (SEVEN, EIGHT)]
+    assert np.abs(drawn[0] - drawn[1]).max((1, 2, 3)).min() > 1e-3
 
 
 def test_lost_words_and_captions(run: Path, refused: Callable):
@@ -194,7 +220,7 @@ def test_lost_words_and_captions(run: Path, refused: Callable):
     del record["words"], record["text_length"]
     (run / "data.json").write_text(json.dumps(record))
     command = ["--mode", "sample", "--workdir", str(run), "--prompt", SEVEN]
-    assert "data.json has no words" in refused(main(command))
+    assert "has lost the vocabulary of the captions" in refused(main(command))
 
 
 @pytest.mark.slow
