@@ -47,6 +47,10 @@ class Reconstruction(NamedTuple):
     penalty: Tensor
     """The regularization of their latents, (B,), next to a mean over the pixel values of an image: KL in nats
     per pixel value, or the losses of the codebook per element of the latents."""
+    latents: Tensor | None = None
+    """The latents before a codebook replaces them, (B, D, *size/f); None without one."""
+    codes: Tensor | None = None
+    """The indices of their codes, int64 (B, *size/f); None without a codebook."""
 
 
 class Autoencoder(nn.Module):
@@ -260,10 +264,11 @@ class AutoencoderVQ(Autoencoder):
     def forward(self, x: Tensor) -> Reconstruction:
         """Encodes, quantizes and decodes images."""
         z = self._encoded(x)
-        e = self.codes(self.nearest(z))
+        indices = self.nearest(z)
+        e = self.codes(indices)
         to_code, to_latent = (z.detach() - e).square(), (z - e.detach()).square()
         penalty = (to_code + self.commitment * to_latent).float().flatten(1).mean(1)
-        return Reconstruction(self._decoded(z + (e - z).detach()), penalty)
+        return Reconstruction(self._decoded(z + (e - z).detach()), penalty, z.detach(), indices)
 
 
 @dataclass(frozen=True)

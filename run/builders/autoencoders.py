@@ -9,7 +9,7 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-from score_diffusion.models import AUTOENCODERS, Autoencoder, PatchDiscriminator
+from score_diffusion.models import AUTOENCODERS, Autoencoder, AutoencoderVQ, PatchDiscriminator
 from score_diffusion.run.build import choose, network_options, refuse_too_large, refusing_arguments
 from score_diffusion.run.builders.encoders import load_clean_classifier
 from score_diffusion.run.config import read_config
@@ -89,7 +89,8 @@ def build_autoencoding(config: ConfigDict, dataset: Dataset, model: Autoencoder)
         with refusing_arguments():
             net = PatchDiscriminator(dataset.shape[0], dims=model.dims)
         adversary = Adversary(net, section.adversarial_weight, section.adversarial_start)
-    return Autoencoding(weight, perceptual, section.perceptual_weight, adversary)
+    codes = model.codebook.num_embeddings if isinstance(model, AutoencoderVQ) else 0
+    return Autoencoding(weight, perceptual, section.perceptual_weight, adversary, codes)
 
 
 def _feature_distance(run: Path, dataset: Dataset) -> FeatureDistance:

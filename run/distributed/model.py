@@ -20,6 +20,7 @@ from __future__ import annotations
 import warnings
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.parallel import DistributedDataParallel
@@ -67,6 +68,19 @@ def is_sharded(x: Tensor) -> bool:
 def full_tensor(x: Tensor) -> Tensor:
     """The full tensor of one that may be sharded."""
     return cast(Any, x).full_tensor() if is_sharded(x) else x
+
+
+def set_full(x: Tensor, where: Tensor, values: Tensor) -> None:
+    """Sets a tensor that may be sharded to values where a mask says so; these two are full and the same on
+    every rank.
+    """
+    full = torch.where(where, values.to(x.dtype), full_tensor(x))
+    if is_sharded(x):
+        from torch.distributed.tensor import distribute_tensor  # slow to import, and rarely needed
+
+        sharded = cast(Any, x)
+        full = distribute_tensor(full, sharded.device_mesh, sharded.placements)
+    x.copy_(full)
 
 
 def own_shard(x: Tensor) -> Tensor:

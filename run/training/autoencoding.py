@@ -20,15 +20,17 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from score_diffusion.models import Autoencoder, AutoencoderVQ, PatchDiscriminator
 from score_diffusion.run.training.batches import Batch
+from score_diffusion.run.training.codebook import Restarts
 from score_diffusion.run.training.objectives import Objective
 
 FIGURES = {
@@ -94,6 +96,7 @@ class Autoencoding(Objective[Autoencoder]):
         perceptual: d; None for none.
         perceptual_weight: w_p.
         adversary: The discriminator; None for none.
+        codes: Codes of the model's codebook; 0 for none.
     """
 
     uses_times = False
@@ -104,16 +107,21 @@ class Autoencoding(Objective[Autoencoder]):
         perceptual: FeatureDistance | None = None,
         perceptual_weight: float = 1.0,
         adversary: Adversary | None = None,
+        codes: int = 0,
     ) -> None:
         super().__init__()
         self.penalty_weight, self.perceptual_weight = penalty_weight, perceptual_weight
         self.perceptual = perceptual
         self.discriminator = None if adversary is None else adversary.net
         self._adversary = adversary
+        self.restarts = Restarts(codes) if codes else None
+        self._last: tuple[Tensor, Tensor] | None = None  # latents and codes of the last batch
 
     def forward(self, model: Autoencoder, batch: Batch) -> Tensor:
         """The loss of each sample; of held-out samples, without gradients, that without discriminator."""
-        decoded, penalty = model(batch.x_0)
+        decoded, penalty, latents, codes = model(batch.x_0)
+        if torch.is_grad_enabled() and latents is not None and codes is not None:
+            self._last = latents, codes
         decoded = decoded.float()
         losses = (decoded - batch.x_0).abs().flatten(1).mean(1)
         if self.perceptual is not None:
@@ -134,16 +142,22 @@ class Autoencoding(Objective[Autoencoder]):
         hinge = _mean(F.relu(1 - on_real)) + _mean(F.relu(1 + on_decoded))
         return adversary.weight * balance * generated + 0.5 * hinge
 
+    def after_step(self, models: Sequence[Autoencoder], group: ProcessGroup | None) -> None:
+        """Restarts codes that are not used."""
+        if self.restarts is not None and self._last is not None:
+            codebooks = [model.codebook.weight for model in models if isinstance(model, AutoencoderVQ)]
+            self.restarts.update(codebooks, *self._last, group)
+
     @torch.no_grad()
     def figures(self, model: Autoencoder, batches: Iterable[Batch]) -> dict[str, float]:
         """PSNR of the reconstructions in dB, KL in nats, and of a codebook the share of codes in use."""
         errors, penalties, used = [], [], set[int]()
         for batch in batches:
-            decoded, penalty = model(batch.x_0)
+            decoded, penalty, _, codes = model(batch.x_0)
             errors.append((decoded.float() - batch.x_0).double().square().flatten(1).mean(1))
             penalties.append(penalty.double() * batch.x_0[0].numel())
-            if isinstance(model, AutoencoderVQ):
-                used.update(model.nearest(model.encode(batch.x_0)).unique().tolist())
+            if codes is not None:
+                used.update(codes.unique().tolist())
         psnr = 10 * (4 / torch.cat(errors).clamp_min(1e-12)).log10()  # pixels reach from -1 to 1
         found = {"psnr": psnr.mean().item()}
         if isinstance(model, AutoencoderVQ):

@@ -119,6 +119,11 @@ class Averages:
         """All averages but the main one, by name."""
         return {**self.exponential, **self.power}
 
+    @property
+    def modules(self) -> list[nn.Module]:
+        """The averaged models."""
+        return [average.module for average in (self.main, *self.extra.values())]
+
     def transform(self, change: Callable[[nn.Module], None]) -> None:
         """Calls `change(module)` for every average, see `Average.transform`."""
         for average in (self.main, *self.extra.values()):

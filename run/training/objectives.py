@@ -15,6 +15,7 @@ from typing import Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 
 from score_diffusion.models import caption_bytes
 from score_diffusion.run.training.batches import Batch
@@ -49,6 +50,14 @@ class Objective(nn.Module, Generic[Model]):
     @abstractmethod
     def forward(self, model: Model, batch: Batch) -> Tensor:
         """The loss of each sample, shape (B,)."""
+
+    def after_step(self, models: Sequence[Model], group: ProcessGroup | None) -> None:
+        """Changes what an optimizer step has left; nothing for most objectives.
+
+        Args:
+            models: The model, and its averages.
+            group: The ranks that share the work; None for one process.
+        """
 
     def recognized(self, model: Model, batch: Batch) -> Tensor | None:
         """Whether the model recognizes each sample, bool (B,); None where that has no meaning."""

@@ -138,6 +138,7 @@ class Trainer:
         own_gradients = [weights.grad for weights in self.objective.parameters() if weights.grad is not None]
         processes.average_over_ranks_(own_gradients, self._group)
         self.finish(draw, processes.concatenate_over_ranks(losses, self._group))
+        self.objective.after_step([self.model, *self.averages.modules], self._group)
 
     def backward(self, batch: Batch) -> Tensor:
         """Adds a micro-batch's share of the gradient; returns its losses, (B,)."""

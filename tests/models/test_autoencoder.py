@@ -24,7 +24,7 @@ def test_shapes(make: type[nn.Module], multipliers: tuple[int, ...], size: tuple
     z = net.encode(x)
     assert z.shape == (4, 3, size[0] // f, size[1] // f)
     assert net.latent_shape(x.shape[1:]) == z.shape[1:] and net.factor == f
-    images, penalty = net(x)
+    images, penalty, *_ = net(x)
     assert images.shape == x.shape and penalty.shape == (4,)
     torch.testing.assert_close(net.decode(z), images)
 
@@ -40,7 +40,7 @@ def test_signals_and_fields(dims: int, size: tuple[int, ...]):
 @pytest.mark.parametrize("make", [AutoencoderKL, AutoencoderVQ])
 def test_every_parameter_gets_a_gradient(make: type[nn.Module], randomize):
     net = randomize(make(1, **SMALL))
-    images, penalty = net(torch.randn(4, 1, 8, 8))
+    images, penalty, *_ = net(torch.randn(4, 1, 8, 8))
     (images.square().sum() + penalty.sum()).backward()
     for name, p in net.named_parameters():
         assert p.grad is not None and p.grad.isfinite().all() and p.grad.abs().max() > 0, name

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from score_diffusion.models import UNet
-from score_diffusion.run.distributed.model import full_tensor, is_sharded, replicate, shard
+from score_diffusion.run.distributed.model import full_tensor, is_sharded, replicate, set_full, shard
 
 
 @pytest.fixture
@@ -49,3 +49,13 @@ def test_a_sharded_network_computes_the_same_from_shards(group: dist.ProcessGrou
     assert other.state_dict().keys() == one.state_dict().keys()
     for a, b in zip(one.parameters(), other.parameters(), strict=True):
         assert torch.equal(full_tensor(b), a) and full_tensor(a) is a
+
+
+def test_part_of_a_sharded_tensor_is_set(group: dist.ProcessGroup):
+    layer = nn.Linear(3, 4)
+    shard(layer, group)
+    before, where = full_tensor(layer.weight).clone(), torch.tensor([True, False, False, True])[:, None]
+    with torch.no_grad():
+        set_full(layer.weight, where, torch.full((4, 3), 7.0))
+    assert is_sharded(layer.weight)
+    torch.testing.assert_close(full_tensor(layer.weight), torch.where(where, torch.tensor(7.0), before))
