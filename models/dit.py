@@ -218,7 +218,7 @@ class _Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = self.modulation(c)[:, None].chunk(6, dim=2)
         h = torch.addcmul(h, gate1, self.dropout(self._attend(_modulate(self.norm1(h), shift1, scale1))))
         if self.cross is not None:
-            h = h + self.cross(h, *tokens)
+            h = h + self.cross(h.transpose(1, 2), *tokens).transpose(1, 2)  # (B, N, C), channels second
         return torch.addcmul(h, gate2, self.dropout(self.mlp(_modulate(self.norm2(h), shift2, scale2))))
 
     def _attend(self, h: Tensor) -> Tensor:

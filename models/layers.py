@@ -342,43 +342,46 @@ class SelfAttention(nn.Module):
 
 
 class TokenAttention(nn.Module):
-    """Attention of a sequence to the tokens of a condition: project(softmax(q kᵀ/√d) v), 0 at initialization.
+    """What features read in the tokens of a condition: project(softmax(q kᵀ/√d) v), 0 at initialization.
 
     An extra token with k = v = 0 is appended. What attends to it ignores the condition, and it is the only
     token of the null condition. The tokens are normalized (Saharia et al., 2022, Section 2.4).
 
     Args:
-        width: Size of the elements of the sequence.
+        channels: Channels of the features.
         token_dim: Size of the tokens.
-        heads: Number of heads; it must divide the width.
+        heads: Number of heads; it must divide the channels.
+        norm: Normalizes the features; None for features as they are.
 
     Raises:
-        ValueError: If the heads do not divide the width.
+        ValueError: If the heads do not divide the channels.
     """
 
-    def __init__(self, width: int, token_dim: int, heads: int = 1) -> None:
+    def __init__(self, channels: int, token_dim: int, heads: int = 1, norm: nn.Module | None = None) -> None:
         super().__init__()
-        _check_heads(width, heads)
+        _check_heads(channels, heads)
         self.heads = heads
-        self.q = nn.Linear(width, width)
+        self.norm = norm or nn.Identity()
+        self.q = nn.Linear(channels, channels)
         self.norm_tokens = nn.LayerNorm(token_dim)
-        self.kv = nn.Linear(token_dim, 2 * width)
-        self.project = zero_init(nn.Linear(width, width))
+        self.kv = nn.Linear(token_dim, 2 * channels)
+        self.project = zero_init(nn.Linear(channels, channels))
 
     def forward(self, h: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
-        """What a sequence (B, N, width) reads in tokens, the same shape.
+        """Features (B, C, *size) to the same shape.
 
         Args:
-            h: The sequence.
+            h: The features.
             tokens: The tokens, shape (B, L, token_dim).
             mask: Which of the tokens are valid, bool (B, L).
         """
-        q = self.q(h).unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, N, d)
-        kv = F.pad(self.kv(self.norm_tokens(tokens)), (0, 0, 0, 1))  # (B, L + 1, 2 width)
+        q = self.q(self.norm(h).flatten(2).transpose(1, 2))  # (B, pixels, C)
+        q = q.unflatten(2, (self.heads, -1)).transpose(1, 2)  # (B, heads, pixels, d)
+        kv = F.pad(self.kv(self.norm_tokens(tokens)), (0, 0, 0, 1))  # (B, L + 1, 2 C)
         k, v = kv.unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)  # (B, heads, L + 1, d) each
         valid = F.pad(mask, (0, 1), value=True)[:, None, None]  # (B, 1, 1, L + 1)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid)
-        return self.project(out.transpose(1, 2).flatten(2))
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=valid).transpose(1, 2).flatten(2)
+        return self.project(out).transpose(1, 2).unflatten(2, h.shape[2:])
 
 
 class CrossAttention(TokenAttention):
@@ -395,14 +398,12 @@ class CrossAttention(TokenAttention):
     """
 
     def __init__(self, channels: int, token_dim: int, heads: int = 1, style: Style = Style()) -> None:
-        super().__init__(channels, token_dim, heads)
+        super().__init__(channels, token_dim, heads, style.norm(channels))
         self.style = style
-        self.norm = style.norm(channels)
 
     def forward(self, h: Tensor, tokens: Tensor, mask: Tensor) -> Tensor:
         """Features (B, C, *size) to the same shape; tokens and mask as for `TokenAttention`."""
-        read = super().forward(self.norm(h).flatten(2).transpose(1, 2), tokens, mask)  # (B, pixels, C)
-        return self.style.merge(h, read.transpose(1, 2).unflatten(2, h.shape[2:]))
+        return self.style.merge(h, super().forward(h, tokens, mask))
 
 
 def _check_heads(channels: int, heads: int) -> None:

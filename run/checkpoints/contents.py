@@ -88,6 +88,9 @@ def _check_optimizer_structure(optimizer: object) -> None:
         raise ValueError("its optimizer's state is not one dictionary of tensors for each parameter")
     if not isinstance(groups, list) or not all(isinstance(group, dict) for group in groups):
         raise ValueError("its optimizer's param_groups are not a list of dictionaries")
+    names = [name for group in groups for name in group.get("param_names") or ()]
+    if not all(isinstance(name, str) for name in names):
+        raise ValueError("its optimizer's param_names are not names")
 
 
 def check_tensors(found: Mapping[str, Tensor], expected: Mapping[str, Tensor], source: str) -> None:
@@ -134,6 +137,30 @@ def check_finite(tensors: Mapping[str, Tensor], source: str) -> None:
 def is_finite(x: Tensor) -> bool:
     """Whether all numbers of a tensor, or of this process's shard of it, are finite."""
     return bool(own_shard(x).isfinite().all())
+
+
+def renumber_parameters(saved: Mapping, optimizer: torch.optim.Optimizer) -> dict:
+    """A saved state of an optimizer with its parameters, by their names, in the order that they have now.
+
+    A network may define its layers in another order than the version that saved it. States without names, of
+    earlier versions, are returned as they are.
+
+    Args:
+        saved: What `optimizer.state_dict()` returned when it was saved.
+        optimizer: The optimizer that will load it.
+    """
+    now = optimizer.state_dict()["param_groups"]
+    names = [[*(group.get("param_names") or ())] for group in saved["param_groups"]]
+    orders = [[*group.get("param_names", ())] for group in now]
+    if [sorted(group) for group in names] != [sorted(group) for group in orders]:
+        return {**saved}  # without names, or refused for its shapes
+    before = [name for group in names for name in group]
+    index = {name: i for i, name in enumerate(name for group in orders for name in group)}
+    state = {index[before[i]] if i < len(before) else i: entry for i, entry in saved["state"].items()}
+    groups = [
+        group | {"param_names": order} for group, order in zip(saved["param_groups"], orders, strict=True)
+    ]
+    return {**saved, "state": state, "param_groups": groups}
 
 
 def check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer, workdir: Path) -> None:

@@ -23,7 +23,7 @@ from torch.distributed import ProcessGroup
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
-from score_diffusion.run.checkpoints.contents import check_optimizer
+from score_diffusion.run.checkpoints.contents import check_optimizer, renumber_parameters
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.distributed.model import full_tensor, replicate, shard
 from score_diffusion.run.training.averages import Averages, named_weights
@@ -101,10 +101,13 @@ class Trainer:
             self._shard(model)
             averages.transform(self._shard)
         self._training_model = with_network(model, self._training_network)
-        own = [weights for weights in objective.parameters() if weights.requires_grad]
-        self._parameters = [*model.parameters(), *own]
+        own = {
+            f"objective.{n}": weights for n, weights in objective.named_parameters() if weights.requires_grad
+        }
+        named = dict(model.named_parameters()) | own
+        self._parameters = [*named.values()]
         self.device = self._parameters[0].device
-        self.optimizer = torch.optim.Adam(self._parameters, lr=settings.learning_rate(0), fused=True)
+        self.optimizer = torch.optim.Adam([*named.items()], lr=settings.learning_rate(0), fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.step = 0
 
@@ -249,7 +252,8 @@ class Trainer:
             saved: The checkpoint.
             workdir: The run directory it is from, for errors.
         """
-        check_optimizer(saved.optimizer, self.optimizer, workdir)
+        optimizer = renumber_parameters(saved.optimizer, self.optimizer)
+        check_optimizer(optimizer, self.optimizer, workdir)
         checkpoint.load_weights(self.model, saved.model, workdir)
         checkpoint.load_weights(self.average, saved.ema, workdir)
         for name, average in self.averages.extra.items():
@@ -260,7 +264,7 @@ class Trainer:
             checkpoint.load_weights(self.statistics, saved.running, workdir, must_be_finite=False)
         if saved.objective:
             checkpoint.load_weights(self.objective, saved.objective, workdir)
-        self.optimizer.load_state_dict(saved.optimizer)
+        self.optimizer.load_state_dict(optimizer)
         if saved.scaler:
             self.scaler.load_state_dict(saved.scaler)
         self.averages.updates.fill_(saved.ema_updates)

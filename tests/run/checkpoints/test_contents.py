@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from score_diffusion.run.checkpoints.contents import check_optimizer, check_training_file
+from score_diffusion.run.checkpoints.contents import check_optimizer, check_training_file, renumber_parameters
 from score_diffusion.run.errors import UserError
 
 KEYS = (
@@ -125,6 +125,37 @@ def test_settings_that_training_does_not_have_are_refused(
     state["param_groups"][0] |= setting
     with pytest.raises(UserError, match=match):
         check_optimizer(state, optimizer, Path("run"))
+
+
+def adam_after_a_step(net: torch.nn.Module) -> torch.optim.Adam:
+    optimizer = torch.optim.Adam([*net.named_parameters()], lr=1e-3)
+    sum((i + 1.0) * weights.sum() for i, weights in enumerate(net.parameters())).backward()
+    optimizer.step()
+    return optimizer
+
+
+def test_moments_follow_the_names_of_parameters_where_a_network_defines_its_layers_in_another_order():
+    first, second = torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)
+    before = adam_after_a_step(torch.nn.ModuleDict({"a": first, "b": second}))
+    now = torch.nn.ModuleDict({"b": torch.nn.Linear(3, 3), "a": torch.nn.Linear(3, 3)})
+    optimizer = torch.optim.Adam([*now.named_parameters()], lr=1e-3)
+    state = renumber_parameters(before.state_dict(), optimizer)
+    check_optimizer(state, optimizer, Path("run"))
+    optimizer.load_state_dict(state)
+    for mine, theirs in ((now["a"], first), (now["b"], second)):
+        for name in ("weight", "bias"):
+            moment = optimizer.state[getattr(mine, name)]["exp_avg"]
+            assert torch.equal(moment, before.state[getattr(theirs, name)]["exp_avg"])
+
+
+def test_a_state_without_names_or_with_other_names_keeps_its_order(optimizer: torch.optim.Adam):
+    state = optimizer.state_dict()
+    named = torch.optim.Adam([*torch.nn.Linear(2, 3).named_parameters()])
+    assert renumber_parameters(state, named) == state
+    other = torch.optim.Adam(
+        [("x", torch.nn.Parameter(torch.zeros(3, 2))), ("y", torch.nn.Parameter(torch.zeros(3)))]
+    )
+    assert renumber_parameters(other.state_dict(), named) == other.state_dict()
 
 
 def test_a_state_for_more_parameters_is_refused(optimizer: torch.optim.Adam):
