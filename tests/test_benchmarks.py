@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from benchmarks import costs
 from score_diffusion import train
 from score_diffusion.run.main import main
 
@@ -16,6 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SMALLEST = {  # arguments, and a row that the table must have
     "captions": ("--digits RUNS --scales 0 2 --each 1 --nfe 2 --picture PICTURE", "real images"),
     "cascade": ("RUNS --features pixels --levels 0 --samples 8 --nfe 2", "drawn at 0"),
+    "costs": ("measured --systems TINY --steps 3", "x8"),
     "data_loading": ("--images 300 --rounds 1 --steps 1 --batch_size 2", "zip of JPEG"),
     "ddpm_is_vpsde": ("--steps 32 64", "| 64 |"),
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
@@ -61,6 +67,40 @@ def test_it_runs(name: str, tmp_path: Path, capsys):
     arguments, row = SMALLEST[name]
     picture = tmp_path / "picture.png"
     arguments = arguments.replace("PICTURE", str(picture)).replace("RUNS", str(tmp_path / "runs"))
+    arguments = arguments.replace("TINY", str(ROOT / "tests/run/tiny_system.py"))
     importlib.import_module(f"benchmarks.{name}").main(arguments.split())
     assert row in capsys.readouterr().out
     assert picture.exists() == (str(picture) in arguments)
+
+
+class Attention(nn.Module):
+    """Self-attention of two heads of eight channels."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def test_operations_and_memory_are_counted_as_by_hand():
+    def counted(make: Callable[[], nn.Module], *shape: int) -> costs.Counts:
+        return costs.count(costs.Published(make, lambda b: (torch.zeros(b, *shape),), 1, 1, 1), False)
+
+    conv = counted(lambda: nn.Conv2d(3, 5, 3, padding=1), 3, 8, 8)
+    assert conv.parameters == 140 and conv.operations == 2 * 9 * 3 * 5 * 64
+    assert conv.activations == 2 * 3 * 64  # the input in bfloat16
+    assert conv.constant == 2 * 9 * 3 * 5  # the weight in bfloat16
+    assert counted(Attention, 2, 16, 8).operations == 4 * 2 * 16**2 * 8
+
+
+def test_a_plan_works_on_the_whole_batch_and_fits():
+    counts = {False: costs.Counts(10**9, 1e12, 10**9, 0.0), True: costs.Counts(10**9, 1e12, 10**8, 0.0)}
+    published = costs.Published(nn.Identity, lambda b: (), 10, 512, 1)
+    found = costs.plans(published, 8, 0.25, counts)
+    assert {(plan.parallel, plan.recompute) for plan in found} == {
+        (kind, recompute) for kind in ("ddp", "fsdp") for recompute in (False, True)
+    }
+    assert all(8 * plan.micro_batch * plan.accumulate == 512 for plan in found)
+    assert all(plan.memory[plan.parallel] <= costs.MEMORY for plan in found)
+    chosen = costs.simplest(found)
+    assert chosen.seconds <= 1.05 * min(plan.seconds for plan in found)
+    # 64 images at 0.012 s each, if everything else hides behind them
+    assert chosen.parallel == "ddp" and chosen.seconds == pytest.approx(64 * 3e12 / (0.25 * 989e12), rel=0.1)
