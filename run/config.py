@@ -44,7 +44,7 @@ NAMES = ("data.name", *CONSTRUCTORS)
 OF_TRAINING = [name for name, key in TRAINING.items() if not key.may_change]
 NEIGHBOUR = "../"
 """What the directory of another stage of the same system begins with, in the file that defines the system."""
-PATHS = ("data.path", "data.autoencoder", "data.encoder")
+PATHS = ("data.path", "data.autoencoder", "data.encoder", "data.text_encoder")
 """Keys whose paths are made absolute: a run directory is used from other folders too."""
 FUNCTIONS = {"data.path": "data", "evaluation.features": "features"}
 """Keys that may name a function of the user's, and what it is there for."""

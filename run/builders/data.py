@@ -16,10 +16,17 @@ from score_diffusion.run.data.info import DataInfo, load_data, read_data_info
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.data.scaling import Scaling
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.encoded_data.cache import Encoder, check_unchanged
 from score_diffusion.run.encoded_data.embeddings import EMBEDDINGS
 from score_diffusion.run.encoded_data.latent_space import LatentSpace
 from score_diffusion.run.encoded_data.latents import AUTOENCODER, in_latent_space
+from score_diffusion.run.encoded_data.text_encoder import (
+    TEXT_ENCODER,
+    FrozenTextEncoder,
+    TextEncoderFolder,
+    with_text_encoder,
+)
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
 from score_diffusion.run.inference.trained_model import tensors_digest
@@ -65,6 +72,8 @@ def load_shown_data(section: ConfigDict, info: DataInfo | None = None) -> Datase
     """
     _check_section(section, info)
     info = info if info is None or info.decoded is None else info.decoded
+    if section.text_encoder:
+        return _load_with_text_encoder(section, info)
     if not section.encoder:
         return load_data(data_options(section), info)
     encoders = load_contrastive_encoders(section.encoder, info)
@@ -74,6 +83,61 @@ def load_shown_data(section: ConfigDict, info: DataInfo | None = None) -> Datase
         return encode(load_dataset(options, encoders.info.scaling), encoders)
 
     return load_data(data_options(section), info, load)
+
+
+def _load_with_text_encoder(section: ConfigDict, info: DataInfo | None) -> Dataset:
+    """Images whose captions a frozen encoder reads."""
+    if section.encoder:
+        raise UserError(
+            "set one of data.text_encoder and data.encoder, which has an encoder of texts, not both"
+        )
+    folder = _text_encoder(section, info)
+
+    def load(options: DataOptions, scaling: Scaling | None) -> Dataset:
+        return with_text_encoder(load_dataset(replace(options, tokenizer="bytes"), scaling), folder)
+
+    return load_data(data_options(section), info, load)
+
+
+def load_vocabulary(section: ConfigDict, info: DataInfo) -> Vocabulary | None:
+    """How the model of a run reads texts; None for a run that was trained without.
+
+    Args:
+        section: The configuration's `data`.
+        info: What the run has recorded about its data.
+
+    Raises:
+        UserError: If the text encoder is missing, or has changed.
+    """
+    if not section.text_encoder and TEXT_ENCODER not in info.encoders:
+        return info.vocabulary
+    return FrozenTextEncoder(_text_encoder(section, info), info.text_length)
+
+
+def _text_encoder(section: ConfigDict, info: DataInfo | None) -> TextEncoderFolder:
+    """The frozen text encoder of a `data` section.
+
+    Raises:
+        UserError: If it is not the one of the run's record, or there is none.
+    """
+    recorded = None if info is None else info.encoders.get(TEXT_ENCODER, "")
+    if recorded and not section.text_encoder:
+        raise UserError(
+            "the run was trained with a frozen text encoder, and data.text_encoder names none: name its "
+            "folder with --config.data.text_encoder="
+        )
+    if recorded == "":
+        raise UserError(
+            f"data.text_encoder={section.text_encoder} is for runs that were trained with a frozen text "
+            "encoder, and this one was not: leave it out"
+        )
+    folder = TextEncoderFolder(expanded(section.text_encoder))
+    if recorded not in (None, folder.digest):
+        raise UserError(
+            f"the files in {folder.path} are not those that the run was trained with: restore them, or name "
+            "the folder that holds them with --config.data.text_encoder="
+        )
+    return folder
 
 
 def load_latent_space(

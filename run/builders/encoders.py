@@ -97,7 +97,10 @@ def build_encoder_objective(config: ConfigDict, dataset: Dataset) -> Objective[N
 
 def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective[NoisyDataModel]:
     """On the captions of the data, or those of their classes."""
-    words = 0 if dataset.vocabulary is None else dataset.vocabulary.size
+    sizes = {} if dataset.vocabulary is None else dataset.vocabulary.condition_sizes
+    if "tokens" in sizes:
+        raise UserError("a contrastive pair trains its own text encoder: leave data.text_encoder out")
+    words = sizes.get("text", 0)
     if config.model.encoder_words != words:
         raise UserError(
             f"the captions of the data have {words} different words, and model.encoder_words is "

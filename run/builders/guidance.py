@@ -25,7 +25,7 @@ from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import expanded
-from score_diffusion.run.inference.conditioning import ALL, NONE, parse_labels
+from score_diffusion.run.inference.conditioning import ALL, NONE, parse_labels, takes_text
 from score_diffusion.run.inference.prompts import encoded_prompts
 from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
 from score_diffusion.samplers.guidance import (
@@ -123,8 +123,9 @@ def _cfg(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMod
 
 def _negative(text: str, trained: TrainedModel) -> dict[str, Tensor]:
     """The class or the text that samples are guided away from."""
-    if trained.data.vocabulary is not None and "text" in condition_sizes(trained.score):
-        return {"text": encoded_prompts([text], trained.data.vocabulary, "sampling.cfg.negative")}
+    vocabulary = trained.vocabulary
+    if vocabulary is not None and takes_text(condition_sizes(trained.score), vocabulary):
+        return vocabulary.conditions(encoded_prompts([text], vocabulary, "sampling.cfg.negative"))
     classes = condition_sizes(trained.score).get("label", 0)
     if not classes:
         raise UserError(f"sampling.cfg.negative={text} needs a network with classes, or with text")

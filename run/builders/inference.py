@@ -18,7 +18,7 @@ from score_diffusion.run.build import (
     build_sde,
     grid_times,
 )
-from score_diffusion.run.builders.data import load_latent_space
+from score_diffusion.run.builders.data import load_latent_space, load_vocabulary
 from score_diffusion.run.builders.encoders import load_contrastive_encoders
 from score_diffusion.run.builders.training import build_times
 from score_diffusion.run.data.condition_files import CONDITIONS_FILE, read_conditions, read_small_images
@@ -26,6 +26,7 @@ from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import DATA_FILE, DataInfo, read_data_info
 from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION, Augmentation, small_copies
 from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.encoded_data.embeddings import ENCODER
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import absolute_path, expanded, file_digest, is_writable
@@ -35,6 +36,7 @@ from score_diffusion.run.inference.conditioning import (
     OWN,
     check_kinds,
     chosen_conditions,
+    takes_text,
     unconditional,
 )
 from score_diffusion.run.inference.fitted_solver import fitted_solver
@@ -76,9 +78,10 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
     model, step, words = load_score_model(workdir, config, device)
     first_time, info = build_times(config.training, model.sde).first, read_data_info(workdir)
     choice, sizes = _weights_choice(config.sampling), condition_sizes(model)
+    vocabulary = load_vocabulary(config.data, info)
     # a network that takes an image must be given one
     given = {"image", LOW_RESOLUTION} & set(sizes)
-    conditions = unconditional(sizes, info) if given else SampleConditions()
+    conditions = unconditional(sizes, info, vocabulary) if given else SampleConditions()
     return TrainedModel(
         model,
         model.sde,
@@ -88,6 +91,7 @@ def load_unconditioned(workdir: Path, config: ConfigDict, device: torch.device) 
         choice,
         words,
         conditions,
+        vocabulary=vocabulary,
         latent_space=load_latent_space(config.data, info, device, config.sampling.tile),
     )
 
@@ -114,23 +118,23 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
             "sampling.label=-1 draws without a condition, for which this model was not trained "
             "(training.condition_dropout=0): name classes, or leave it out"
         )
-    conditional = trains_conditions(config, info)
+    conditional, reads_text = trains_conditions(config, info), takes_text(sizes, trained.vocabulary)
     for key in ("prompt", "prompts"):
-        if section[key] and not ("text" in sizes and conditional):
+        if section[key] and not (reads_text and conditional):
             raise UserError(
                 f"sampling.{key}={section[key]} needs a model that was trained with captions, and this one "
                 "was not: train one, for example by --config text_shapes"
             )
 
     def read_given() -> dict[str, Tensor]:
-        if "text" in sizes:
-            text = _prompts(section, info, workdir)
+        if reads_text:
+            text = _prompts(section, trained.vocabulary, workdir)
             return {"text": text} | (_embedded(text, config, info) if ENCODER in info.encoders else {})
         path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
         return read_conditions(path, info.shape)
 
     of_data = {kind: size for kind, size in sizes.items() if kind not in (LOW_RESOLUTION, LEVEL)}
-    conditions = chosen_conditions(section.label, of_data, info, conditional, read_given)
+    conditions = chosen_conditions(section.label, of_data, info, conditional, read_given, trained.vocabulary)
     if LOW_RESOLUTION in sizes:
         conditions = _with_small_images(conditions, config, info, workdir)
     return replace(trained, conditions=conditions)
@@ -185,20 +189,20 @@ def _augmentation(config: ConfigDict) -> Augmentation:
     return Augmentation(level, config.sampling.seed)
 
 
-def _prompts(section: ConfigDict, info: DataInfo, workdir: Path) -> Tensor:
+def _prompts(section: ConfigDict, vocabulary: Vocabulary | None, workdir: Path) -> Tensor:
     """The texts that the section `sampling` chooses, as ids, int64 (n, L).
 
     Raises:
         UserError: If both keys are set, or the model cannot read a text.
     """
-    if info.vocabulary is None:
+    if vocabulary is None:
         raise UserError(f"{workdir / DATA_FILE} has lost the vocabulary of the captions: restore it")
     if section.prompt and section.prompts:
         raise UserError("set one of sampling.prompt and sampling.prompts, not both")
     if section.prompt:
-        return encoded_prompts(section.prompt.splitlines(), info.vocabulary, "sampling.prompt")
+        return encoded_prompts(section.prompt.splitlines(), vocabulary, "sampling.prompt")
     path = expanded(section.prompts) if section.prompts else workdir / CAPTIONS_FILE
-    return encoded_prompts(read_prompts(path), info.vocabulary, f"a prompt of {path}")
+    return encoded_prompts(read_prompts(path), vocabulary, f"a prompt of {path}")
 
 
 def _embedded(text: Tensor, config: ConfigDict, info: DataInfo) -> dict[str, Tensor]:
@@ -237,7 +241,8 @@ def own_conditions(config: ConfigDict, trained: TrainedModel, dataset: Dataset) 
     if not sizes or not trains_conditions(config, trained.data):
         return trained
     what = f"the conditions of the held-out samples of {dataset.name!r}"
-    rows, augmentation = check_kinds(dataset.test_conditions, sizes, what), None
+    rows = check_kinds(dataset.test_conditions, sizes, what, trained.vocabulary)
+    augmentation = None
     if LOW_RESOLUTION in sizes:
         count, factor = config.likelihood.num_images, config.model.upscale
         rows[LOW_RESOLUTION] = small_copies(dataset.test, factor, trained.data.scaling, count)
@@ -256,7 +261,8 @@ def without_conditions(config: ConfigDict, trained: TrainedModel) -> TrainedMode
     training = config.training
     if not training.conditional or not training.condition_dropout or config.model.upscale:
         return None
-    return replace(trained, conditions=unconditional(condition_sizes(trained.score), trained.data))
+    conditions = unconditional(condition_sizes(trained.score), trained.data, trained.vocabulary)
+    return replace(trained, conditions=conditions)
 
 
 def _weights_choice(section: ConfigDict) -> WeightsChoice:

@@ -364,6 +364,7 @@ def _build_batches(
         mirror=config.data.flip,
         dropout=section.condition_dropout if section.conditional else 0.0,
         low_resolution=_low_resolution(config, dataset.scaling),
+        vocabulary=dataset.vocabulary if section.conditional else None,
     )
 
 

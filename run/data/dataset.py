@@ -103,5 +103,5 @@ class Dataset:
         if "image" in self.conditions:
             sizes["image"] = self.conditions["image"].shape[1]
         if self.vocabulary is not None:
-            sizes["text"] = self.vocabulary.size
+            sizes |= self.vocabulary.condition_sizes
         return sizes

@@ -33,7 +33,7 @@ FIELDS = {
 LATER_FIELDS = {
     "words": Values(kind=tuple[str, ...]),
     "text_length": Values(kind=int, least=0),
-    "tokenizer": Values(kind=Literal["words", "bytes"]),
+    "tokenizer": Values(kind=Literal["words", "bytes", "frozen"]),
     "encoders": Values(kind=dict),
     "decoded": Values(kind=dict | None),
 }
@@ -71,7 +71,7 @@ class DataInfo:
     decoded: DataInfo | None = None
     """Of latents, the data that an autoencoder has encoded, which samples are decoded to."""
     tokenizer: str = "words"
-    """How captions are read, a name in `VOCABULARIES`."""
+    """How captions are read: a name in `VOCABULARIES`, or "frozen", see encoded_data/text_encoder.py."""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DataInfo:
@@ -93,14 +93,15 @@ class DataInfo:
 
     @property
     def vocabulary(self) -> Vocabulary | None:
-        """How captions are read; None for data without."""
-        if not self.text_length:
+        """How captions are read; None for data without, and where a frozen encoder reads them."""
+        if not self.text_length or self.tokenizer == "frozen":
             return None
         return Bytes(self.text_length) if self.tokenizer == "bytes" else Words(self.words, self.text_length)
 
     def reads_texts_as(self, other: DataInfo) -> bool:
         """Whether an id of a caption stands for the same as in other data."""
-        return (self.tokenizer, self.words) == (other.tokenizer, other.words)
+        encoders = self.encoders.get("text_encoder"), other.encoders.get("text_encoder")
+        return (self.tokenizer, self.words) == (other.tokenizer, other.words) and encoders[0] == encoders[1]
 
     @property
     def levels(self) -> int | None:

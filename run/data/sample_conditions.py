@@ -34,20 +34,25 @@ class SampleConditions:
         return cls({"label": torch.tensor(labels)}, classes)
 
     def of(self, indices: range, device: torch.device | None = None) -> dict[str, Tensor] | None:
-        """The conditions of the samples with these indices, one row for each; None if there are none."""
+        """What the network is given for the samples with these indices, a row for each; None for nothing."""
+        cond = {kind: rows.to(device) for kind, rows in self.chosen(indices).items()}
+        if "text" in cond and self.vocabulary is not None:
+            cond |= self.vocabulary.conditions(cond.pop("text"))
+        return cond or None
+
+    def chosen(self, indices: range) -> dict[str, Tensor]:
+        """The same before a frozen encoder has encoded texts."""
         index = torch.arange(indices.start, indices.stop)
         cond = {kind: rows[index % len(rows)] for kind, rows in self.rows.items()}
-        if self.augmentation is not None:
-            cond = self.augmentation(cond, indices)
-        return {kind: rows.to(device) for kind, rows in cond.items()} or None
+        return cond if self.augmentation is None else self.augmentation(cond, indices)
 
     def labels(self, count: int) -> Tensor | None:
         """The class indices of the first samples, int64 (count,), -1 for none; None without classes."""
-        return (self.of(range(count)) or {}).get("label")
+        return self.chosen(range(count)).get("label")
 
     def names(self, count: int) -> list[str] | None:
         """The classes or the texts of the first samples; None without either."""
-        texts = (self.of(range(count)) or {}).get("text")
+        texts = self.chosen(range(count)).get("text")
         if texts is not None and self.vocabulary is not None:
             return [self.vocabulary.decode(ids) or NO_TEXT for ids in texts]
         labels = self.labels(count)
@@ -57,7 +62,7 @@ class SampleConditions:
         """The images or the small images that the first samples are conditioned on, (count, C', *size); None
         without such.
         """
-        cond = self.of(range(count)) or {}
+        cond = self.chosen(range(count))
         images = cond.get("image", cond.get(LOW_RESOLUTION))
         return None if images is None else images.numpy()
 

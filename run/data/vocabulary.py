@@ -27,7 +27,7 @@ from score_diffusion.run.errors import MOST_SUGGESTED, some_of
 
 PADDING, UNKNOWN, FIRST_WORD = 0, 1, 2  # ids
 MOST_WORDS = 8192  # of a vocabulary; rarer ones are unknown
-MOST_TOKENS = {"words": 64, "bytes": 256}  # of a text; what comes after them is not read
+MOST_TOKENS = {"words": 64, "bytes": 512, "frozen": 256}  # of a text; what comes after them is not read
 TOKEN = re.compile(r"\w+|[^\w\s]")
 
 
@@ -62,6 +62,15 @@ class Vocabulary(ABC):
     @abstractmethod
     def problem(self, text: str) -> str | None:
         """Why a text is no prompt for a model with this vocabulary, as a clause; None if it is one."""
+
+    @property
+    def condition_sizes(self) -> dict[str, int]:
+        """What a network takes for texts, by the names of models/conditions.py, with the sizes."""
+        return {"text": self.size}
+
+    def conditions(self, ids: Tensor) -> dict[str, Tensor]:
+        """What a network is given for texts, ids (B, length)."""
+        return {"text": ids}
 
     def encode(self, captions: Sequence[str]) -> Tensor:
         """The ids of texts, int64 (N, length); ids beyond the length are left out."""

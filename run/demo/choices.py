@@ -92,6 +92,7 @@ def choices_of(run: Run) -> Choices:
     classes = [(name, name) for name in named]
     knows_none = run.config.training.condition_dropout > 0 or not data.num_train
     drawn = "label" in sizes or any(guidance.name == "classifier" for guidance in guidances)
+    has_prompt = bool(data.text_length) and bool({"text", "tokens"} & {*sizes})
     images = are_images(data)
     own_method = method_of("inpaint", run.config.restore.method)
     return Choices(
@@ -103,8 +104,8 @@ def choices_of(run: Run) -> Choices:
         labels_of_images=_of_images(classes, knows_none) if "label" in sizes else [],
         guidance=section.guidance,
         guidances=guidances,
-        has_prompt="text" in sizes,
-        prompts=_prompts(run) if "text" in sizes else [],
+        has_prompt=has_prompt,
+        prompts=_prompts(run) if has_prompt else [],
         methods=[own_method, *(name for name in METHODS if name != own_method)] if images else [],
         missing="" if images else _why_no_images(run),
         size=data.shape,

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.inference.scoring import batches_of_rank
 from score_diffusion.run.inference.trained_model import TrainedModel
@@ -80,7 +79,7 @@ def of_each_class(trained: TrainedModel, classes: int) -> Iterator[TrainedModel]
     """The model with each class in turn in place of the samples' own, all other conditions as they are."""
     for label in range(classes):
         rows = {**trained.conditions.rows, "label": torch.tensor([label])}
-        yield replace(trained, conditions=SampleConditions(rows, trained.conditions.classes))
+        yield replace(trained, conditions=replace(trained.conditions, rows=rows))
 
 
 def denoising_log_likelihoods(

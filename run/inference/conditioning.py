@@ -11,6 +11,7 @@ from score_diffusion.models.conditions import null_condition
 from score_diffusion.run.data.condition_files import name_of
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.errors import UserError, some_of
 
 ALL, NONE = "all", "-1"
@@ -23,6 +24,7 @@ def chosen_conditions(
     info: DataInfo,
     conditional: bool,
     read_given: Callable[[], dict[str, Tensor]],
+    vocabulary: Vocabulary | None = None,
 ) -> SampleConditions:
     """What samples are conditioned on.
 
@@ -33,6 +35,7 @@ def chosen_conditions(
         conditional: Whether training conditioned the model.
         read_given: Reads prompts or a user's own conditions, where the network takes such, perhaps with
             classes.
+        vocabulary: How the model reads texts; None for a model that was trained without.
 
     Raises:
         UserError: If the network has no such class, its classes were never trained, or the conditions that
@@ -49,27 +52,43 @@ def chosen_conditions(
     if not sizes or not conditional:
         return SampleConditions()
     if label == NONE:
-        return unconditional(sizes, info)
-    rows = check_kinds(read_given(), sizes, "the conditions to draw under") if set(sizes) - {"label"} else {}
+        return unconditional(sizes, info, vocabulary)
+    rows: dict[str, Tensor] = {}
+    if set(sizes) - {"label"}:
+        rows = check_kinds(read_given(), sizes, "the conditions to draw under", vocabulary)
     if "label" in sizes and (asks_for_classes or "label" not in rows):
         count = len(info.classes) or sizes["label"]  # the network may have more than the data
         labels = parse_labels(label, info.classes, count) if asks_for_classes else range(count)
         rows["label"] = torch.tensor(labels)
-    return SampleConditions(rows, info.classes, info.vocabulary)
+    return SampleConditions(rows, info.classes, vocabulary)
 
 
-def check_kinds(rows: Mapping[str, Tensor], sizes: Mapping[str, int], what: str) -> dict[str, Tensor]:
+def takes_text(sizes: Mapping[str, int], vocabulary: Vocabulary | None) -> bool:
+    """Whether a network that takes these kinds of conditions is given texts, as ids or as encodings."""
+    return "text" in sizes or (vocabulary is not None and {*vocabulary.condition_sizes} <= {*sizes})
+
+
+def check_kinds(
+    rows: Mapping[str, Tensor], sizes: Mapping[str, int], what: str, vocabulary: Vocabulary | None = None
+) -> dict[str, Tensor]:
     """The conditions that a network takes; labels may be missing, or be there although it takes none.
+
+    Args:
+        rows: The conditions by kind, texts as ids.
+        sizes: The kinds that the network takes, with their sizes.
+        what: What to call the conditions in a message.
+        vocabulary: How the model reads texts; None for a model that was trained without.
 
     Raises:
         UserError: If other ones are missing, are not taken, or are of other sizes.
     """
-    optional = ("label", "text")
-    rows = {kind: values for kind, values in rows.items() if kind not in optional or kind in sizes}
-    if "text" in sizes and "text" not in rows:
+    kept = {"label": "label" in sizes, "text": takes_text(sizes, vocabulary)}
+    rows = {kind: values for kind, values in rows.items() if kept.get(kind, True)}
+    if kept["text"] and "text" not in rows:
         raise UserError(f"{what} must be captions, as the network takes them: name data with captions")
     found = {kind: values.shape[1 if kind == "image" else -1] for kind, values in rows.items() if kind in OWN}
-    expected = {kind: size for kind, size in sizes.items() if kind in OWN}
+    of_text = {} if vocabulary is None else vocabulary.condition_sizes
+    expected = {kind: size for kind, size in sizes.items() if kind in OWN and kind not in of_text}
     if found != expected:
         raise UserError(
             f"{what} must be {_in_words(expected)}, as the network takes them, got {_in_words(found)}"
@@ -86,9 +105,11 @@ def _in_words(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{name_of(kind)} of {size} {units[kind]}" for kind, size in sizes.items()) or "none"
 
 
-def unconditional(sizes: Mapping[str, int], info: DataInfo) -> SampleConditions:
+def unconditional(
+    sizes: Mapping[str, int], info: DataInfo, vocabulary: Vocabulary | None
+) -> SampleConditions:
     """The null condition for all samples."""
-    return SampleConditions(null_condition(sizes, info.shape), info.classes, info.vocabulary)
+    return SampleConditions(null_condition(sizes, info.shape), info.classes, vocabulary)
 
 
 def parse_labels(text: str, classes: Sequence[str], count: int, key: str = "sampling.label") -> list[int]:

@@ -60,7 +60,7 @@ def decode(trained: TrainedModel, sampler: ODESampler, codes: Tensor, batch_size
                 advance_to(bar, number * n + i, len(starts) * n)
 
             batch = codes[first : first + batch_size].to(trained.device)
-            cond = trained.conditions.of(range(first, first + len(batch)))
+            cond = trained.conditions.of(range(first, first + len(batch)), trained.device)
             result = sampler(score, batch.shape, cond=cond, x_T=batch, on_step=on_step)
             parts.append(result.samples.cpu())
             nfe = max(nfe, result.nfe)
@@ -105,6 +105,6 @@ def paths_between(
 
 def _each_repeated(trained: TrainedModel, indices: range, times: int) -> TrainedModel:
     """The model under the conditions of these indices, each for so many samples in a row."""
-    cond = trained.conditions.of(indices) or {}
+    cond = trained.conditions.chosen(indices)
     rows = {kind: values.repeat_interleave(times, 0) for kind, values in cond.items()}
     return replace(trained, conditions=replace(trained.conditions, rows=rows))

@@ -50,7 +50,7 @@ class DrawnPaths:
 
 def save_paths(drawn: DrawnPaths, trained: TrainedModel, settings: dict, workdir: Path) -> Path:
     """Writes a picture and an .npz under names that are not yet taken; returns them without their suffix."""
-    cond = trained.conditions.of(range(len(drawn.ends))) or {}
+    cond = trained.conditions.chosen(range(len(drawn.ends)))
 
     def to_user(x: Tensor) -> np.ndarray:
         return trained.to_user(x.flatten(0, 1)).unflatten(0, x.shape[:2]).cpu().numpy()

@@ -72,7 +72,7 @@ def export(
         written += [("film", gif), ("film strip", strip)]
     if "safetensors" in save:
         path = stem.with_name(stem.name + PARTS["safetensors"])
-        tensors = {"samples": torch.from_numpy(samples)} | (trained.conditions.of(range(len(samples))) or {})
+        tensors = {"samples": torch.from_numpy(samples)} | trained.conditions.chosen(range(len(samples)))
         write_atomic(path, safetensors.torch.save({key: x.contiguous() for key, x in tensors.items()}))
         written.append(("tensors", path))
     return written

@@ -111,7 +111,7 @@ def draw_and_save(
     if drawn is None:
         return None
     samples, nfe = np.concatenate([samples for samples, _ in drawn]), max(nfe for _, nfe in drawn)
-    cond = trained.conditions.of(range(len(samples))) or {}
+    cond = trained.conditions.chosen(range(len(samples)))
     arrays: dict[str, Any] = {"samples": samples} | {
         name_of(kind): rows.numpy() for kind, rows in cond.items()
     }
@@ -177,7 +177,8 @@ def draw(
                 advance_to(bar, batch * n + i, len(starts) * n)
 
             size = min(batch_size, indices.stop - first)
-            shape, cond = (size, *trained.data.shape), trained.conditions.of(range(first, first + size))
+            shape = (size, *trained.data.shape)
+            cond = trained.conditions.of(range(first, first + size), trained.device)
             result = sampler(score, shape, seed, cond=cond, first=first, on_step=on_step)
             samples = trained.to_user(result.samples).cpu().numpy()
             batches.append((samples, result.nfe))

@@ -31,6 +31,7 @@ from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.checkpoints.checkpoint import Checkpoint
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.encoded_data.latent_space import LatentSpace, to_user
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.training.averages import exponential_name
@@ -87,6 +88,8 @@ class TrainedModel:
     """The guidance in words; empty for none."""
     latent_space: LatentSpace | None = None
     """The space of samples that are latents of an autoencoder; None for others."""
+    vocabulary: Vocabulary | None = None
+    """How the model reads texts; None for a model that was trained without."""
 
     @property
     def device(self) -> torch.device:

@@ -95,6 +95,12 @@ DATA = section("data", (*NEW_RUN, "data"), False, {
         "", "run of --config clip_shapes, or of your own encoders, whose image embeddings the data get",
         modes=ENCODED, may_change=True,  # their weights are compared instead
     ),
+    "text_encoder": Key(
+        "",
+        "folder of transformers with a CLIP text model or a T5 encoder, which reads the captions and is not "
+        "trained; empty for an encoder that is",
+        modes=OF_DATA, may_change=True,  # the digest of its files is compared instead
+    ),
     "embeddings": Key(
         "conditions",
         "with data.encoder: conditions of the images, for unCLIP's decoder, or samples in their place, under "

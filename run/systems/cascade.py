@@ -22,6 +22,7 @@ import torch
 from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.inference.conditioning import takes_text
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.systems.chain import Chain, ScoreStage, StageRun, StageSamples, stage_seed
 
@@ -118,6 +119,9 @@ def _given(
     """A model under what the stage before it drew, and the class or the text that the first stage drew."""
     small = trained.data.scaling.user_to_model(torch.from_numpy(before.samples))
     sizes = condition_sizes(trained.score)
-    rows = {kind: row for kind, row in conditions.rows.items() if kind in sizes}
+    reads_text = takes_text(sizes, trained.vocabulary)
+    rows = {
+        kind: row for kind, row in conditions.rows.items() if kind in sizes or (kind == "text" and reads_text)
+    }
     rows[LOW] = small.roll(indices.start % len(small), 0)  # sample k has row k mod n
     return replace(trained, conditions=replace(trained.conditions, rows={**trained.conditions.rows, **rows}))

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.models.conditions import drop_conditions
+from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.training.low_resolution import LowResolution
 from score_diffusion.sde_lib import DrawnTimes, TrainingTimes, generator_for
 
@@ -159,6 +160,7 @@ class BatchSource:
         mirror: Whether each image is mirrored left to right with probability 1/2.
         dropout: Probability that a sample gets the null condition, of all kinds together.
         low_resolution: Makes the small images of a model that enlarges them; None for other models.
+        vocabulary: How the model reads texts, each of which is encoded once; None to leave ids as they are.
     """
 
     def __init__(
@@ -173,9 +175,17 @@ class BatchSource:
         mirror: bool = False,
         dropout: float = 0.0,
         low_resolution: LowResolution | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         self.loader, self.order, self.times, self.shape = loader, loader.order, times, shape
         self._conditions = {kind: value.to(loader.order.device) for kind, value in conditions.items()}
+        self._vocabulary, self._texts = vocabulary, dict[str, Tensor]()
+        if vocabulary is not None and "text" in conditions:
+            different, self._conditions["text"] = torch.unique(
+                self._conditions["text"], dim=0, return_inverse=True
+            )
+            texts = vocabulary.conditions(different.to(device))
+            self._texts = {kind: value.to(loader.order.device) for kind, value in texts.items()}
         self._to_model, self._seed, self._device = to_model, seed, device
         self._mirror, self._dropout = mirror, dropout if conditions else 0.0
         self._low_resolution = low_resolution
@@ -229,10 +239,11 @@ class BatchSource:
         if not self._conditions:
             return {}
         indices = self.order.indices(positions)
-        return {
-            kind: value[indices].to(self._device, non_blocking=True)
-            for kind, value in self._conditions.items()
-        }
+        rows = {kind: value[indices] for kind, value in self._conditions.items()}
+        if self._texts:
+            text = rows.pop("text")
+            rows |= {kind: value[text] for kind, value in self._texts.items()}
+        return {kind: value.to(self._device, non_blocking=True) for kind, value in rows.items()}
 
     def held_out(self, samples: Tensor, conditions: Mapping[str, Tensor]) -> Batch:
         """A batch of held-out samples, with times and noise of its own that are always the same, and with no
@@ -245,6 +256,8 @@ class BatchSource:
         generator = generator_for(self._seed, "held-out", device=self._device)
         u, times, noise = self._draw_noise(len(samples), generator)
         own = {kind: value[: len(samples)].to(self._device) for kind, value in conditions.items()}
+        if self._vocabulary is not None and "text" in own:
+            own |= self._vocabulary.conditions(own.pop("text"))
         samples = samples.to(self._device)
         if self._low_resolution is not None:
             augmentation = self._draw_augmentation(len(samples), "augment held-out")

@@ -28,8 +28,8 @@ def test_long_captions_are_cut_with_a_warning(capsys: pytest.CaptureFixture[str]
     vocabulary = Words.of_captions(["word " * 100], "the data")
     assert vocabulary.encode(["word " * 100]).shape == (1, 64)
     assert "captions of up to 100 words" in capsys.readouterr().err
-    assert Bytes.of_captions(["é" * 200], "the data").length == 256
-    assert "captions of up to 400 bytes" in capsys.readouterr().err
+    assert Bytes.of_captions(["é" * 300], "the data").length == 512
+    assert "captions of up to 600 bytes" in capsys.readouterr().err
 
 
 def test_texts_become_bytes_and_back():
