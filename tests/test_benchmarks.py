@@ -9,10 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import stats
 from torch import Tensor, nn
 
-from benchmarks import costs
+from benchmarks import captions, costs
 from score_diffusion import train
+from score_diffusion.run.data.shapes import NEW
 from score_diffusion.run.main import main
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -104,3 +106,21 @@ def test_a_plan_works_on_the_whole_batch_and_fits():
     assert chosen.seconds <= 1.05 * min(plan.seconds for plan in found)
     # 64 images at 0.012 s each, if everything else hides behind them
     assert chosen.parallel == "ddp" and chosen.seconds == pytest.approx(64 * 3e12 / (0.25 * 989e12), rel=0.1)
+
+
+def test_prompts_of_new_combinations():
+    """Each combination is where it belongs; two shapes differ in colour, and one of them is new."""
+    for group, scenes in (captions.single_shapes() | captions.pairs_of_shapes(40)).items():
+        for scene in scenes:
+            new = [(shape.colour, shape.kind) in NEW for shape in scene.shapes]
+            assert new == [group.endswith("new"), False][: len(new)]
+            assert len({shape.colour for shape in scene.shapes}) == len(scene.shapes)
+            assert bool(scene.relation) == (len(scene.shapes) == 2)
+    singles = captions.single_shapes()
+    assert (len(singles["seen"]), len(singles["new"])) == (40, 8)
+
+
+def test_the_error_of_a_share_is_that_of_a_binomial():
+    share = captions.Share(30, 40)
+    assert str(share) == "75.0 ± 6.8 %"
+    assert share.error == pytest.approx(100 * stats.binom(40, 0.75).std() / 40)

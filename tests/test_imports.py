@@ -47,7 +47,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("json_files", "key_types", "keys", "setting_files"),
     },
     "checkpoints": {"console", "distributed", "errors", "files", "json_files", "key_types"},
-    "encoded_data": {"console", "data", "distributed", "errors", "files"},
+    "encoded_data": {"console", "data", "distributed", "errors", "files", "machine"},
     "evaluation": {"console", "data", "errors", "files", "json_files", "key_types"},
     "training": {
         *("checkpoints", "console", "data", "distributed", "encoded_data", "errors", "files", "json_files"),

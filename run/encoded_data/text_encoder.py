@@ -32,6 +32,7 @@ from score_diffusion.run.console import warn
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.vocabulary import MOST_TOKENS, PADDING, Vocabulary
 from score_diffusion.run.errors import UserError
+from score_diffusion.run.machine import refuse_beyond_memory
 
 TEXT_ENCODER = "text_encoder"
 """The name of the encoder in `Dataset.encoders`."""
@@ -39,6 +40,7 @@ KEY = f"data.{TEXT_ENCODER}"
 CLASSES = {"clip": "CLIPTextModel", "clip_text_model": "CLIPTextModel", "t5": "T5EncoderModel"}
 """The class of transformers by the `model_type` of a folder."""
 DIGESTED = (".json", ".safetensors", ".txt", ".model")  # files of weights, settings and tokenizers
+FLOAT_BYTES = 4  # of an entry of an encoding
 BATCH = 32  # texts that are encoded at a time, always as many: an encoding depends on no other text
 
 
@@ -184,8 +186,18 @@ class FrozenTextEncoder(Vocabulary):
         return None
 
     def conditions(self, ids: Tensor) -> dict[str, Tensor]:
-        """The encodings of texts: tokens (B, L, D), mask, bool (B, L), and vector (B, D); 0 for no text."""
+        """The encodings of texts: tokens (B, L, D), mask, bool (B, L), and vector (B, D); 0 for no text.
+
+        Raises:
+            UserError: If they take more memory than there is.
+        """
         different, index = torch.unique(ids, dim=0, return_inverse=True)
+        refuse_beyond_memory(
+            FLOAT_BYTES * (len(different) + len(ids)) * self.length * self.folder.width,
+            f"the encodings of {len(different):,} texts",
+            f"take fewer or shorter captions, or a narrower encoder than {self.folder.path}",
+            ids.device.type,
+        )
         padded = F.pad(different, (0, 0, 0, -len(different) % BATCH))
         parts = [self._encoded(rows) for rows in padded.split(BATCH)]
         tokens, vector = (torch.cat(part)[index] for part in zip(*parts, strict=True))

@@ -65,7 +65,7 @@ class Preview:
 
             for first in starts:
                 size = min(self.batch_size, self.count - first)
-                cond = self.conditions.of(range(first, first + size))
+                cond = self.conditions.of(range(first, first + size), device)
                 shape = (size, *self.shape)
                 result = self.sampler(model, shape, cond=cond, first=first, device=device, on_step=on_step)
                 parts.append(result.samples)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from score_diffusion import load_run, train
+from score_diffusion.run import machine
 from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.encoded_data.text_encoder import (
@@ -27,7 +28,7 @@ from tests.run.conftest import TINY
 transformers = pytest.importorskip("transformers", reason="transformers is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="tokenizers is not installed")
 
-WORDS = ["<pad>", "<s>", "</s>", "<unk>", *"a an zero one two three four five six seven eight nine".split()]
+WORDS = ["<pad>", "<unk>", "<s>", "</s>", *"a an zero one two three four five six seven eight nine".split()]
 WORDS += "thick thin small large slanting left right handwritten".split()
 SEVEN, EIGHT = "a thick seven slanting left", "an eight"
 LENGTHS = {"clip": 12, "t5": 256}
@@ -40,14 +41,14 @@ def write_folder(path: Path, kind: str) -> Path:
     )
     plain.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
     plain.post_processor = tokenizers.processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+        single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)]
     )
     special = dict(bos_token="<s>", eos_token="</s>", pad_token="<pad>", unk_token="<unk>")
     transformers.PreTrainedTokenizerFast(tokenizer_object=plain, **special).save_pretrained(path)
     torch.manual_seed(0)
     if kind == "clip":
         sizes = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2)
-        ids = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
+        ids = dict(bos_token_id=2, eos_token_id=3, pad_token_id=0)
         config = transformers.CLIPTextConfig(
             vocab_size=len(WORDS), max_position_embeddings=LENGTHS["clip"], **sizes, **ids
         )
@@ -84,7 +85,7 @@ def test_encodings_are_those_of_transformers(kind: str, folders: dict[str, Path]
         with torch.no_grad():
             out = model(given)
         length, states = given.shape[1], out.last_hidden_state[0]
-        whole = out.pooler_output[0] if kind == "clip" else states.mean(0)
+        whole = states[-1] if kind == "clip" else states.mean(0)
         torch.testing.assert_close(found["tokens"][k, :length], states, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found["vector"][k], F.layer_norm(whole, (16,)), rtol=1e-3, atol=1e-4)
         assert found["mask"][k].tolist() == [n < length for n in range(7)]
@@ -94,10 +95,18 @@ def test_encodings_are_those_of_transformers(kind: str, folders: dict[str, Path]
     assert all(torch.equal(alone[kind], found[kind][:1]) for kind in found)
 
 
+def test_encodings_beyond_memory_are_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
+    vocabulary = FrozenTextEncoder(TextEncoderFolder(folders["t5"]), 7)
+    monkeypatch.setattr(machine, "machine_memory", lambda device: (2 * 2 * 7 * 16 * 4 - 1, "machine"))
+    vocabulary.conditions(vocabulary.encode([SEVEN]))
+    with pytest.raises(UserError, match="the encodings of 2 texts"):
+        vocabulary.conditions(vocabulary.encode([SEVEN, EIGHT]))
+
+
 def test_long_texts_are_cut_and_end_with_the_end(folders: dict[str, Path], capsys):
     vocabulary = FrozenTextEncoder.of_captions(TextEncoderFolder(folders["clip"]), ["a " * 20], "the data")
     assert "captions of up to 22 tokens: only the first 12 are read" in capsys.readouterr().err
-    assert vocabulary.encode(["a " * 20])[0].tolist() == [2, *[5] * 10, 3]
+    assert vocabulary.encode(["a " * 20])[0].tolist() == [3, *[5] * 10, 4]
     assert vocabulary.problem("a " * 20) == "has 22 tokens, and the model reads at most 12"
     assert vocabulary.problem(" ") == "is empty" and vocabulary.problem("a xylophone") is None
 
