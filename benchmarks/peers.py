@@ -39,7 +39,7 @@ class Peer:
     """From (SDE, score, x_T, number of steps) to the states at `sde.sampling_eps`."""
 
 
-def _variance_preserving(make: Callable[[], object], grid: str) -> Callable[..., Tensor]:
+def variance_preserving(make: Callable[[], object], grid: str) -> Callable[..., Tensor]:
     def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
         times, levels, scheduler = _prepared(make(), sde, grid, steps)
         scheduler.sigmas = levels.float()
@@ -53,7 +53,7 @@ def _variance_preserving(make: Callable[[], object], grid: str) -> Callable[...,
     return run
 
 
-def _scaled_signal(make: Callable[[], object], grid: str, evaluations: int) -> Callable[..., Tensor]:
+def scaled_signal(make: Callable[[], object], grid: str, evaluations: int) -> Callable[..., Tensor]:
     """For k-diffusion's schedulers; Heun's evaluates at the levels 0, 1, 1, 2, 2, ..., n."""
 
     def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
@@ -78,13 +78,13 @@ def _prepared(scheduler: object, sde: SDE, grid: str, steps: int) -> tuple[Tenso
     times = GRIDS[grid](sde, steps)
     scheduler.set_timesteps(steps)
     # Some schedulers look steps up by timestep, so they must be distinct; the noise levels are replaced.
-    scheduler.timesteps = torch.linspace(999, 0, steps)
+    scheduler.timesteps = (999 * times[:-1] / sde.T).float()
     scheduler.set_begin_index(0)
     scheduler.is_scale_input_called = True
     return times, sde.log_noise_level(times).exp(), scheduler
 
 
-def _azula(sampler: Callable[..., object], power: int) -> Callable[..., Tensor]:
+def azula_run(sampler: Callable[..., object], power: int) -> Callable[..., Tensor]:
     def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
         class Denoiser:
             """azula's denoiser; the time u of its grid is the time u^power of the SDE."""
@@ -114,7 +114,7 @@ def diffusers_peers() -> dict[str, Peer]:
     end = {"final_sigmas_type": "sigma_min"}
     multistep, single = diffusers.DPMSolverMultistepScheduler, diffusers.DPMSolverSinglestepScheduler
     unipc, deis = diffusers.UniPCMultistepScheduler, diffusers.DEISMultistepScheduler
-    found["DPMSolver++ (default)"] = Peer("diffusers", 1, _variance_preserving(multistep, "uniform"))
+    found["DPMSolver++ (default)"] = Peer("diffusers", 1, variance_preserving(multistep, "uniform"))
     for grid in DIFFUSERS_GRIDS:
         options = {f"DPMSolver++ {n}M": lambda n=n: multistep(solver_order=n, **end) for n in (1, 2, 3)}
         options |= {
@@ -129,10 +129,10 @@ def diffusers_peers() -> dict[str, Peer]:
         }
         options |= {f"DEIS-{n}": lambda n=n: deis(solver_order=n) for n in (2, 3)}
         for name, make in options.items():
-            found[f"{name} {grid}"] = Peer("diffusers", 1, _variance_preserving(make, grid))
+            found[f"{name} {grid}"] = Peer("diffusers", 1, variance_preserving(make, grid))
         for name, cost in (("EulerDiscrete", 1), ("HeunDiscrete", 2)):
             make = getattr(diffusers, f"{name}Scheduler")
-            found[f"{name} {grid}"] = Peer("diffusers", cost, _scaled_signal(make, grid, cost))
+            found[f"{name} {grid}"] = Peer("diffusers", cost, scaled_signal(make, grid, cost))
     return found
 
 
@@ -153,7 +153,7 @@ def azula_peers() -> dict[str, Peer]:
             made = cls if order is None else lambda *a, cls=cls, n=order, **k: cls(*a, order=n, **k)
             for power, grid in ((1, "uniform"), (2, "quadratic")):
                 label = f"azula {name}{order or ''} {grid}"
-                found[label] = Peer("azula", cost, _azula(made, power))
+                found[label] = Peer("azula", cost, azula_run(made, power))
     return found
 
 

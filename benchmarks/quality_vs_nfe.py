@@ -2,13 +2,14 @@
 
     python -m benchmarks.quality_vs_nfe                                   # the zoo, on VP
     python -m benchmarks.quality_vs_nfe --problem --workdir runs/vpsde    # only trained models of images
-    python -m benchmarks.quality_vs_nfe --problem ring --sde vp --nfe 5 --no_laws --picture quick.png
+    python -m benchmarks.quality_vs_nfe --problem ring --sde vp --nfe 5 --picture quick.png
+    python -m benchmarks.quality_vs_nfe --stochastic --problem ring mixture images sheet   # by their law
 
 Deterministic samplers: the endpoint error, the median over samples of the distance to an accurate solution of
-the same probability-flow ODE from the same x_T to the same end time. All samplers: the sliced 2-Wasserstein
-distance between samples and true ones, divided by that between two sets of true ones (--laws). The tables are
-printed as Markdown; the picture is docs/images/quality_vs_nfe.png. Problems: the laws of `benchmarks/zoo.py`,
-and the scores of trained models.
+the same probability-flow ODE from the same x_T to the same end time. All samplers (--laws), or the stochastic
+ones and their peers (--stochastic): the sliced 2-Wasserstein distance between samples and true ones, divided
+by that between two sets of true ones. The tables are printed as Markdown; the picture is
+docs/images/quality_vs_nfe.png. Problems: the laws of `benchmarks/zoo.py`, and the scores of trained models.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 import argparse
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,8 @@ import matplotlib
 import torch
 from torch import Tensor
 
-from benchmarks.peers import peers, run_peer
+from benchmarks.peers import Peer, peers, run_peer
+from benchmarks.stochastic_peers import stochastic_peers
 from benchmarks.zoo import LAWS
 from score_diffusion.samplers import GRIDS, SAMPLERS, ODESampler, fit_solver, make_sampler, rk4
 from score_diffusion.sde_lib import (
@@ -37,7 +39,6 @@ from score_diffusion.sde_lib import (
     ScoreFunction,
     SubVPSDE,
 )
-from tests.problems import sampling_floor, sliced_wasserstein
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402  (after the backend is chosen)
@@ -47,7 +48,7 @@ SDES: dict[str, SDE] = {"vp": VPSDE(), "sub-vp": SubVPSDE(), "ve": VESDE(), "edm
 FITTED = "eabm, fitted"
 PICTURE = Path(__file__).parent.parent / "docs/images/quality_vs_nfe.png"
 PICTURED = ("mixture, vp", "ring, vp", "images, vp", "far, vp")
-SAMPLES_FOR_LAW = 2000
+SAMPLES_FOR_LAW, DIRECTIONS, TRUE_SETS, SEEDS = 2000, 200, 8, 2
 
 
 @dataclass
@@ -165,24 +166,61 @@ def print_ratios(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...
         print(row("worst", [c.max().item() if len(c) else math.nan for c in columns]))
 
 
-def print_laws(law: GaussianMixture, name: str, nfes: tuple[int, ...]) -> None:
-    """Sliced Wasserstein distances relative to their floor, on VP."""
-    sde, n = SDES["vp"], SAMPLES_FOR_LAW
-    score, truth, floor = law.score(sde), law.sample(n, seed=9), sampling_floor(law, n)
-    print(f"\n### Sliced 2-Wasserstein distance over the floor, {name} on vp, {n} samples\n")
+class LawDistance:
+    """The sliced 2-Wasserstein distance of samples to a law, over its mean between two true sets."""
+
+    def __init__(self, law: GaussianMixture) -> None:
+        v = torch.randn(math.prod(law.shape), DIRECTIONS, generator=torch.Generator().manual_seed(0))
+        self.v = v / v.norm(dim=0)
+        self.truth = [self._sorted(law.sample(SAMPLES_FOR_LAW, 100 + i)) for i in range(TRUE_SETS)]
+        pairs = [self._to(a, b) for i, a in enumerate(self.truth) for b in self.truth[:i]]
+        self.floor = sum(pairs) / len(pairs)
+
+    def _sorted(self, x: Tensor) -> Tensor:
+        return (x.flatten(1).float() @ self.v).sort(0).values
+
+    @staticmethod
+    def _to(a: Tensor, b: Tensor) -> float:
+        return (a - b).square().mean().sqrt().item()
+
+    def __call__(self, samples: Tensor | None) -> float:
+        if samples is None:
+            return math.nan
+        found = self._sorted(samples)
+        return sum(self._to(found, true) for true in self.truth) / TRUE_SETS / self.floor
+
+
+def print_laws(law: GaussianMixture, name: str, nfes: tuple[int, ...], stochastic: bool) -> None:
+    """Distances to the law on VP, means over seeds; of the stochastic samplers only, and then of peers."""
+    sde, score, distance = SDES["vp"], law.score(SDES["vp"]), LawDistance(law)
+    shape = (SAMPLES_FOR_LAW, *law.shape)
+
+    def of_ours(key: str, nfe: int, seed: int) -> float:
+        try:
+            return distance(make_sampler(key, sde, nfe)(score, shape, seed=seed).samples)
+        except ValueError:
+            return math.nan
+
+    def of_peer(peer: Peer, nfe: int, seed: int) -> float:
+        torch.manual_seed(1000 + seed)
+        return distance(run_peer(peer, sde, score, sde.prior_std * torch.randn(shape), nfe))
+
+    def mean(of: Callable[..., float], which: object) -> list[float]:
+        return [sum(of(which, nfe, seed) for seed in range(SEEDS)) / SEEDS for nfe in nfes]
+
+    print(f"\n### Sliced 2-Wasserstein distance over the floor, {name} on vp, {SAMPLES_FOR_LAW} samples\n")
     print(row("NFE", list(nfes), "d"))
     print("|---" * (1 + len(nfes)) + "|")
-    for key in SAMPLERS:
-        values = []
-        for nfe in nfes:
-            try:
-                sampler = make_sampler(key, sde, nfe)
-                samples = sampler(score, (n, *law.shape), seed=2).samples
-                values.append(sliced_wasserstein(samples, truth) / floor)
-            except ValueError:
-                values.append(math.nan)
-        if not all(map(math.isnan, values)):
-            print(row(f"`{key}`", values))
+    for key, spec in SAMPLERS.items():
+        if spec.nfe_per_step and (spec.stochastic or not stochastic):
+            print(row(f"`{key}`", mean(of_ours, key)))
+    if stochastic:
+        table = {key: mean(of_peer, peer) for key, peer in stochastic_peers().items()}
+        best = [min((v[i], key) for key, v in table.items() if v[i] == v[i]) for i in range(len(nfes))]
+        for key, values in table.items():
+            print(row(key, values))
+        print(row(f"best of {len(table)} peers", [value for value, _ in best]))
+        print("\nBest peers: " + "; ".join(f"{n}: {key}" for n, (_, key) in zip(nfes, best, strict=True)))
 
 
 def picture(tables: dict[str, dict[str, list[float]]], nfes: tuple[int, ...], path: Path) -> None:
@@ -222,6 +260,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", type=Path, nargs="+", default=[], help="runs of trained models")
     parser.add_argument("--fit", action="store_true", help="also fitted solvers, at up to 50 evaluations")
     parser.add_argument("--laws", action="store_true", help="also the Wasserstein distances")
+    parser.add_argument("--stochastic", action="store_true", help="only stochastic samplers, by their law")
     parser.add_argument("--picture", type=Path, default=PICTURE, help="where to write the picture")
     arguments = parser.parse_args(argv)
     diffusers.logging.set_verbosity_error()
@@ -234,6 +273,10 @@ def measure(arguments: argparse.Namespace) -> None:
     """Prints the tables and draws the picture."""
     nfes, tables = tuple(arguments.nfe), {}
     laws = {name: LAWS[name]() for name in arguments.problem}
+    if arguments.stochastic:
+        for name, law in laws.items():
+            print_laws(law, name, nfes, stochastic=True)
+        return
     problems = [
         Problem.exact(f"{name}, {key}", law, SDES[key]) for name, law in laws.items() for key in arguments.sde
     ]
@@ -246,7 +289,7 @@ def measure(arguments: argparse.Namespace) -> None:
     if pictured:
         picture({name: tables[name] for name in pictured[:4]}, nfes, arguments.picture)
     for name, law in laws.items() if arguments.laws else ():
-        print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100))
+        print_laws(law, name, tuple(nfe for nfe in nfes if nfe <= 100), stochastic=False)
 
 
 if __name__ == "__main__":

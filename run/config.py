@@ -36,6 +36,7 @@ from score_diffusion.run.json_files import check_fields, read_json
 from score_diffusion.run.key_types import AUTO, Key, Values, with_tuples
 from score_diffusion.run.keys import KEYS, TRAINING
 from score_diffusion.run.setting_files import SUFFIXES, read_settings
+from score_diffusion.samplers import DEFAULT, DEFAULT_STOCHASTIC, find_sampler
 
 CONFIG_FILE = "config.json"
 SYSTEM_FILE = "system.json"  # of a folder that holds several runs, see systems/
@@ -186,7 +187,7 @@ def apply_overrides(
             range.
     """
     config = config.copy_and_resolve_references()
-    overrides = sorted(overrides, key=lambda override: override[0] not in TABLES)  # others depend on them
+    overrides = sorted(overrides, key=lambda override: _place(override[0]))
     for name, given in overrides:
         keys = declared_keys(config)
         key = find_key(name, keys)
@@ -197,9 +198,17 @@ def apply_overrides(
             value = absolute(value)
         if name in CONSTRUCTORS:
             _drop_arguments(config, name, str(value))
-        if name == "sampling.sampler" and value != config.sampling.sampler:
-            _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
-        _set(config, name, value)
+        if name == "sampling.sampler":
+            _choose_sampler(config, str(value))
+        elif name == "sampling.stochastic" and value != find_sampler(config.sampling.sampler).stochastic:
+            if "sampling.sampler" in dict(overrides):
+                raise UserError(
+                    f"sampling.stochastic={value} does not fit the sampler {config.sampling.sampler}: leave "
+                    "one of the two out; --sampler list shows which samplers are stochastic"
+                )
+            _choose_sampler(config, DEFAULT_STOCHASTIC if value else DEFAULT)
+        else:
+            _set(config, name, value)
     check(config)
     if mode != "demo":  # whose page has all samplers, guidance methods and methods to choose from
         refuse_options_of_others([name for name, _ in overrides], config)
@@ -227,6 +236,18 @@ def _drop_arguments(config: ConfigDict, name_key: str, name: str) -> None:
             del section[argument]
         section.name = name
         complete(config)
+
+
+def _place(name: str) -> int:
+    """When a key is set: those first that others depend on."""
+    return 0 if name in TABLES else 1 if name == "sampling.stochastic" else 2
+
+
+def _choose_sampler(config: ConfigDict, name: str) -> None:
+    if name != config.sampling.sampler:
+        _set(config, "sampling.grid", AUTO)  # the grid was chosen for the sampler before
+    _set(config, "sampling.sampler", name)
+    _set(config, "sampling.stochastic", find_sampler(name).stochastic)
 
 
 def _set(config: ConfigDict, name: str, value: object) -> None:

@@ -14,6 +14,7 @@ from score_diffusion.samplers.exponential import (
     dpmpp_3m,
     dpmpp_3m_sde,
     dpmpp_sde,
+    eab_sde,
     eabm,
     unipc,
 )
@@ -54,6 +55,7 @@ from score_diffusion.samplers.predictors import (
 )
 from score_diffusion.samplers.registry import (
     DEFAULT,
+    DEFAULT_STOCHASTIC,
     SAMPLERS,
     Cost,
     SamplerSpec,
@@ -86,6 +88,7 @@ __all__ = [
     "Cost",
     "DDIMSampler",
     "DEFAULT",
+    "DEFAULT_STOCHASTIC",
     "EulerMaruyama",
     "ExponentialAdams",
     "FixedBatches",
@@ -119,6 +122,7 @@ __all__ = [
     "dpmpp_3m",
     "dpmpp_3m_sde",
     "dpmpp_sde",
+    "eab_sde",
     "early_grid",
     "eabm",
     "edm",

@@ -6,6 +6,13 @@ With x̃ = x/α, σ̃ = σ/α and H = √(s² + σ̃²) the ODE is (see `exponen
 
 v is interpolated by a polynomial through its values at some times of the grid, in a variable of choice. The
 integral of the polynomial is a weighted sum of these values.
+
+The reverse SDE at stochasticity η, dx̃ = κ (x̃ - x̂_0)/σ̃ dσ̃ + η √(2σ̃) dw with κ = 1 + η², is solved likewise:
+
+    x̃_b = (H_b/H_a)^κ x̃_a - H_b ∫ κ (H_b/H)^{η²} v/H² dσ̃ + H_b √(1 - (H_b/H_a)^{2η²}) z,
+
+which is exact for Gaussian data of deviation s, whose v is 0. For s = ∞ H is constant in the first two terms
+and the last is η √(σ̃_a² - σ̃_b²) z.
 """
 
 from __future__ import annotations
@@ -63,13 +70,14 @@ class AdamsTable:
         )
         """(p, q) of v = p x + q score at each time."""
 
-    def weights(self, a: int, b: int, nodes: Sequence[int]) -> Tensor:
+    def weights(self, a: int, b: int, nodes: Sequence[int], eta: float = 0.0) -> Tensor:
         """Weights of the values at the nodes in the change of x/scale from time a to time b.
 
         Args:
             a: Index of the time where the step starts.
             b: Index of the time where it ends.
             nodes: Indices of the times whose values are interpolated.
+            eta: Stochasticity η of the step.
 
         Returns:
             Weights, shape (len(nodes),), float64.
@@ -78,8 +86,26 @@ class AdamsTable:
         span = lam[b] - lam[a]
         points = lam[a] + span * self._x
         level = (-points).exp()  # σ̃ there
-        kernel = (-level if math.isinf(self._s) else level / (self._s**2 + level.square())) * (span * self._w)
+        if math.isinf(self._s):
+            kernel = -level
+        else:
+            H2 = self._s**2 + level.square()
+            kernel = level / H2
+            if eta:
+                kernel = kernel * ((self._s**2 + self.at.noise_level[b].square()) / H2) ** (eta**2 / 2)
+        kernel = (1 + eta**2) * kernel * (span * self._w)
         return _interpolation_weights(self._nodes[list(nodes)], self._interpolated_in(points), kernel)
+
+    def linear_part(self, a: int, b: int, eta: float = 0.0) -> tuple[float, float]:
+        """What x is multiplied by from time a to time b, and the standard deviation of the noise."""
+        alpha, level = self.at.alpha, self.at.noise_level
+        keep = self.scale[b] / self.scale[a]
+        if math.isinf(self._s):
+            return keep.item(), (alpha[b] * eta * (level[a].square() - level[b].square()).sqrt()).item()
+        ratio = (self._s**2 + level[b].square()) / (self._s**2 + level[a].square())  # (H_b/H_a)²
+        log_ratio = eta**2 * ratio.log()
+        std = self.scale[b] * (-torch.expm1(log_ratio)).sqrt()
+        return (keep * (log_ratio / 2).exp()).item(), std.item()
 
     def _interpolated_in(self, lam: Tensor) -> Tensor:
         return VARIABLES[self._variable](self._sde, lam, self._s)

@@ -11,6 +11,7 @@ between evaluations. The methods differ in how they approximate it, and in what 
     eabm            the polynomial through the last values, in a variable of choice. A corrector adds the
                     value at the time reached to the polynomial of the step that led there, at no further
                     evaluation (Zhao et al., 2023, Section 3.2). Few steps: fitted to prototype laws
+    eab_sde         the same for the SDE, without corrector. Few steps: fitted to Gaussian data
     DPM-Solver++    2M, 3M and their SDE variants: finite differences in λ; 2S: the midpoint
     UniPC           finite differences with coefficients that match B(h), and the corrector
     DEIS            the polynomial of ε̂ in t
@@ -36,6 +37,8 @@ References:
         https://arxiv.org/abs/2204.13902: DEIS, tAB.
     Elucidating the Design Space of Diffusion-Based Generative Models (Karras et al., 2022),
         https://arxiv.org/abs/2206.00364: Table 1, c_skip.
+    SA-Solver: Stochastic Adams Solver for Fast Sampling of Diffusion Models (Xue et al., 2023),
+        https://arxiv.org/abs/2309.05019: eq. 14, the stochastic Adams-Bashforth method.
     Exponential Integrators (Hochbruck & Ostermann, 2010), Section 2.5: exponential Adams methods.
 """
 
@@ -51,6 +54,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.adams_table import VARIABLES, AdamsTable
+from score_diffusion.samplers.gaussian_fit import stages_fitted_to_gaussians
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.linear import (
     GridCoefficients,
@@ -103,23 +107,30 @@ def multistep_stages(
 
 
 def exponential_adams_stages(
-    sde: SDE, times: Tensor, order: int, corrector: bool, variable: str, data_std: float
+    sde: SDE,
+    times: Tensor,
+    order: int,
+    corrector: bool,
+    variable: str,
+    data_std: float,
+    stochasticity: Stochasticity = 0.0,
 ) -> list[Stage]:
-    """The table of the exponential Adams-Bashforth-Moulton method; arguments as for `eabm`."""
+    """The table of the exponential Adams-Bashforth-Moulton method; arguments as for `eabm` and `eab_sde`."""
     if order < 1:
         raise InputError(f"an exponential Adams method needs order >= 1, got {order}")
     table = AdamsTable(sde, times, variable, data_std)
-    scale, steps = table.scale, len(times) - 1
+    scale, steps, eta = table.scale, len(times) - 1, stochasticity_at(stochasticity, table.at.t).tolist()
 
     def weights(i: int, newest: int, count: int) -> tuple[float, ...]:
         nodes = range(newest, newest - count, -1)
-        return tuple((scale[i + 1] * table.weights(i, i + 1, nodes)).tolist())
+        return tuple((scale[i + 1] * table.weights(i, i + 1, nodes, eta[i])).tolist())
 
-    keep, rows = (scale[1:] / scale[:-1]).tolist(), []
+    rows = []
     for i in range(steps):
         count = min(order, i + 1)
         correction = weights(i, i + 1, count + 1) if corrector and i < steps - 1 else None
-        rows.append(MultistepStep(keep[i], weights(i, i, count), correction=correction))
+        keep, std = table.linear_part(i, i + 1, eta[i])
+        rows.append(MultistepStep(keep, weights(i, i, count), std, correction))
     return multistep_stages(table.at.t, table.values[:-1], rows)
 
 
@@ -232,6 +243,43 @@ def eabm(
             return plain
         start = exponential_adams_stages(sde, times, order + corrector + 1, False, variable, data_std)
         return fitted_stages(GridCoefficients(sde, times), start)
+
+    return LinearSampler(sde, times, table, denoise=denoise)
+
+
+def eab_sde(
+    sde: SDE,
+    times: Tensor | Grid = Grid("early", 49),
+    *,
+    denoise: bool = False,
+    order: int = 4,
+    variable: Annotated[str, Names(*VARIABLES)] = "clock",
+    data_std: float = 0.7,
+    stochasticity: Stochasticity = REVERSE_SDE,
+    gaussians: bool = True,
+) -> LinearSampler:
+    """The exponential Adams-Bashforth method for the reverse SDE: SA-Solver's predictor (Xue et al., 2023)
+    with another linear part, of weak order 2 because the past values hold other noise.
+
+    Args:
+        sde, times, denoise: As for every `Sampler`; the grid must end with noise.
+        order: Number of values that the polynomial interpolates, fewer in the first steps.
+        variable: Variable in which the polynomial interpolates.
+        data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for ε̂.
+        stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
+        gaussians: Whether to fit the coefficients of up to 50 steps to Gaussian data of every width.
+
+    Raises:
+        InputError: If the order is below 1, the variable is unknown, data_std or the stochasticity is
+            negative, or log(α/σ) is infinite on the grid.
+    """
+
+    def table(sde: SDE, times: Tensor) -> list[Stage]:
+        plain = exponential_adams_stages(sde, times, order, False, variable, data_std, stochasticity)
+        if not gaussians or len(plain) > FITTED_STEPS:
+            return plain
+        at = GridCoefficients(sde, times)
+        return stages_fitted_to_gaussians(at, plain, stochasticity_at(stochasticity, at.t[:-1]))
 
     return LinearSampler(sde, times, table, denoise=denoise)
 

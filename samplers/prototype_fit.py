@@ -11,7 +11,7 @@ the less is left to gain, so that the order remains that of the coefficients the
 
 In x̃ = x/α and σ̃ = σ/α, in which all SDEs are one, a step is
 
-    x̃_s = keep x̃_t + Σ_j weights_j v_{-j},    v = a x̃ + b x̂_0(x̃, σ̃).
+    x̃_s = keep x̃_t + Σ_j weights_j v_{-j} (+ std z),    v = a x̃ + b x̂_0(x̃, σ̃).
 
 Reference:
     An Algorithm for Least-Squares Estimation of Nonlinear Parameters (Marquardt, 1963).
@@ -44,6 +44,8 @@ class Row:
     keep: float
     weights: tuple[float, ...]
     """The newest value first."""
+    std: float = 0.0
+    """Of the noise, in methods for the SDE."""
 
 
 def rows_of(at: GridCoefficients, stages: Sequence[Stage]) -> list[Row]:
@@ -54,7 +56,7 @@ def rows_of(at: GridCoefficients, stages: Sequence[Stage]) -> list[Row]:
         p, q = stage.value
         value = alpha[i] * (p - q / sigma[i] ** 2), q * alpha[i] / sigma[i] ** 2
         weights = tuple(w / alpha[i + 1] for w in stage.weights)
-        rows.append(Row(value, stage.keep * alpha[i] / alpha[i + 1], weights))
+        rows.append(Row(value, stage.keep * alpha[i] / alpha[i + 1], weights, stage.std / alpha[i + 1]))
     return rows
 
 
@@ -66,7 +68,8 @@ def stages_of(at: GridCoefficients, rows: Sequence[Row]) -> list[Stage]:
         a, b = row.value
         value = (a + b) / alpha[i], b * sigma[i] ** 2 / alpha[i]
         weights = tuple(w * alpha[i + 1] for w in row.weights)
-        stages.append(Stage(t[i], value, row.keep * alpha[i + 1] / alpha[i], weights))
+        keep, std = row.keep * alpha[i + 1] / alpha[i], row.std * alpha[i + 1]
+        stages.append(Stage(t[i], value, keep, weights, std))
     return stages
 
 
@@ -102,17 +105,8 @@ class PrototypeFit:
         self.laws, self.levels, self.rows = laws, levels, rows
         ends = laws.flow(levels[[0, -1]])
         self.start, self.exact = ends[0], ends[1]
-        self.coefficients = [torch.tensor([r.keep, *r.weights], dtype=torch.float64) for r in rows]
         self.past = max(len(r.weights) for r in rows)
-        # What x̃ and the values are where x̃ = x̂_0 = 1
-        constants = [r.value[0] + r.value[1] for r in rows]
-        self.ones = [
-            torch.tensor([1.0, *(constants[i - j] for j in range(len(r.weights)))], dtype=torch.float64)
-            for i, r in enumerate(rows)
-        ]
-        self.coefficients = [
-            c + (1 - o @ c) / (o @ o) * o for c, o in zip(self.coefficients, self.ones, strict=True)
-        ]
+        self.coefficients, self.ones = exact_for_constants(rows)
 
     def errors(self, coefficients: Sequence[Tensor]) -> Tensor:
         """x̃ - exact at the last level, shape (R,)."""
@@ -137,7 +131,7 @@ class PrototypeFit:
             values = [a * x + b * denoised, *values[: self.past - 1]]
             terms = torch.stack([x, *values[: len(c) - 1]], 1)  # (R, k)
             size = terms.square().mean(0).sqrt()  # (k,)
-            steps.append((terms, a + b * slope, _plane(ones / size) / size[:, None]))
+            steps.append((terms, a + b * slope, plane(ones / size) / size[:, None]))
             x = terms @ c
         by_x, by_value = torch.ones_like(x), [torch.zeros_like(x) for _ in steps]
         columns: list[Tensor] = []
@@ -194,7 +188,20 @@ class PrototypeFit:
         )
 
 
-def _plane(normal: Tensor) -> Tensor:
+def exact_for_constants(rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
+    """(keep, weights) of each step, moved to the nearest that keep constants, and what they multiply where
+    x̃ = x̂_0 = 1; each of shape (k_i,).
+    """
+    constants, moved, ones = [row.value[0] + row.value[1] for row in rows], [], []
+    for i, row in enumerate(rows):
+        c = torch.tensor([row.keep, *row.weights], dtype=torch.float64)
+        o = torch.tensor([1.0, *(constants[i - j] for j in range(len(c) - 1))], dtype=torch.float64)
+        moved.append(c + (1 - o @ c) / (o @ o) * o)
+        ones.append(o)
+    return moved, ones
+
+
+def plane(normal: Tensor) -> Tensor:
     """An orthonormal basis (k, k - 1) of the plane across a vector (k,)."""
     k = len(normal)
     matrix = torch.cat([normal[:, None], torch.eye(k, dtype=torch.float64)], 1)

@@ -30,6 +30,7 @@ from score_diffusion.samplers.exponential import (
     dpmpp_3m,
     dpmpp_3m_sde,
     dpmpp_sde,
+    eab_sde,
     eabm,
     unipc,
 )
@@ -61,6 +62,8 @@ from score_diffusion.sde_lib import SDE, InputError, check_name
 
 DEFAULT = "eabm"
 """The default sampler."""
+DEFAULT_STOCHASTIC = "eab_sde"
+"""The default among the stochastic ones."""
 
 
 @dataclass(frozen=True)
@@ -212,6 +215,13 @@ SAMPLERS: dict[str, SamplerSpec] = {
         stochastic=True,
         paper="DDPM, Algorithm 2 (Ho et al., 2020)",
         serves="VP, sub-VP, VE, DDPM's chains",
+    ),
+    "eab_sde": SamplerSpec(
+        eab_sde,
+        order=2,
+        cost=ONE,
+        stochastic=True,
+        paper="exponential Adams-Bashforth for the reverse SDE, see samplers/exponential.py",
     ),
     "dpmpp_sde": SamplerSpec(dpmpp_sde, order=1, cost=ONE, stochastic=True, paper=DPMPP_SDE),
     "dpmpp_2m_sde": SamplerSpec(dpmpp_2m_sde, order=2, cost=ONE, stochastic=True, paper=DPMPP_SDE),

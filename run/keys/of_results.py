@@ -55,6 +55,10 @@ SAMPLING = section("sampling", SAMPLES, True, {
         least=0, below=1.0001, modes=(*SAMPLES, "likelihood"),
     ),
     "sampler": Key("eabm", "the sampler, whose options are sampling.SAMPLER.*; --sampler list shows all"),
+    "stochastic": Key(
+        False,
+        "whether the sampler is stochastic; set, it replaces a sampler of the other kind by eab_sde or eabm",
+    ),
     "guidance": Key(
         "none",
         "guidance of the samples, whose options are sampling.GUIDANCE.*: classifier-free, by a worse model, "

@@ -202,3 +202,16 @@ def test_a_grid_belongs_to_the_sampler_it_was_chosen_for():
     assert apply_overrides(ncsn, [("sampling.sampler", "pc")]).sampling.grid == "auto"
     both = [("sampling.grid", "karras"), ("sampling.sampler", "pc")]
     assert apply_overrides(ncsn, both).sampling.grid == "karras"
+
+
+def test_stochastic_chooses_a_sampler_and_follows_the_sampler():
+    config = load_config("vpsde")
+    assert (config.sampling.sampler, config.sampling.stochastic) == ("eabm", False)
+    chosen = apply_overrides(config, [("sampling.grid", "karras"), ("sampling.stochastic", "True")]).sampling
+    assert (chosen.sampler, chosen.stochastic, chosen.grid) == ("eab_sde", True, "karras")
+    named = apply_overrides(config, [("sampling.sampler", "pc"), ("sampling.stochastic", "True")])
+    assert (named.sampling.sampler, named.sampling.stochastic) == ("pc", True)
+    assert apply_overrides(named, [("sampling.stochastic", "False")]).sampling.sampler == "eabm"
+    assert not apply_overrides(named, [("sampling.sampler", "heun")]).sampling.stochastic
+    with pytest.raises(UserError, match="stochastic=True does not fit the sampler heun: leave"):
+        apply_overrides(config, [("sampling.sampler", "heun"), ("sampling.stochastic", "True")])

@@ -18,6 +18,7 @@ from score_diffusion.samplers import (
     dpmpp_3m,
     dpmpp_3m_sde,
     dpmpp_sde,
+    eab_sde,
     eabm,
     unipc,
 )
@@ -59,6 +60,31 @@ def test_the_sde_of_a_point_keeps_its_law_exactly(name, sde):
         mean, cov = exact_moments(sampler, law)
         expected = moments(law.marginal(sde, sampler.times[-1].item()))
         torch.testing.assert_close((mean, cov), expected, rtol=1e-7, atol=1e-9)
+
+
+@every_sde
+@pytest.mark.parametrize(("s", "data_std"), [(0.0, 0.0), (0.45, 0.45), (3.0, 3.0)])
+def test_eab_sde_keeps_the_law_of_gaussian_data_of_its_deviation_exactly(s, data_std, sde):
+    """With s that of the data nothing is left to interpolate, at any stochasticity and in few steps."""
+    law = Gaussian(torch.zeros(2, dtype=torch.float64), s**2 * torch.eye(2, dtype=torch.float64))
+    for stochasticity in (0.0, 0.5, 1.0, lambda t: t):
+        sampler = eab_sde(
+            sde, Grid("clock", 5), data_std=data_std, stochasticity=stochasticity, gaussians=False
+        )
+        expected = moments(law.marginal(sde, sampler.times[-1].item()))
+        torch.testing.assert_close(exact_moments(sampler, law), expected, rtol=1e-6, atol=1e-9)
+
+
+def test_eab_sde_of_infinite_width_is_eulers_method_for_the_noise_estimate():
+    """One step: x̃_s = x̃_t + κ ε̂ (σ̃_s - σ̃_t) + η √(σ̃_t² - σ̃_s²) z, for a constant ε̂."""
+    sde, eta, z = VPSDE(), 0.7, torch.tensor([[0.4]], dtype=torch.float64)
+    sampler = eab_sde(sde, Grid("clock", 1), data_std=math.inf, stochasticity=eta, gaussians=False)
+    x = torch.tensor([[0.3]], dtype=torch.float64)
+    found = carry(sampler, lambda x, t: -1.3 / sde.sigma(t)[:, None] * torch.ones_like(x), x, [z])[-1]
+    (a, b), level = sde.alpha(sampler.times).tolist(), sde.log_noise_level(sampler.times).exp()
+    noise = eta * (level[0] ** 2 - level[1] ** 2).sqrt() * z
+    exact = b * (x / a + (1 + eta**2) * 1.3 * (level[1] - level[0]) + noise)
+    torch.testing.assert_close(found, exact)
 
 
 @every_sde
@@ -193,6 +219,7 @@ def test_gauss_legendre_is_numpys():
         (lambda: unipc(VPSDE(), order=0), "the order of UniPC must be at least 1, got 0"),
         (lambda: unipc(VPSDE(), variant="bh3"), "variant must be one of bh1, bh2, got 'bh3'"),
         (lambda: dpmpp_sde(VPSDE(), stochasticity=-1.0), "stochasticity must be >= 0"),
+        (lambda: eab_sde(VPSDE(), stochasticity=-1.0), "stochasticity must be >= 0"),
         (lambda: dpmpp_2m(VPSDE(), Grid("chain", 5)), r"log\(α/σ\) must be finite at all times of the grid"),
     ],
 )
