@@ -42,7 +42,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     "unclip": ("--system RUNS --each 1 --nfe 2 --pairs 1 --points 2", "nearest of 48 captions"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
 }
-NO_SCRIPT = {"inverse_peers", "peers", "zoo"}  # parts of other ones
+NO_SCRIPT = {"inverse_peers", "peers", "stochastic_peers", "zoo"}  # parts of other ones
 
 
 def test_all_are_listed():
@@ -124,3 +124,10 @@ def test_the_error_of_a_share_is_that_of_a_binomial():
     share = captions.Share(30, 40)
     assert str(share) == "75.0 ± 6.8 %"
     assert share.error == pytest.approx(100 * stats.binom(40, 0.75).std() / 40)
+
+
+def test_stochastic_samplers_are_compared_with_their_peers(capsys):
+    pytest.importorskip("diffusers")
+    importlib.import_module("benchmarks.quality_vs_nfe").main("--stochastic --problem ring --nfe 5".split())
+    out = capsys.readouterr().out
+    assert "| `eab_sde` |" in out and "| SDE-DPMSolver++ 2M karras |" in out and "Best peers: 5:" in out
