@@ -72,7 +72,7 @@ def load_shown_data(section: ConfigDict, info: DataInfo | None = None) -> Datase
     """
     _check_section(section, info)
     info = info if info is None or info.decoded is None else info.decoded
-    if section.text_encoder:
+    if section.text_encoder or (info is not None and TEXT_ENCODER in info.encoders):
         return _load_with_text_encoder(section, info)
     if not section.encoder:
         return load_data(data_options(section), info)

@@ -7,9 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from score_diffusion.run.build import data_options
+from score_diffusion.run.builders.data import load_shown_data
 from score_diffusion.run.data.dataset import Dataset
-from score_diffusion.run.data.info import load_data
 from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.data.user_function import refuse_function
 from score_diffusion.run.python.run import Run
@@ -31,7 +30,7 @@ class HeldOut:
     def _dataset(self) -> Dataset:
         if not self._own_path:
             refuse_function(self._run.config.data.path)
-        return load_data(data_options(self._run.config.data), self._run.data)
+        return load_shown_data(self._run.config.data, self._run.data)
 
     def __call__(self, index: int) -> tuple[np.ndarray, str]:
         """An image, counted from the first again after the last, and what it is in words.

@@ -99,6 +99,24 @@ def test_it_learns_which_text_is_which():
     assert loss < 0.01
 
 
+def test_attention_learns_which_word_is_meant():
+    """A picture of two halves, each by a word of its own: a transformer must read both from the tokens."""
+    torch.manual_seed(0)
+    inner = DiT(1, width=32, depth=2, heads=2, token_dim=16)
+    net = TextConditioned(inner, TextEncoder(6, 16, 1, 2))
+    ids = torch.randint(1, 6, (32, 3), generator=torch.Generator().manual_seed(0))
+    x, noise, target = torch.zeros(32, 1, 4, 4), torch.zeros(32), torch.zeros(32, 1, 4, 4)
+    target[..., :2] = ids[:, 0].float().cos()[:, None, None, None]
+    target[..., 2:] = ids[:, 2].float().sin()[:, None, None, None]
+    optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
+    for _ in range(120):
+        loss = (net(x, noise, {"text": ids}) - target).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert loss < 0.02 * target.var()
+
+
 def test_what_is_refused():
     net, x, noise = network("unet_class")
     assert net.condition_sizes == {"label": 3, "text": 6}
