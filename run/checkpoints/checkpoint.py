@@ -19,6 +19,7 @@ import functools
 import io
 import json
 import math
+import pickle
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -388,7 +389,10 @@ def _read_full(directory: Path, averages: bool, checked: bool = True) -> Checkpo
 def _load_training(data: bytes) -> dict:
     file = io.BytesIO(data)
     check_not_compressed(file)
-    training = torch.load(file, map_location="cpu", weights_only=True)
+    try:
+        training = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:  # its message advises to load with weights_only=False
+        raise ValueError("it is no file of torch.save, or holds more than tensors and numbers") from error
     check_training_file(training, IN_TRAINING_FILE)
     return {key: training[key] for key in IN_TRAINING_FILE}
 

@@ -19,7 +19,8 @@ def get_stages() -> dict[str, ConfigDict]:
     base.model.update(channels=24, multipliers=(2,), attention_levels=(0,))
     x14.model.update(channels=16, multipliers=(1, 2), attention_levels=(1,))
     x28.model.update(channels=16, multipliers=(1, 2, 2), attention_levels=(2,))
-    base.training.steps, x14.training.steps, x28.training.steps = 1200, 800, 600
+    base.training.update(batch_size=128, steps=2500)
+    x14.training.steps, x28.training.steps = 4500, 4000
     return {"base": base, "x14": x14, "x28": x28}
 
 
@@ -28,7 +29,7 @@ def _stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
     config = vpsde.get_config()
     config.data.update(name="mnist5k", shrink=shrink)
     config.model.update(blocks_per_level=1, upscale=upscale)
-    config.training.update(batch_size=32, conditional=True, learning_rate=2e-3, sample_every=1000)
+    config.training.update(batch_size=64, conditional=True, learning_rate=2e-3, sample_every=1000)
     config.training.precision = "float32"
     config.training.augment_noise = 0.3  # all levels up to 1 take a longer training
     config.sampling.guidance = "cfg"

@@ -19,7 +19,7 @@ def get_stages() -> dict[str, ConfigDict]:
     # Attention to the words at 8x8 pixels, and narrow levels where pixels are many, as in Efficient U-Net.
     x32.model.update(channels=16, multipliers=(1, 2, 3), attention_levels=(2,))
     x64.model.update(channels=8, multipliers=(1, 2, 4, 6), attention_levels=(3,))
-    base.training.steps, x32.training.steps, x64.training.steps = 2000, 1000, 600
+    x32.training.steps, x64.training.steps = 2500, 1500
     return {"base": base, "x32": x32, "x64": x64}
 
 
@@ -27,9 +27,11 @@ def stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
     """A stage on images that are smaller than 64x64 by a factor."""
     config = text_shapes.get_config()
     config.data.update(image_size=64, shrink=shrink)
-    config.model.upscale = upscale
     config.training.precision = "float32"
-    config.sampling.threshold = 0.995 if not upscale else 0.0
-    if upscale:
-        config.sampling.cfg.scale = 1.0
+    if not upscale:
+        config.sampling.threshold = 0.995
+        return config
+    config.model.update(upscale=upscale, prediction="noise")
+    config.training.update(times="continuous", weighting="plain", batch_size=32)
+    config.sampling.cfg.scale = 1.0
     return config

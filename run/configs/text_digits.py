@@ -15,7 +15,7 @@ def get_config() -> ConfigDict:
     config = vpsde.get_config()
     config.data.name = "captioned_digits"
     config.model.update(blocks_per_level=1, encoder_width=64)
-    config.training.update(conditional=True, condition_dropout=0.1, batch_size=32, steps=2000)
+    config.training.update(conditional=True, condition_dropout=0.1, batch_size=64, steps=4000)
     config.sampling.guidance = "cfg"
     config.sampling.cfg.scale = 2.0
     return config

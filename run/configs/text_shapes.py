@@ -15,5 +15,6 @@ from score_diffusion.run.configs import text_digits
 def get_config() -> ConfigDict:
     config = text_digits.get_config()
     config.data.name = "single_shapes"
-    config.model.update(channels=16, multipliers=(1, 3, 4), attention_levels=(2,))
+    config.model.update(channels=16, multipliers=(1, 3, 4), attention_levels=(2,), prediction="edm")
+    config.training.update(times="lognormal", p_mean=-0.8, weighting="edm", batch_size=128, steps=3000)
     return config

@@ -37,7 +37,5 @@ def _prior() -> ConfigDict:
 def _decoder() -> ConfigDict:
     config = text_shapes.get_config()
     config.data.encoder = ENCODERS
-    config.model.prediction = "edm"
-    config.training.update(times="lognormal", p_mean=-0.8, weighting="edm")
-    config.training.update(batch_size=64, steps=2800, checkpoint_every=400, sample_every=700)
+    config.training.update(checkpoint_every=500)
     return config

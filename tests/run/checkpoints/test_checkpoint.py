@@ -119,7 +119,7 @@ def test_a_checkpoint_that_would_run_code_is_refused_and_runs_none(tmp_path: Pat
     folder = checkpoint.save(tmp_path, make(2), keep=3)
     torch.save({"step": 2, "optimizer": bomb, "seconds": 0.0, "ema_updates": 1}, folder / "training.pt")
     renew_digest(folder / "training.pt")
-    with pytest.raises(UserError, match="training.pt is damaged"):
+    with pytest.raises(UserError, match="holds more than tensors and numbers"):
         checkpoint.read(folder)
     assert not (tmp_path / "executed").exists()
 
