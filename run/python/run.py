@@ -7,7 +7,6 @@ bit those of `--mode sample`.
 from __future__ import annotations
 
 import copy
-import functools
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -48,12 +47,14 @@ OWN_FILE = "own.json"
 """In place of config.json in the directory of a `Trainer`, which cannot write down its network."""
 
 
-def load_run(path: str | Path, device: str = "auto") -> Run:
+def load_run(path: str | Path, device: str = "auto", settings: Settings | None = None) -> Run:
     """The trained model of a run directory.
 
     Args:
         path: The run directory, as `--workdir`.
         device: "auto" for CUDA where there is one, "cuda" or "cpu".
+        settings: Keys of the configuration with other values than in training, such as the new place of what
+            the run works with: {"data.text_encoder": "clip/", "data.autoencoder": "runs/autoencoder"}.
 
     Raises:
         UserError: If the directory holds no run, or no checkpoint of it is intact.
@@ -64,7 +65,8 @@ def load_run(path: str | Path, device: str = "auto") -> Run:
             f"{workdir} holds the training of a network of your own, which only your code can make: make its "
             "Trainer again, and fit returns the run"
         )
-    run = Run(read_config(workdir), lambda config: load_unconditioned(workdir, config, where), workdir)
+    config = apply_overrides(read_config(workdir), [*(settings or {}).items()], "sample")
+    run = Run(config, lambda config: load_unconditioned(workdir, config, where), workdir)
     if run.config.model.name not in ENCODERS:  # they have no score, and guide others
         run.score  # noqa: B018 - read now, so that a damaged checkpoint is named here
     return run
@@ -329,6 +331,7 @@ class Run:
         revision: str | None = None,
         token: str | None = None,
         device: str = "auto",
+        settings: Settings | None = None,
     ) -> Run:
         """The run of a folder, or of a repository of the Hugging Face hub, of which nothing is executed.
 
@@ -337,12 +340,14 @@ class Run:
             revision: Branch, tag or commit of the repository.
             token: Of the hub; None for the one that is saved on this machine.
             device: As for `load_run`.
+            settings: As for `load_run`.
 
         Raises:
             UserError: If there is no such run.
         """
         folder = expanded(str(name_or_path))
-        return load_run(folder if folder.is_dir() else download(str(name_or_path), revision, token), device)
+        folder = folder if folder.is_dir() else download(str(name_or_path), revision, token)
+        return load_run(folder, device, settings)
 
     def save_pretrained(
         self, folder: str | Path, *, licence: str | None = None, name: str | None = None, samples: int = 16
@@ -362,13 +367,9 @@ class Run:
             UserError: If the folder holds something, or the run is that of a network of your own.
         """
         target = expanded(str(folder))
-        draw_picture = functools.partial(self._save_picture, samples) if samples else None
         shared = SharedRun(self.config, self._trained(self.config), self.path, name or target.name, licence)
-        shared.write(target, draw_picture)
+        shared.write(target, (lambda path: self.sample(samples).save(path)) if samples else None)
         return target
-
-    def _save_picture(self, samples: int, path: Path) -> None:
-        self.sample(samples).save(path)
 
     def push_to_hub(
         self,

@@ -209,6 +209,19 @@ def test_a_moved_folder_is_named_and_a_changed_one_is_refused(
     assert "tokens, and the model reads at most" in message
 
 
+def test_a_shared_run_is_loaded_with_the_folder_named(
+    text_run: Path, folders: dict[str, Path], tmp_path: Path
+):
+    run = load_run(text_run)
+    shared = run.save_pretrained(tmp_path / "shared", samples=0)
+    with pytest.raises(UserError, match="data.text_encoder names none: name its folder with"):
+        load_run(shared)
+    moved = {"data.text_encoder": str(folders["clip"])}
+    expected = run.sample(2, prompt=SEVEN).samples
+    for received in (load_run(shared, settings=moved), type(run).from_pretrained(shared, settings=moved)):
+        assert np.array_equal(received.sample(2, prompt=SEVEN).samples, expected)
+
+
 def test_folders_that_are_refused(folders: dict[str, Path], tmp_path: Path):
     other = Path(shutil.copytree(folders["clip"], tmp_path / "bert"))
     (other / "config.json").write_text('{"model_type": "bert"}')
