@@ -34,7 +34,7 @@ from torch import Tensor
 from score_diffusion import load_run
 from score_diffusion.run.build import data_options
 from score_diffusion.run.data.info import load_data
-from score_diffusion.samplers import ExponentialAdams
+from score_diffusion.samplers import AdaptiveAdams, ExponentialAdams
 from score_diffusion.sde_lib import (
     SDE,
     AdaptiveSolver,
@@ -49,7 +49,7 @@ from tests.problems import SDES, images, ring
 
 EPS, TIGHT = 1e-5, 1e-8
 TOLERANCES = tuple(10 ** (-k / 2) for k in range(4, 15))  # 1e-2 to 1e-7
-STEPS = (16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+STEPS = (16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192, 256, 384, 512)
 REPEATS, OF_TRUTH = 100, 200_000
 
 
@@ -128,6 +128,7 @@ def equal_error(run: Path, count: int, rounds: int, targets: Sequence[float]) ->
     methods: dict[str, tuple[Method, Sequence[float]]] = {
         "the ancestor's way": (ancestors_way(sde, score, x, probe.float()), TOLERANCES),
         "dopri5": (of_ours(sde, score, x, lambda tol: AdaptiveSolver("dopri5", tol, tol)), TOLERANCES),
+        "adaptive_adams": (of_ours(sde, score, x, lambda tol: AdaptiveAdams(tol, tol)), TOLERANCES),
         "exponential_adams": (of_ours(sde, score, x, lambda n: ExponentialAdams(int(n))), STEPS),
     }
     truth = methods["dopri5"][0](TIGHT).log_prob

@@ -5,6 +5,7 @@ or by `sampler(score, shape, seed=0, cond=cond)` for a score of a condition.
 """
 
 from score_diffusion.samplers.adaptive import AdaptiveSDESampler
+from score_diffusion.samplers.adaptive_adams import AdaptiveAdams
 from score_diffusion.samplers.base import Sampler, SampleResult, StepSampler
 from score_diffusion.samplers.chain import AncestralSampler, DDIMSampler
 from score_diffusion.samplers.exponential import (
@@ -77,6 +78,7 @@ from score_diffusion.samplers.runge_kutta import (
 )
 
 __all__ = [
+    "AdaptiveAdams",
     "AdaptiveSDESampler",
     "Ancestral",
     "AncestralSampler",

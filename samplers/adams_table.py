@@ -17,6 +17,7 @@ and the last is η √(σ̃_a² - σ̃_b²) z.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 
@@ -122,16 +123,15 @@ def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Ten
     Returns:
         Shape (k,).
     """
-    weights = []
-    for j in range(len(nodes)):
-        basis = kernel
-        for i in range(len(nodes)):
-            if i != j:
-                basis = basis * (points - nodes[i]) / (nodes[j] - nodes[i])
-        weights.append(basis.sum())
-    return torch.stack(weights)
+    own = torch.eye(len(nodes), dtype=torch.bool)
+    distances = (nodes[:, None] - nodes).masked_fill(own, 1.0)  # (j, i)
+    factors = ((points - nodes[:, None]) / distances[:, :, None]).masked_fill(
+        own[:, :, None], 1.0
+    )  # (j, i, m)
+    return factors.prod(1) @ kernel
 
 
+@functools.cache
 def _gauss_legendre(n: int) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], float64: eigenvalues of the Jacobi matrix (Golub & Welsch, 1969)."""
     k = torch.arange(1, n, dtype=torch.float64)

@@ -72,7 +72,7 @@ class ExponentialAdams:
         start = torch.nn.functional.pad(x.double().flatten(1) / scale[0], (0, field.estimates))
         predicted = corrected = uncorrected = coarse = start  # (B, D + P): y and the change of log p
         for newest in range(self.steps + 1):
-            values.appendleft(self._value(table, newest, field, predicted))
+            values.appendleft(rate(table, newest, field, predicted))
             if newest > 0:
                 corrected = corrected + change(newest - 1, newest, self.order + 1)
                 if newest % 2 == 0:
@@ -87,9 +87,20 @@ class ExponentialAdams:
 
         return solution(corrected, (solution(coarse), solution(uncorrected)))
 
-    def _value(self, table: AdamsTable, i: int, field: DensityField, state: Tensor) -> Tensor:
-        """v and its divergence in y at the state of time i, shape (B, D + P)."""
-        (p, q), D, scale = table.values[i], field.dimensions, table.scale[i].item()
-        x_t = (state[:, :D] * scale).reshape(field.shape)
-        s, traces = field(x_t, table.at.t[i].to(state.device))
-        return torch.cat([(p * x_t + q * s).flatten(1), scale * (p * D + q * traces)], dim=1)
+
+def rate(table: AdamsTable, i: int, field: DensityField, state: Tensor) -> Tensor:
+    """v and its divergence in y at the state of time i of a table.
+
+    Args:
+        table: The coefficients.
+        i: Index of the time.
+        field: The score and its divergence.
+        state: y and the change of log p, shape (B, D + P), float64.
+
+    Returns:
+        Shape (B, D + P), float64.
+    """
+    (p, q), D, scale = table.values[i], field.dimensions, table.scale[i].item()
+    x_t = (state[:, :D] * scale).reshape(field.shape)
+    s, traces = field(x_t, table.at.t[i].to(state.device))
+    return torch.cat([(p * x_t + q * s).flatten(1), scale * (p * D + q * traces)], dim=1)

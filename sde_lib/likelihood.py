@@ -24,6 +24,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -150,6 +151,13 @@ DensitySolver = Callable[[SDE, DensityField, Tensor, float], Solution]
 """From the SDE, the field, data x (B, *shape) and the time ε of the data to the solution at T."""
 
 
+def density_norm(error: Tensor, dimensions: int) -> Tensor:
+    """The norm of a scaled error of x_t and its log densities, shape (B, D + P): the largest over samples of
+    the root-mean-square over x_t and of the error of each log density.
+    """
+    return torch.maximum(worst_sample_norm(error[:, :dimensions]), error[:, dimensions:].abs().max())
+
+
 class AdaptiveSolver:
     """An adaptive method of torchdiffeq for x_t and its log density as one state (B, D + P).
 
@@ -172,9 +180,7 @@ class AdaptiveSolver:
             f, half_g2 = sde.dlog_alpha(t), sde.g2(t) / 2
             return torch.cat([(f * x_t - half_g2 * s).flatten(1), D * f - half_g2 * traces], dim=1)
 
-        def norm(error: Tensor) -> Tensor:  # x_t as one vector, each log density on its own
-            return torch.maximum(worst_sample_norm(error[:, :D]), error[:, D:].abs().max())
-
+        norm = functools.partial(density_norm, dimensions=D)
         start = torch.nn.functional.pad(x.double().flatten(1), (0, field.estimates))
         times = torch.tensor([eps, sde.T], dtype=torch.float64, device=x.device)
         end = solve_adaptively(dynamics, start, times, self.method, self.rtol, self.atol, norm)[-1]

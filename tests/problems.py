@@ -12,7 +12,18 @@ from torch import Tensor
 from score_diffusion import sde_lib
 from score_diffusion.samplers import Sampler
 from score_diffusion.samplers.base import CountedScore
-from score_diffusion.sde_lib import DDPM, SDE, VESDE, VPSDE, Gaussian, GaussianMixture, ReverseSDE, SubVPSDE
+from score_diffusion.sde_lib import (
+    DDPM,
+    SDE,
+    VESDE,
+    VPSDE,
+    DensitySolver,
+    Gaussian,
+    GaussianMixture,
+    ReverseSDE,
+    SubVPSDE,
+    log_likelihood,
+)
 
 SDES: dict[str, SDE] = {
     "vp": VPSDE(),
@@ -83,6 +94,21 @@ def distance_to_floor(samples: Tensor, law: GaussianMixture, sets: int = 30) -> 
     parts = samples.chunk(sets)
     distances = [sliced_wasserstein(part, law.sample(len(part), 50 + i)) for i, part in enumerate(parts)]
     return sum(distances) / sets / sampling_floor(law, len(parts[0]), sets)
+
+
+def density_errors(
+    law: GaussianMixture, sde: SDE, x: Tensor, solver: DensitySolver, **options
+) -> tuple[Tensor, Tensor]:
+    """The error of a solver's log density of each sample, and its own estimate of it, in nats per
+    dimension.
+
+    The score is that of the law, the divergence exact unless the options say otherwise.
+    """
+    options = {"divergence": "exact", "prior_logp": law.marginal(sde, sde.T).log_prob} | options
+    result = log_likelihood(sde, law.score(sde), x, solver=solver, eps=1e-5, **options)
+    exact = law.log_prob_t(sde)(x, torch.full((len(x),), 1e-5, dtype=torch.float64))
+    D = x[0].numel()
+    return (result.log_prob - exact).abs() / D, result.solver_error / D
 
 
 class GivenNoise:

@@ -28,7 +28,7 @@ from score_diffusion.run.inference.scoring import (
 )
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
-from score_diffusion.samplers import ExponentialAdams, clip_bounds
+from score_diffusion.samplers import AdaptiveAdams, ExponentialAdams, clip_bounds
 from score_diffusion.sde_lib import AdaptiveSolver, DensitySolver, chain_times, quantize
 
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -125,8 +125,10 @@ def build_density_solver(section: ConfigDict, tighter: bool = False) -> DensityS
     )
     if section.solver == "exponential_adams":
         return ExponentialAdams(int(steps) * (2 if tighter else 1))
-    factor = 0.1 if tighter else 1.0
-    return AdaptiveSolver(section.solver, factor * rtol, factor * atol)
+    rtol, atol = (tolerance * (0.1 if tighter else 1.0) for tolerance in (rtol, atol))
+    if section.solver == "adaptive_adams":
+        return AdaptiveAdams(rtol, atol)
+    return AdaptiveSolver(section.solver, rtol, atol)
 
 
 def build_dequantization(section: ConfigDict, trained: TrainedModel) -> Dequantization:

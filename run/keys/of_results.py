@@ -178,15 +178,22 @@ LIKELIHOOD = section("likelihood", (*NEW_RUN, "likelihood", "demo"), True, {
         64, "times of the reverse SDE's bound for each sample and draw, two evaluations each", least=1
     ),
     "checked_images": Key(4, "samples scored again by a tighter solver to measure its error", least=0),
-    "solver": Key("dopri5", "adaptive or fixed-step solver", kind=Literal["dopri5", "exponential_adams"]),
+    "solver": Key(
+        "adaptive_adams",
+        "solver of the ODE: an Adams method or dopri5 with steps by tolerance, or an Adams method with fixed "
+        "steps",
+        kind=Literal["adaptive_adams", "dopri5", "exponential_adams"],
+    ),
     "rtol": Key(
         AUTO,
-        "relative tolerance of solver=dopri5; auto: the largest power of ten for an error of a tenth of the "
-        "standard error, by 16 samples",
+        "relative tolerance of an adaptive solver; auto: the largest power of ten for an error of a tenth of "
+        "the standard error, by 16 samples",
         kind=float | Literal["auto"], above=0,
     ),
     "atol": Key(
-        AUTO, "absolute tolerance of solver=dopri5; auto: as for rtol", kind=float | Literal["auto"], above=0
+        AUTO,
+        "absolute tolerance of an adaptive solver; auto: as for rtol",
+        kind=float | Literal["auto"], above=0,
     ),
     "steps": Key(
         AUTO,

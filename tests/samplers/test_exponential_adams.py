@@ -8,19 +8,10 @@ import torch
 from score_diffusion.samplers import ExponentialAdams
 from score_diffusion.samplers.adams_table import AdamsTable
 from score_diffusion.sde_lib import VPSDE, InputError, log_likelihood
-from tests.problems import SDES, gaussian, images, observed_orders, ring
+from tests.problems import SDES, density_errors, gaussian, images, observed_orders, ring
 
 EPS = 1e-5
 every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
-
-
-def errors(law, sde, x, solver, **options):
-    """Of each sample in nats per dimension: the true error, and the solver's estimate of it."""
-    options = {"divergence": "exact", "prior_logp": law.marginal(sde, sde.T).log_prob} | options
-    result = log_likelihood(sde, law.score(sde), x, solver=solver, **options)
-    exact = law.log_prob_t(sde)(x, torch.full((len(x),), EPS, dtype=torch.float64))
-    D = x[0].numel()
-    return (result.log_prob - exact).abs() / D, result.solver_error / D
 
 
 @pytest.mark.slow
@@ -28,7 +19,7 @@ def errors(law, sde, x, solver, **options):
 @pytest.mark.parametrize("law", [ring(), images()], ids=["ring", "images"])
 def test_the_exact_density(law, sde):
     """In 96 steps within 1e-3 nats per dimension, and the estimate is of the true error's size or above."""
-    error, estimate = errors(law, sde, law.sample(3, seed=1), ExponentialAdams(96))
+    error, estimate = density_errors(law, sde, law.sample(3, seed=1), ExponentialAdams(96))
     assert error.max() < 3e-4
     assert error.max() < 5 * estimate.max() < 1e-2
 
@@ -40,7 +31,10 @@ def test_the_order_of_convergence(sde):
     law = gaussian(2)
     x = law.sample(4, seed=2)
     for order in (1, 2, 3):
-        found = [errors(law, sde, x, ExponentialAdams(n, order=order))[0].max().item() for n in (32, 64, 128)]
+        found = [
+            density_errors(law, sde, x, ExponentialAdams(n, order=order))[0].max().item()
+            for n in (32, 64, 128)
+        ]
         assert observed_orders(found)[-1] > order + 0.6
 
 

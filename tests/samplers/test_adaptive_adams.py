@@ -1,0 +1,74 @@
+"""Likelihoods by the adaptive Adams method against exact densities and dopri5."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from score_diffusion.samplers import AdaptiveAdams
+from score_diffusion.sde_lib import VPSDE, AdaptiveSolver, InputError, log_likelihood
+from tests.problems import SDES, density_errors, gaussian, images, ring
+
+every_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+
+
+class Counted:
+    """A solver that keeps the number of evaluations it took."""
+
+    def __init__(self, solver):
+        self.solver, self.nfe = solver, 0
+
+    def __call__(self, sde, field, x, eps):
+        solution = self.solver(sde, field, x, eps)
+        self.nfe = field.nfe
+        return solution
+
+
+@pytest.mark.slow
+@every_sde
+@pytest.mark.parametrize("law", [ring(), ring(1.0, 0.05)], ids=["ring", "narrow"])
+def test_less_error_in_fewer_evaluations_than_dopri5(law, sde):
+    """On 32 samples, some of them between two modes, where a fixed grid is poor."""
+    x = law.sample(32, seed=5)
+    adams, dopri5 = Counted(AdaptiveAdams(1e-6, 1e-6)), Counted(AdaptiveSolver("dopri5", 1e-5, 1e-5))
+    error, estimate = density_errors(law, sde, x, adams)
+    assert error.max() < density_errors(law, sde, x, dopri5)[0].max()
+    assert adams.nfe < dopri5.nfe
+    assert error.max() < 10 * estimate.max()
+
+
+@every_sde
+def test_the_error_follows_the_tolerance(sde):
+    law = gaussian(2)
+    x = law.sample(8, seed=2)
+    found = [density_errors(law, sde, x, AdaptiveAdams(tol, tol))[0].max() for tol in (1e-3, 1e-5, 1e-7)]
+    assert all(error < 10 * tol for error, tol in zip(found, (1e-3, 1e-5, 1e-7), strict=True))
+
+
+def test_images_and_hutchinson():
+    law, sde = images(), VPSDE()
+    x, options = law.sample(4, seed=1), {"divergence": "hutchinson", "n_probes": 2}
+    score = law.score(sde)
+    tight = log_likelihood(sde, score, x, rtol=1e-8, atol=1e-8, **options)
+    loose = log_likelihood(sde, score, x, solver=AdaptiveAdams(1e-5, 1e-5), **options)
+    torch.testing.assert_close(loose.log_probs, tight.log_probs, rtol=0, atol=64 * 1e-4)
+    torch.testing.assert_close(loose.latent, tight.latent, rtol=0, atol=1e-3)
+    assert loose.nfe < 80
+
+
+def solved(score, **options):
+    return log_likelihood(VPSDE(), score, gaussian(2).sample(2), solver=AdaptiveAdams(**options))
+
+
+@pytest.mark.parametrize(
+    ("solve", "message"),
+    [
+        (lambda: AdaptiveAdams(rtol=0), "rtol and atol must be above 0, got 0 and 1e-05"),
+        (lambda: AdaptiveAdams(order=0), "order must be at least 1, got 0"),
+        (lambda: solved(lambda x, t: x * torch.nan), "not finite near t = 1.*e-05: check the score"),
+        (lambda: solved(lambda x, t: -x * (1 + 1e15 * (t[0] > 0.5))), "no step that meets rtol=1e-05"),
+    ],
+)  # fmt: skip
+def test_mistakes_are_explained(solve, message):
+    with pytest.raises(InputError, match=message):
+        solve()
