@@ -35,6 +35,7 @@ from score_diffusion.sde_lib import SampleNoise, expand
 
 LOW_RESOLUTION, LEVEL = "low_resolution", "augmentation"
 """The conditions of a model that enlarges images, see models/conditions.py."""
+AT_ONCE = 256  # images
 
 
 def shrink(images: Tensor, factor: int) -> Tensor:
@@ -75,8 +76,8 @@ def shrunk(dataset: Dataset, factor: int) -> Dataset:
 
 
 def _shrunk(samples: Samples, factor: int) -> Samples:
-    if isinstance(samples, Tensor):
-        return shrink(samples, factor)
+    if isinstance(samples, Tensor):  # in parts: the means are taken in float64
+        return torch.cat([shrink(part, factor) for part in samples.split(AT_ONCE)])
     return replace(samples, source=_ShrunkSource(samples.source, factor))
 
 
