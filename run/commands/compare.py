@@ -115,6 +115,9 @@ def _measure(run: Path, overrides: Overrides, workdir: Path, device: torch.devic
             dataset = load_shown_data(configs[0].data, trained.data)
             evaluator = build_evaluator(configs[0].evaluation, dataset, workdir, device)
         for config in configs:
+            if processes.is_rank_0():
+                budget = f", {config.sampling.nfe} evaluations" if config.sampling.nfe else ""
+                print(f"{run}: {config.sampling.sampler}{budget}")
             file = find_or_draw(config.sampling, trained, run)
             if file is None:  # on all ranks except the first
                 continue

@@ -109,7 +109,7 @@ def refuse_unlike(records: Sequence[Record]) -> None:
 
 
 def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
-    """The results as rows of texts, the first of which is the header."""
+    """The results as rows of texts: the header, a row for each, and one of real data in their place."""
     names = figure_names(records)
     guidance = ("guidance",) if any(record["guidance"] for record in records) else ()
     header = ("run", "sampler", *guidance, "NFE", "s/sample", *map(name_in_words, names))
@@ -119,6 +119,10 @@ def table(records: Sequence[Record]) -> list[tuple[str, ...]]:
         cells = [str(record[key]) for key in ("run", "sampler", *guidance, "nfe")]
         time = "" if seconds is None else f"{seconds:.3g}"
         rows.append((*cells, time, *(in_words(figure_of(record, name)) for name in names)))
+    real = [figure_of(records[0], name, "real") for name in names]
+    if any(real):
+        blank = ("",) * (len(header) - len(names) - 1)
+        rows.append(("real data", *blank, *map(in_words, real)))
     return rows
 
 

@@ -53,6 +53,12 @@ def test_tables_have_a_column_for_every_figure_that_some_result_has():
     assert rows[1]["density_standard_error"] == "" and rows[1]["recall"] == "nan"
 
 
+def test_the_last_row_of_a_table_is_that_of_real_data():
+    real = {"real": {"recall": 0.9}, "real_standard_error": {"recall": 0.02}}
+    *_, last = table([record("a", recall=Estimate(0.5)) | real])
+    assert last[0] == "real data" and set(last[1:-1]) == {""} and last[-1] == "0.9 ± 0.02"
+
+
 @pytest.mark.parametrize("changed", [{"digest": "other"}, {"num_samples": 8}, {"measured_on": "classes"}])
 def test_results_that_were_measured_in_other_ways_are_refused(changed: dict):
     one = record("a", recall=Estimate(0.5))
