@@ -9,7 +9,7 @@ the newest k values, and the newest k - 1:
 - k rises while the differences shrink from one order to the next. It falls where they do not, because a
   polynomial of higher degree is no better there.
 
-Step lengths are measured in τ^0.4, in which the grid of the fixed-step method is uniform (`early_grid`).
+Step lengths are measured along `early_grid`, the grid of the fixed-step method.
 
 References:
     Computer Solution of Ordinary Differential Equations: The Initial Value Problem (Shampine & Gordon, 1975):
@@ -22,7 +22,7 @@ from __future__ import annotations
 import functools
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -30,11 +30,12 @@ from torch import Tensor
 
 from score_diffusion.samplers.adams_table import AdamsTable
 from score_diffusion.samplers.exponential_adams import rate
-from score_diffusion.samplers.grids import EARLY_POWER, clock, clock_times
+from score_diffusion.samplers.grids import early_grid
 from score_diffusion.sde_lib import SDE, InputError
 from score_diffusion.sde_lib.likelihood import DensityField, Solution, density_norm
 
-FIRST_STEP, SHORTEST_STEP = 1 / 256, 1e-9  # of the whole interval
+GRID_STEPS = 1024  # of the grid along which step lengths are measured
+FIRST_STEP, SHORTEST_STEP = 1 / 256, 1e-9  # in units of the whole grid
 SAFETY, SHRINK, GROW = 0.9, 0.25, 2.0  # of the factor from one step length to the next
 
 
@@ -80,35 +81,36 @@ class AdaptiveAdams:
         Raises:
             InputError: If no step meets the tolerance, or the score is not finite.
         """
-        position, last, time_at = _positions(sde, eps)
-        step, shortest = (last - position) * FIRST_STEP, (last - position) * SHORTEST_STEP
-        times = deque([time_at(position)], maxlen=self.order)  # the newest last
+        grid = early_grid(sde, GRID_STEPS, eps).flip(0)
+        position, step = 0.0, FIRST_STEP  # in units of the whole grid
+        times = deque([grid[0]], maxlen=self.order)  # the newest last
         table = self._table(sde, times)
         first_scale, D, order = table.scale[0].item(), field.dimensions, 1
         state = torch.nn.functional.pad(x.double().flatten(1) / first_scale, (0, field.estimates))
         values, coarser = deque([rate(table, 0, field, state)], maxlen=self.order), state
-        while position < last:
-            if step < shortest:
+        while position < 1:
+            if step < SHORTEST_STEP:
                 raise InputError(
                     f"the solver found no step that meets rtol={self.rtol} and atol={self.atol}: raise the "
                     "tolerances"
                 )
-            end = last if position + 1.01 * step >= last else position + step
-            table = self._table(sde, [*times, time_at(end)])
+            end = 1.0 if position + 1.01 * step >= 1 else position + step
+            time = _interpolated(grid, end)
+            table = self._table(sde, [*times, time])
             trial = _try(table, list(values), state, order, field)
             scale = table.scale[-1].item()
             size = functools.partial(self._size, state, state + trial.change, scale, D)
             error = size(trial.error)
             if not math.isfinite(error):
                 raise InputError(
-                    f"the score or its divergence is not finite near t = {time_at(end):.2g}: check the score"
+                    f"the score or its divergence is not finite near t = {time:.2g}: check the score"
                 )
             step *= min(max(SAFETY * max(error, 1e-12) ** (-1 / (order + 1)), SHRINK), GROW)
             if error > 1:
                 continue
             position, state = end, state + trial.change
             coarser = coarser + trial.change - trial.error
-            times.append(time_at(end))
+            times.append(time)
             values.append(trial.value)
             if order > 1 and size(trial.lower) <= error:
                 order -= 1
@@ -132,17 +134,11 @@ class AdaptiveAdams:
         return density_norm(error * units / (self.atol + self.rtol * largest), dimensions).item()
 
 
-def _positions(sde: SDE, eps: float) -> tuple[float, float, Callable[[float], Tensor]]:
-    """The variable in which steps are measured: its ends, at ε and T, and the time of a value."""
-    ends = torch.tensor([eps, sde.T], dtype=torch.float64)
-    first, last = clock(sde.log_noise_level(ends)).pow(EARLY_POWER).tolist()
-
-    def time_at(position: float) -> Tensor:
-        if position in (first, last):
-            return ends[0 if position == first else 1]
-        return clock_times(sde, torch.tensor(position, dtype=torch.float64).pow(1 / EARLY_POWER))
-
-    return first, last, time_at
+def _interpolated(grid: Tensor, position: float) -> Tensor:
+    """The time at a position in [0, 1] of a grid, linear between its times."""
+    steps = len(grid) - 1
+    i = min(int(position * steps), steps - 1)
+    return torch.lerp(grid[i], grid[i + 1], position * steps - i)
 
 
 def _try(table: AdamsTable, values: list[Tensor], state: Tensor, order: int, field: DensityField) -> _Trial:

@@ -21,9 +21,6 @@ from torch import Tensor
 
 from score_diffusion.sde_lib import SDE, InputError, chain_times, check_name
 
-EARLY_POWER = 0.4
-"""Of `clock` in the variable in which `early_grid` has equal steps."""
-
 
 def _checked_end(sde: SDE, steps: int, eps: float | None) -> float:
     """The last time of a grid."""
@@ -149,8 +146,8 @@ def early_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
     Arguments, result and errors as for `log_snr_grid`.
     """
     ends = _noisy_ends(sde, steps, eps)
-    first, last = clock(sde.log_noise_level(ends)).pow(EARLY_POWER).tolist()
-    return _with_ends(clock_times(sde, _evenly(first, last, steps).pow(1 / EARLY_POWER)), ends)
+    first, last = clock(sde.log_noise_level(ends)).pow(0.4).tolist()
+    return _with_ends(clock_times(sde, _evenly(first, last, steps).pow(2.5)), ends)
 
 
 def clock_times(sde: SDE, tau: Tensor) -> Tensor:
