@@ -74,6 +74,23 @@ def scaled_signal(make: Callable[[], object], grid: str, evaluations: int) -> Ca
     return run
 
 
+def _ipndm(grid: str) -> Callable[..., Tensor]:
+    """iPNDM takes v = (ε̂ - σ x)/α of α² + σ² = 1, the α and σ of the grid in place of its own."""
+
+    def run(sde: SDE, score: ScoreFunction, x_T: Tensor, steps: int) -> Tensor:
+        times, levels, scheduler = _prepared(diffusers.IPNDMScheduler(), sde, grid, steps)
+        scheduler.alphas = 1 / (1 + levels.square()).sqrt()
+        scheduler.betas = levels * scheduler.alphas
+        x = x_T / sde.alpha(times[0]) * scheduler.alphas[0]
+        for i, k in enumerate(scheduler.timesteps):
+            alpha, sigma = scheduler.alphas[i], scheduler.betas[i]
+            noise = -sde.sigma(times[i]) * score(x / alpha * sde.alpha(times[i]), times[i].expand(len(x)))
+            x = scheduler.step((noise - sigma * x) / alpha, k, x).prev_sample
+        return x / scheduler.alphas[-1] * sde.alpha(times[-1])
+
+    return run
+
+
 def _prepared(scheduler: object, sde: SDE, grid: str, steps: int) -> tuple[Tensor, Tensor, object]:
     times = GRIDS[grid](sde, steps)
     scheduler.set_timesteps(steps)
@@ -130,7 +147,8 @@ def diffusers_peers() -> dict[str, Peer]:
         options |= {f"DEIS-{n}": lambda n=n: deis(solver_order=n) for n in (2, 3)}
         for name, make in options.items():
             found[f"{name} {grid}"] = Peer("diffusers", 1, variance_preserving(make, grid))
-        for name, cost in (("EulerDiscrete", 1), ("HeunDiscrete", 2)):
+        found[f"IPNDM {grid}"] = Peer("diffusers", 1, _ipndm(grid))
+        for name, cost in (("EulerDiscrete", 1), ("HeunDiscrete", 2), ("LMSDiscrete", 1)):
             make = getattr(diffusers, f"{name}Scheduler")
             found[f"{name} {grid}"] = Peer("diffusers", cost, scaled_signal(make, grid, cost))
     return found
