@@ -265,8 +265,7 @@ def eab_sde(
         sde, times, denoise: As for every `Sampler`; the grid must end with noise.
         order: Number of values that the polynomial interpolates, fewer in the first steps.
         variable: Variable in which the polynomial interpolates.
-        data_std: Standard deviation s of the data that is solved exactly, 0 to interpolate x̂_0, inf for ε̂,
-            which needs many steps.
+        data_std: Standard deviation s of the data that is solved exactly, 0 for x̂_0, inf for ε̂ (many steps).
         stochasticity: Stochasticity η >= 0, 1 for the reverse SDE, 0 for the probability-flow ODE.
         gaussians: Whether to fit the coefficients of up to 50 steps to Gaussian data of every width.
 
