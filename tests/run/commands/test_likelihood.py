@@ -124,12 +124,13 @@ def test_a_conditional_model_scores_each_image_with_its_own_class(
 @pytest.mark.slow
 def test_every_class_is_scored_where_likelihoods_classify(cli: Callable, tmp_path: Path):
     assert cli("train", tmp_path, *CONDITIONAL, "--config.training.condition_dropout=0") == 0
+    tight = ("--config.likelihood.rtol=1e-6", "--config.likelihood.atol=1e-6")
     for batch_size in (3, 4):
         arguments = (
             "--config.likelihood.classify=likelihood",
             f"--config.likelihood.batch_size={batch_size}",
         )
-        assert cli("likelihood", tmp_path, *arguments, "--config.likelihood.rtol=1e-5") == 0
+        assert cli("likelihood", tmp_path, *arguments, *tight) == 0
     first, second = (json.loads((tmp_path / f"likelihood{n}.json").read_text()) for n in ("", "-2"))
     assert "unconditional" not in first  # there was no dropout
     for name in ("accuracy", "log_loss"):
