@@ -9,7 +9,8 @@ attribute. A run on --config.data.name=shapes draws scenes of two shapes besides
 in a new scene one of the two is a new combination. The first row of each table has what the recognizers read
 off real images under their own captions.
 
-The picture has agreement against guidance scale. Errors are binomial standard errors, √(p (1 - p)/n).
+The picture has agreement against guidance scale. An error is the deviation of Beta(1 + k, 1 + n - k), the
+posterior of a share of which k of n were right.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ class Share:
 
     @property
     def error(self) -> float:
-        """The binomial standard error of the percentage."""
-        share = self.right / self.count
-        return 100 * math.sqrt(share * (1 - share) / self.count)
+        """The deviation of the percentage given the counts and a flat prior, which is not 0 if all are right."""
+        share = (self.right + 1) / (self.count + 2)
+        return 100 * math.sqrt(share * (1 - share) / (self.count + 3))
 
     def __str__(self) -> str:
         return f"{self.percent:.1f} ± {self.error:.1f} %"

@@ -120,10 +120,10 @@ def test_prompts_of_new_combinations():
     assert (len(singles["seen"]), len(singles["new"])) == (40, 8)
 
 
-def test_the_error_of_a_share_is_that_of_a_binomial():
+def test_the_error_of_a_share_is_the_deviation_of_its_posterior():
     share = captions.Share(30, 40)
-    assert str(share) == "75.0 ± 6.8 %"
-    assert share.error == pytest.approx(100 * stats.binom(40, 0.75).std() / 40)
+    assert str(share) == "75.0 ± 6.7 %"
+    assert share.error == pytest.approx(100 * stats.beta(31, 11).std())
 
 
 def test_stochastic_samplers_are_compared_with_their_peers(capsys):

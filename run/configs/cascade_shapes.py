@@ -31,7 +31,7 @@ def stage(shrink: int = 1, upscale: int = 0) -> ConfigDict:
     if not upscale:
         config.sampling.threshold = 0.995
         return config
-    config.model.update(upscale=upscale, prediction="noise")
-    config.training.update(times="continuous", weighting="plain", batch_size=32)
+    config.model.upscale = upscale
+    config.training.update(batch_size=32, augment_noise=0.3)
     config.sampling.cfg.scale = 1.0
     return config
