@@ -62,7 +62,7 @@ class Share:
 
     @property
     def error(self) -> float:
-        """The deviation of the percentage given the counts and a flat prior, which is not 0 if all are right."""
+        """The deviation of the percentage given the counts and a flat prior; not 0 where all are right."""
         share = (self.right + 1) / (self.count + 2)
         return 100 * math.sqrt(share * (1 - share) / (self.count + 3))
 

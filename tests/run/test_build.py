@@ -17,7 +17,7 @@ from score_diffusion.sde_lib import VPSDE
 
 
 def test_the_options_of_the_data_are_the_keys_of_their_section():
-    of_other_runs = {f"data.{key}" for key in ("autoencoder", "encoder", "embeddings")}
+    of_other_runs = {f"data.{key}" for key in ("autoencoder", "encoder", "embeddings", "text_encoder")}
     assert {f"data.{field.name}" for field in fields(DataOptions)} == DATA.keys() - of_other_runs
     assert data_options(load_config("vpsde").data) == DataOptions()
 
