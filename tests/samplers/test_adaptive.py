@@ -28,12 +28,13 @@ def test_pairs_are_scipys(name, theirs):
 @pytest.mark.parametrize("method", PAIRS)
 def test_a_linear_system_is_solved_at_every_time(method):
     """dx/dt = -a x with a rate of its own for each sample, forwards and backwards; at inner times too."""
+    tolerance = 1e-5 if method == "adaptive_heun" else 1e-6
     rates, x = torch.tensor([0.1, 1.0, 3.0]).double(), torch.tensor([[1.0], [2.0], [-3.0]]).double()
     done = []
     for times in (torch.linspace(0, 1, 9), torch.linspace(1, 0, 9)):
         times = times.double()
         states = solve_each(
-            lambda x, t, index: -rates[index, None] * x, x, times, method, 1e-6, 1e-6, done.append
+            lambda x, t, index: -rates[index, None] * x, x, times, method, tolerance, tolerance, done.append
         )
         exact = x * (-rates[None, :, None] * (times - times[0])[:, None, None]).exp()
         # between steps the cubic interpolant is less accurate than a method of order 5
@@ -45,13 +46,17 @@ def test_a_linear_system_is_solved_at_every_time(method):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
-@pytest.mark.parametrize("method", ["dopri5", "bosh3", "adaptive_heun"])
-def test_adaptive_methods_meet_their_tolerance(method, sde):
+@pytest.mark.parametrize(
+    ("method", "tolerances"),
+    [("dopri5", (1e-4, 1e-6)), ("bosh3", (1e-4, 1e-6)), ("adaptive_heun", (1e-3, 1e-5))],
+    ids=["dopri5", "bosh3", "adaptive_heun"],
+)
+def test_adaptive_methods_meet_their_tolerance(method, tolerances, sde):
     """The exact flow within a few tolerances, with fewer evaluations for a looser one."""
     law, costs = line(), []
     x_T = sde.prior_std * torch.linspace(-1.5, 1.5, 41, dtype=torch.float64)[:, None]
     exact = flow(sde, law, x_T, sde.T, sde.sampling_eps)
-    for tolerance in (1e-4, 1e-6):
+    for tolerance in tolerances:
         sampler = ODESampler(sde, uniform_grid(sde, 1), method=method, rtol=tolerance, atol=tolerance)
         result = sampler(law.score(sde), x_T.shape, x_T=x_T)
         assert (result.samples - exact).abs().median() < 20 * tolerance

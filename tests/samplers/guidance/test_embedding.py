@@ -58,9 +58,9 @@ def test_a_clip_of_transformers_fits():
 
     sde, law, prompt = VPSDE(), Gaussian(torch.zeros(1, 8, 8), torch.tensor(1.0)), text_encoder(["seven"])
     similarity = []
-    for scale in (0.0, 30.0):
+    for scale in (0.0, 1.0):
         guided = EmbeddingGuidance(law.score(sde), image_encoder, prompt, scale=scale)
-        samples = make_sampler("eabm", sde, 15, denoise=True)(guided, (8, 1, 8, 8)).samples
+        samples = make_sampler("eabm", sde, 15, denoise=True)(guided, (8, 1, 8, 8), seed=0).samples
         similarity.append((image_encoder(samples, torch.zeros(8)) @ prompt.T)[:, 0])
     assert (similarity[1] > similarity[0]).all()
 

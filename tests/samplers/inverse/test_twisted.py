@@ -55,7 +55,7 @@ def test_weights_are_equal_for_isotropic_gaussians(sde, sigma_y):
 @pytest.mark.parametrize(
     ("law", "operator", "sigma_y", "data_std", "particles"),
     [
-        (ring(), MatrixOperator(torch.tensor([[1.0, 0.5]])), 0.3, 2.8, 2_000),
+        (ring(), MatrixOperator(torch.tensor([[1.0, 0.5]])), 0.3, 2.8, 1_000),
     ],
     ids=["ring"],
 )
