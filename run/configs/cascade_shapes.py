@@ -19,7 +19,7 @@ def get_stages() -> dict[str, ConfigDict]:
     # Attention to the words at 8x8 pixels, and narrow levels where pixels are many, as in Efficient U-Net.
     x32.model.update(channels=16, multipliers=(1, 2, 3), attention_levels=(2,))
     x64.model.update(channels=8, multipliers=(1, 2, 4, 6), attention_levels=(3,))
-    x32.training.steps, x64.training.steps = 2500, 1500
+    x32.training.steps, x64.training.steps = 2500, 1200
     return {"base": base, "x32": x32, "x64": x64}
 
 
