@@ -187,6 +187,9 @@ def check_optimizer(saved: Mapping, optimizer: torch.optim.Optimizer, workdir: P
     for before, group in zip(saved["param_groups"], now, strict=True):
         if "params" not in before:
             raise UserError(f"{source} does not list the model's parameters")
+        other = set(before.get("param_names") or ()) ^ set(group.get("param_names") or ())
+        if other and "param_names" in before and "param_names" in group:
+            raise UserError(f"{source} is not for the model's parameters: only one has {min(other)}")
         for key in sorted(set(group) & set(before) - {"lr"}):
             if not _same_setting(before[key], group[key]):
                 raise UserError(f"{source} has {key}={before[key]!r}, training has {group[key]!r}")

@@ -100,8 +100,8 @@ class DataInfo:
 
     def reads_texts_as(self, other: DataInfo) -> bool:
         """Whether an id of a caption stands for the same as in other data."""
-        encoders = self.encoders.get("text_encoder"), other.encoders.get("text_encoder")
-        return (self.tokenizer, self.words) == (other.tokenizer, other.words) and encoders[0] == encoders[1]
+        same_words = (self.tokenizer, self.words) == (other.tokenizer, other.words)
+        return same_words and self.encoders.get("text_encoder") == other.encoders.get("text_encoder")
 
     @property
     def levels(self) -> int | None:

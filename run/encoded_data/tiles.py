@@ -2,9 +2,8 @@
 
     x = Σ_k w_k D(z_k)        z_k the latents in tile k, D the decoder, Σ_k w_k = 1 at every pixel
 
-Next to an edge where another tile goes on, the weight w of a tile is 0 over a quarter of the overlap, rises
-linearly over the middle half, and is 1 beyond, divided by the sum over the tiles. In several dimensions it is
-a product.
+At an edge inside the image, the weight w of a tile is 0 over a quarter of the overlap, rises linearly over
+the middle half, and is 1 beyond, divided by the sum over the tiles. In several dimensions it is a product.
 
 So the image is continuous, and every pixel a mean of what the tiles decode there. Two things differ from
 decoding the whole: a tile does not see what lies outside of it, which decides nothing if the receptive field
@@ -63,7 +62,7 @@ def _tiles(size: int, side: int, factor: int) -> list[tuple[int, Tensor]]:
     pixel, ramp, total = torch.arange(factor * side) + 0.5, factor * overlap / 2, torch.zeros(factor * size)
     weights = []
     for start in starts:
-        before = pixel if start > 0 else math.inf * pixel  # the distance from an edge where a tile goes on
+        before = pixel if start > 0 else math.inf * pixel  # the distance from an edge inside the image
         behind = factor * side - pixel if start + side < size else math.inf * pixel
         weights.append(((torch.minimum(before, behind) - ramp / 2) / ramp).clamp(0, 1))
         total[factor * start : factor * (start + side)] += weights[-1]

@@ -14,7 +14,7 @@ from score_diffusion.run.systems.system import System
 def dry_run(mode: str, system: System, configs: Mapping[str, ConfigDict]) -> int:
     """Prints configuration, size and memory of each stage; returns the exit code.
 
-    A stage that needs another one, which has not been trained, is only named: its sizes are not known yet.
+    A stage that needs an untrained stage is only named: its sizes are not known yet.
     """
     for name, config in configs.items():
         print(f"\nStage {name}\n")

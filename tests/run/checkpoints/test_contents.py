@@ -158,6 +158,13 @@ def test_a_state_without_names_or_with_other_names_keeps_its_order(optimizer: to
     assert renumber_parameters(other.state_dict(), named) == other.state_dict()
 
 
+def test_a_state_of_other_parameters_is_refused_by_the_name_of_one():
+    saved, layer = torch.nn.Linear(2, 3), torch.nn.ModuleDict({"a": torch.nn.Linear(2, 3)})
+    optimizer = torch.optim.Adam([*layer.named_parameters()], lr=1e-3)
+    with pytest.raises(UserError, match="not for the model's parameters: only one has a.bias$"):
+        check_optimizer(adam_after_a_step(saved).state_dict(), optimizer, Path("run"))
+
+
 def test_a_state_for_more_parameters_is_refused(optimizer: torch.optim.Adam):
     state = optimizer.state_dict()
     state["state"][7] = state["state"][0]

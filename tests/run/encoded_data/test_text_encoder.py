@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_encodings_are_those_of_transformers(kind: str, folders: dict[str, Path]):
-    """Each text alone, without padding, through transformers' own model; an empty text is 0 and masked."""
+    """Each text by itself, without padding, through transformers' own model; an empty text is 0 and masked."""
     folder = TextEncoderFolder(folders[kind])
     texts = [SEVEN, EIGHT, "a zero", SEVEN]
     vocabulary = FrozenTextEncoder.of_captions(folder, texts, "the data")
@@ -91,8 +91,8 @@ def test_encodings_are_those_of_transformers(kind: str, folders: dict[str, Path]
         assert found["mask"][k].tolist() == [n < length for n in range(7)]
         assert (found["tokens"][k, length:] == 0).all()
     assert not found["mask"][4].any() and (found["tokens"][4] == 0).all() and (found["vector"][4] == 0).all()
-    alone = vocabulary.conditions(ids[:1])
-    assert all(torch.equal(alone[kind], found[kind][:1]) for kind in found)
+    single = vocabulary.conditions(ids[:1])
+    assert all(torch.equal(single[kind], found[kind][:1]) for kind in found)
 
 
 def test_encodings_beyond_memory_are_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch):
