@@ -69,7 +69,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.mark.parametrize("kind", LENGTHS)
 def test_encodings_are_those_of_transformers(kind: str, folders: dict[str, Path]):
-    """Each text by itself, without padding, through transformers' own model; an empty text is 0 and masked."""
+    """Each text by itself, not padded, through transformers' own model; an empty text is 0 and masked."""
     folder = TextEncoderFolder(folders[kind])
     texts = [SEVEN, EIGHT, "a zero", SEVEN]
     vocabulary = FrozenTextEncoder.of_captions(folder, texts, "the data")
