@@ -17,11 +17,7 @@ from ml_collections import ConfigDict
 
 from score_diffusion.models import ENCODERS
 from score_diffusion.run.builders.guidance import with_guidance
-from score_diffusion.run.builders.inference import (
-    build_trained_sampler,
-    load_unconditioned,
-    with_conditions,
-)
+from score_diffusion.run.builders.inference import build_trained_sampler, load_unconditioned
 from score_diffusion.run.builders.restoration import as_prior
 from score_diffusion.run.builders.scoring import score_data
 from score_diffusion.run.config import apply_overrides, read_config
@@ -35,6 +31,7 @@ from score_diffusion.run.inference.sample_files import draw
 from score_diffusion.run.inference.scoring import check_chain
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.arguments import Label, Prompt, Settings, label_text, prompt_text
+from score_diffusion.run.python.chosen_model import ModelChoice
 from score_diffusion.run.python.hub import SharedRun, download, upload
 from score_diffusion.run.python.inputs import model_inputs, scored_inputs
 from score_diffusion.run.python.restoring import restore_arrays
@@ -83,8 +80,7 @@ class Run:
 
     def __init__(self, config: ConfigDict, load: Callable[[ConfigDict], TrainedModel], path: Path) -> None:
         self.config, self.path = config, path
-        self._load = load
-        self._loaded: dict[tuple[object, ...], TrainedModel] = {}
+        self._models = ModelChoice(config, load, path)
         self._watch: Watch | None = None
 
     def __repr__(self) -> str:
@@ -93,22 +89,22 @@ class Run:
     @property
     def score(self) -> ScoreFunction:
         """The score(x, t) ∇ log p_t(x), of model inputs x (B, *shape) at times t (B,); a `ScoreModel`."""
-        return self._trained(self.config).score
+        return self._models.unconditioned().score
 
     @property
     def sde(self) -> SDE:
         """The SDE."""
-        return self._trained(self.config).sde
+        return self._models.unconditioned().sde
 
     @property
     def data(self) -> DataInfo:
         """What is known about the data: shape, scaling, classes, number of samples."""
-        return self._trained(self.config).data
+        return self._models.unconditioned().data
 
     @property
     def step(self) -> int:
         """Training steps behind the weights."""
-        return self._trained(self.config).step
+        return self._models.unconditioned().step
 
     def watched(self, watch: Watch) -> Run:
         """This run with a function that sees how it draws, restores and scores.
@@ -162,12 +158,12 @@ class Run:
         named |= dict(batch_size=batch_size, guidance=guidance)
         if scale is not None:
             named[f"{guidance or self.config.sampling.guidance}.scale"] = scale
-        if prompt is not None:
-            named["clip.prompt" if guidance == "clip" else "prompt"] = prompt_text(prompt)
+        if guidance == "clip" and prompt is not None:
+            named["clip.prompt"], prompt = prompt_text(prompt), None
         if negative is not None:
             named["cfg.negative"] = str(negative)
-        config, trained = self._configured(named, label, settings, with_guidance)
-        section = config.sampling
+        config, trained = self._models.chosen(named, label, prompt, settings, with_guidance)
+        trained, section = with_watched_samples(trained, self._watch), config.sampling
         chosen = build_trained_sampler(section, trained, self.path)
         batches = draw(trained, chosen, range(section.num_samples), section.seed, section.batch_size)
         return self._samples([values for values, _ in batches], max(nfe for _, nfe in batches), trained)
@@ -177,6 +173,7 @@ class Run:
         x: object,
         *,
         label: Label | None = None,
+        prompt: Prompt | None = None,
         method: str = "ode",
         seed: int | None = None,
         settings: Settings | None = None,
@@ -186,7 +183,8 @@ class Run:
         Args:
             x: Samples as your data have them: whole-numbered pixels (n, H, W) or (n, H, W, C), or numbers; or
                 as `Samples.samples`.
-            label: The class of each sample, or of all; None for p(x) without a class.
+            label: The class of each sample, or of all.
+            prompt: The text of each sample, or of all; without class and text, log p(x).
             method: "ode" for the probability flow, "reverse_sde" for the reverse SDE's bound, "bound" for
                 DDPM's variational bound.
             seed: Seed of the dequantization noise, the probes and the noise of the bound.
@@ -200,7 +198,7 @@ class Run:
         chosen = ({} if seed is None else {"seed": seed}) | dict(settings or {})
         overrides = [(f"likelihood.{key}", value) for key, value in chosen.items()]
         section = apply_overrides(self.config, overrides, "likelihood").likelihood
-        _, trained = self._configured({}, self._class_or_none(label))
+        _, trained = self._models.of_density(label, prompt)
         if method == "bound" or section.dequantization == "gaussian":
             check_chain(trained.sde)
         scores = score_data(
@@ -210,34 +208,48 @@ class Run:
         return LogLikelihoods.of(scores, self.data)
 
     def encode(
-        self, x: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
+        self,
+        x: object,
+        *,
+        label: Label | None = None,
+        prompt: Prompt | None = None,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
     ) -> np.ndarray:
         """The codes of samples: where the probability flow takes them from data to noise.
 
         Args:
             x: Samples as for `log_likelihood`.
             label: The class of each sample, or of all; None for no class.
+            prompt: The text of each sample, or of all; None for no text.
             rtol: Relative tolerance of the ODE solver.
             atol: Absolute tolerance of the ODE solver.
 
         Returns:
             Codes, float32 (n, *shape), about N(0, `sde.prior_std`² I).
         """
-        sampler, section, trained = self._flow(label, rtol, atol)
+        sampler, section, trained = self._flow(label, prompt, rtol, atol)
         return encode(trained, sampler, model_inputs(trained, x), section.batch_size).numpy()
 
     def decode(
-        self, codes: object, *, label: Label | None = None, rtol: float = 1e-5, atol: float = 1e-5
+        self,
+        codes: object,
+        *,
+        label: Label | None = None,
+        prompt: Prompt | None = None,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
     ) -> Samples:
         """The samples of codes: the probability flow from noise to data, the inverse of `encode`.
 
         Args:
             codes: Codes, floating point (n, *shape).
             label: As for `encode`.
+            prompt: As for `encode`.
             rtol: Relative tolerance of the ODE solver.
             atol: Absolute tolerance of the ODE solver.
         """
-        sampler, section, trained = self._flow(label, rtol, atol)
+        sampler, section, trained = self._flow(label, prompt, rtol, atol)
         x_T = torch.as_tensor(np.asarray(codes), dtype=torch.float32)
         if x_T.shape[1:] != self.data.shape or not len(x_T):
             expected = f"(n, {', '.join(map(str, self.data.shape))})"
@@ -252,6 +264,7 @@ class Run:
         n: int = 8,
         *,
         label: int | str | None = None,
+        prompt: str | None = None,
         rtol: float = 1e-5,
         atol: float = 1e-5,
     ) -> Samples:
@@ -262,15 +275,16 @@ class Run:
             b: Another.
             n: Samples on the path, at least 2; the first is `a` and the last is `b`.
             label: The class of the whole path; None for no class.
+            prompt: The text of the whole path; None for no text.
             rtol: Relative tolerance of the ODE solver.
             atol: Absolute tolerance of the ODE solver.
         """
         if n < 2:
             raise UserError(f"n must be at least 2, the two ends, got {n}")
-        ends = [model_inputs(self._trained(self.config), x) for x in (a, b)]
+        ends = [model_inputs(self._models.unconditioned(), x) for x in (a, b)]
         if any(len(end) != 1 for end in ends):
             raise UserError(f"a and b must be one sample each, got {len(ends[0])} and {len(ends[1])}")
-        sampler, section, trained = self._flow(label, rtol, atol)
+        sampler, section, trained = self._flow(label, prompt, rtol, atol)
         paths = paths_between(trained, sampler, torch.stack(ends, 1), n, section.batch_size)
         return self._samples([trained.to_user(paths.samples[0]).cpu().numpy()], paths.nfe, trained)
 
@@ -319,7 +333,7 @@ class Run:
         if prompt is not None:
             overrides.append(("sampling.prompt", prompt_text(prompt)))
         config = apply_overrides(self.config, overrides, "restore")
-        trained = as_prior(self._trained(config), config, self.path)
+        trained = as_prior(self._models.unconditioned(config), config, self.path)
         trained = with_watched_samples(trained, self._watch)
         return restore_arrays(trained, config.restore, x, known, measured)
 
@@ -367,7 +381,7 @@ class Run:
             UserError: If the folder holds something, or the run is that of a network of your own.
         """
         target = expanded(str(folder))
-        shared = SharedRun(self.config, self._trained(self.config), self.path, name or target.name, licence)
+        shared = SharedRun(self.config, self._models.unconditioned(), self.path, name or target.name, licence)
         shared.write(target, (lambda path: self.sample(samples).save(path)) if samples else None)
         return target
 
@@ -399,48 +413,12 @@ class Run:
             self.save_pretrained(target, licence=licence, name=repository, samples=samples)
             return upload(target, repository, private, token, message)
 
-    def _trained(self, config: ConfigDict) -> TrainedModel:
-        """The model with the weights that a configuration chooses, loaded once."""
-        section = config.sampling
-        key = (section.checkpoint, section.ema, section.ema_sigma_rel)
-        if key not in self._loaded:
-            self._loaded[key] = self._load(config)
-        return self._loaded[key]
-
-    def _configured(
-        self,
-        named: Settings,
-        label: Label | None = None,
-        settings: Settings | None = None,
-        complete: Callable[[TrainedModel, ConfigDict, Path], TrainedModel] = with_conditions,
-    ) -> tuple[ConfigDict, TrainedModel]:
-        """The configuration with some keys of `sampling` set, and the model under the classes it chooses."""
-        chosen = {key: value for key, value in named.items() if value is not None} | dict(settings or {})
-        if label is not None:
-            chosen["label"] = label_text(label)
-        chosen = dict(sorted(chosen.items(), key=lambda item: item[0] != "sampler"))  # it resets the grid
-        overrides = [(f"sampling.{key}", value) for key, value in chosen.items()]
-        config = apply_overrides(self.config, overrides, "sample")
-        trained = complete(self._trained(config), config, self.path)
-        return config, with_watched_samples(trained, self._watch)
-
-    def _class_or_none(self, label: Label | None) -> Label:
-        """The classes, or no class where the model knows p(x) without one."""
-        if self.config.model.upscale:
-            raise UserError("this model enlarges images, and knows no p(x) without the small ones")
-        training = self.config.training
-        if label is None and training.conditional and not training.condition_dropout:
-            raise UserError(
-                "this model was trained with training.condition_dropout=0 and knows no p(x) without a class: "
-                "give the class of each sample as label"
-            )
-        return -1 if label is None else label
-
     def _flow(
-        self, label: Label | None, rtol: float, atol: float
+        self, label: Label | None, prompt: Prompt | None, rtol: float, atol: float
     ) -> tuple[ODESampler, ConfigDict, TrainedModel]:
         """The probability flow with a step size for each sample."""
-        config, trained = self._configured({}, self._class_or_none(label))
+        config, trained = self._models.of_density(label, prompt)
+        trained = with_watched_samples(trained, self._watch)
         return ODESampler(trained.sde, rtol=rtol, atol=atol), config.sampling, trained
 
     def _samples(self, parts: list[np.ndarray], nfe: int, trained: TrainedModel) -> Samples:

@@ -123,6 +123,30 @@ def test_prompts_in_python_are_those_of_the_command(run: Path):
             loaded.sample(1, prompt=wrong)
 
 
+def test_samples_are_scored_and_encoded_under_their_texts(run: Path):
+    """Sample k under text k, as if all had that text; decoding under the same texts inverts it."""
+    loaded, texts, rough = load_run(run), [SEVEN, EIGHT], dict(rtol=0.1, atol=0.1)
+    images = (255 * load_dataset(DataOptions(name="captioned_digits")).test[:2] / 16).round().to(torch.uint8)
+    images = images[:, 0].numpy()
+
+    def scores(prompt: str | list[str] | None) -> np.ndarray:
+        settings = {"reverse_times": 4}
+        return loaded.log_likelihood(images, prompt=prompt, method="reverse_sde", settings=settings).log_prob
+
+    def codes(prompt: str | list[str] | None) -> np.ndarray:
+        return loaded.encode(images, prompt=prompt, **rough)
+
+    for values in (scores, codes):
+        each, none = values(texts), values(None)
+        for k, text in enumerate(texts):
+            assert np.array_equal(each[k], values(text)[k]) and not np.array_equal(each[k], none[k])
+    path = loaded.interpolate(images[0], images[1], 3, prompt=SEVEN, **rough).samples
+    ends = loaded.decode(codes(SEVEN), prompt=SEVEN, **rough).samples
+    assert np.allclose(path[[0, -1]], ends, atol=1e-3)
+    with pytest.raises(UserError, match="prompt must be a text or several"):
+        loaded.encode(images, prompt="")
+
+
 def test_guidance_from_a_negative_prompt(run: Path):
     overrides = [("sampling.guidance", "cfg"), ("sampling.cfg.scale", "3"), ("sampling.prompt", SEVEN)]
     x, t, seven, eight = torch.randn(4, 1, 8, 8), torch.full((4,), 0.5), ids_of(SEVEN), ids_of(EIGHT)
