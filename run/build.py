@@ -347,7 +347,7 @@ def build_sampler(section: ConfigDict, sde: SDE, times: Tensor | None = None) ->
 
 def grid_times(section: ConfigDict, sde: SDE) -> Tensor:
     """The times of a `sampling` section's grid; for "fitted" those that fitting starts from."""
-    name: str | None = {AUTO: None, FITTED: "early"}.get(section.grid, section.grid)
+    name: str | None = {AUTO: None, FITTED: "spread"}.get(section.grid, section.grid)
     grid: str | Grid | None = name
     if section.steps and not section.nfe:
         grid = Grid(name or find_sampler(section.sampler).grid, section.steps)

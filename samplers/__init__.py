@@ -31,6 +31,7 @@ from score_diffusion.samplers.grids import (
     karras_grid,
     log_snr_grid,
     quadratic_grid,
+    spread_grid,
     uniform_grid,
 )
 from score_diffusion.samplers.langevin import AnnealedLangevinSampler, ConsistentAnnealedSampler
@@ -126,6 +127,7 @@ __all__ = [
     "dpmpp_sde",
     "eab_sde",
     "early_grid",
+    "spread_grid",
     "eabm",
     "edm",
     "edm_churn",

@@ -210,7 +210,7 @@ def _unipc_coefficients(ratios: Sequence[float], h: float, B: float) -> list[flo
 
 def eabm(
     sde: SDE,
-    times: Tensor | Grid = Grid("early", 49),
+    times: Tensor | Grid = Grid("spread", 49),
     *,
     denoise: bool = False,
     order: int = 4,

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.exponential import eabm
-from score_diffusion.samplers.grids import clock, clock_times, early_grid
+from score_diffusion.samplers.grids import clock, clock_times, spread_grid
 from score_diffusion.samplers.linear import GridCoefficients, LinearSampler
 from score_diffusion.samplers.prototype_fit import PrototypeFit, Row, default_laws, rows_of, stages_of
 from score_diffusion.sde_lib import (
@@ -143,7 +143,7 @@ class _Flow:
 
     def __init__(self, score: ScoreFunction, sde: SDE, x_T: Tensor, steps: int, cond: Condition) -> None:
         self.score, self.sde, self.cond = in_dtype(score, torch.float32), sde, cond
-        fine = early_grid(sde, steps)
+        fine = spread_grid(sde, steps)
         alpha = sde.alpha(fine[[0, -1]]).tolist()
         self.start = x_T / alpha[0]
         self.end = eabm(sde, fine)(self.score, x_T.shape, x_T=x_T, cond=cond).samples / alpha[1]
@@ -185,7 +185,7 @@ class _Search:
 
     def run(self) -> SolverFit:
         """Grid, then coefficients."""
-        default = self.default(early_grid(self.sde, self.nfe))
+        default = self.default(spread_grid(self.sde, self.nfe))
         at_default = self.error(default, default.coefficients(), self.held_out)
         best, least = self.fit_coefficients(self.fit_grid(default))
         if not least < at_default:

@@ -95,7 +95,7 @@ SAMPLING = section("sampling", SAMPLES, True, {
         "time grid; fitted fits grid and coefficients of eabm to the model and keeps them with the run, auto "
         "is the sampler's own, to which choosing another sampler returns",
         kind=Literal[
-            "clock", "early", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"
+            "clock", "early", "spread", "uniform", "quadratic", "log_snr", "karras", "chain", "fitted", "auto"
         ],
     ),
 })  # fmt: skip

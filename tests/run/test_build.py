@@ -49,8 +49,8 @@ def test_steps_grid_and_nfe_of_a_section():
     assert len(times(nfe=10)) == 10 and len(times(nfe=10, denoise=False)) == 11
     assert len(times(nfe=10, steps=7)) == 10  # nfe decides
     assert len(times(sampler="pc", nfe=21)) == 11
-    assert torch.equal(times(grid="fitted", steps=5), times(grid="early", steps=5))
-    assert not torch.equal(times(grid="karras", steps=5), times(grid="early", steps=5))
+    assert torch.equal(times(grid="fitted", steps=5), times(grid="spread", steps=5))
+    assert not torch.equal(times(grid="karras", steps=5), times(grid="spread", steps=5))
 
 
 @pytest.mark.parametrize(

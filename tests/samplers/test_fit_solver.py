@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from score_diffusion.samplers import GRIDS, ODESampler, eabm, early_grid, fit_solver
+from score_diffusion.samplers import GRIDS, ODESampler, eabm, fit_solver, spread_grid
 from score_diffusion.samplers.fit_solver import _Memory, respaced
 from score_diffusion.sde_lib import VESDE, VPSDE, InputError
 from tests.problems import images, line, ring
@@ -29,7 +29,7 @@ def test_fitting_halves_the_error(make, sde, nfe):
     fit = fit_solver(law.score(sde), sde, nfe, law.shape, evaluations=50_000)
     assert len(fit.sampler.stages) == nfe and not fit.is_default
     assert fit.sampler.times[0] == sde.T and fit.sampler.times[-1] == sde.sampling_eps
-    error, default = (median_error(s, law, sde) for s in (fit.sampler, eabm(sde, early_grid(sde, nfe))))
+    error, default = (median_error(s, law, sde) for s in (fit.sampler, eabm(sde, spread_grid(sde, nfe))))
     assert error < 0.5 * default, (error, default)
 
 
@@ -70,7 +70,7 @@ def test_the_seed_is_any_integer():
 def test_without_evaluations_it_is_the_default():
     law, sde = ring(), VPSDE()
     fit = fit_solver(law.score(sde), sde, 3, (2,), batch=12, evaluations=0)
-    assert fit.is_default and fit.sampler.stages == eabm(sde, early_grid(sde, 3)).stages
+    assert fit.is_default and fit.sampler.stages == eabm(sde, spread_grid(sde, 3)).stages
 
 
 def test_lbfgs_solves_a_quadratic_problem():
@@ -89,7 +89,7 @@ def test_lbfgs_solves_a_quadratic_problem():
 
 def test_a_grid_is_changed_between_its_ends():
     sde = VPSDE()
-    times = GRIDS["early"](sde, 9)
+    times = GRIDS["spread"](sde, 9)
     torch.testing.assert_close(respaced(sde, times, torch.zeros(4).double()), times, rtol=1e-6, atol=1e-9)
     moved = respaced(sde, times, torch.tensor([1.0, 0, 0, 0]).double())
     assert moved[0] == times[0] and moved[-1] == times[-1] and (moved.diff() < 0).all()

@@ -12,10 +12,12 @@ from score_diffusion.samplers import (
     PCSampler,
     chain_grid,
     clock_grid,
+    early_grid,
     karras_grid,
     log_snr_grid,
     make_sampler,
     quadratic_grid,
+    spread_grid,
     uniform_grid,
 )
 from score_diffusion.samplers.grids import clock, clock_times
@@ -92,6 +94,17 @@ def test_the_clock_is_the_time_of_vp_and_its_grid_the_quadratic_one():
     torch.testing.assert_close(clock_grid(edm, 9).log(), sde.log_noise_level(clock_grid(sde, 9, 0.01)))
 
 
+@pytest.mark.parametrize(("steps", "scale"), [(5, 1), (8, 1), (16, 2**0.5), (32, 2), (100, 2)])
+def test_the_scale_of_the_spread_grid_grows_with_the_steps(steps, scale):
+    """log(1 + (σ̃/scale)²)^0.2 is uniform; at scale 1 it is the early grid."""
+    for sde in ALL_SDES.values():
+        levels = sde.log_noise_level(spread_grid(sde, steps)).exp()
+        uniform = torch.log1p((levels / scale).square()).pow(0.2).diff()
+        torch.testing.assert_close(uniform, uniform[:1].expand(steps), rtol=1e-5, atol=0)
+        if scale == 1:
+            assert torch.equal(spread_grid(sde, steps), early_grid(sde, steps))
+
+
 @pytest.mark.parametrize("name", GRIDS)
 def test_a_grid_by_name(name):
     """For every SDE the function of that name; without a number of steps as many as the chain has."""
@@ -107,7 +120,7 @@ def test_a_grid_by_name(name):
     [
         (
             lambda: Grid("magic", 10),
-            "grid must be one of .*clock, early, uniform, quadratic, log_snr, got 'magic'",
+            "grid must be one of 8 names, such as clock, early, spread, uniform, quadratic, got 'magic'",
         ),
         (lambda: uniform_grid(VPSDE(), 0), "steps must be a positive integer"),
         (lambda: uniform_grid(VPSDE(), 5, eps=1.0), r"eps must lie in \[0, T\) = \[0, 1.0\), got 1.0"),
