@@ -9,7 +9,8 @@ the newest k values, and the newest k - 1:
 - k rises while the differences shrink from one order to the next. It falls where they do not, because a
   polynomial of higher degree is no better there.
 
-Step lengths are measured along `early_grid`, the grid of the fixed-step method.
+Every sample has its own times, step lengths and orders, so that its result does not depend on the batch. Step
+lengths are measured along `early_grid`, the grid of the fixed-step method.
 
 References:
     Computer Solution of Ordinary Differential Equations: The Initial Value Problem (Shampine & Gordon, 1975):
@@ -19,20 +20,18 @@ References:
 
 from __future__ import annotations
 
-import functools
 import math
-from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.adams_table import AdamsTable
+from score_diffusion.samplers.adams_table import step_weights
+from score_diffusion.samplers.base import mean_square_each
 from score_diffusion.samplers.exponential_adams import rate
 from score_diffusion.samplers.grids import early_grid
 from score_diffusion.sde_lib import SDE, InputError
-from score_diffusion.sde_lib.likelihood import DensityField, Solution, density_norm
+from score_diffusion.sde_lib.likelihood import DensityField, Solution
 
 GRID_STEPS = 1024  # of the grid along which step lengths are measured
 FIRST_STEP, SHORTEST_STEP = 1 / 256, 1e-9  # in units of the whole grid
@@ -40,11 +39,56 @@ SAFETY, SHRINK, GROW = 0.9, 0.25, 2.0  # of the factor from one step length to t
 
 
 @dataclass(frozen=True)
+class _Times:
+    """A time of each sample and the coefficients there, each (B,), float64, on the CPU."""
+
+    t: Tensor
+    lam: Tensor
+    scale: Tensor
+    """x = scale · y."""
+    p: Tensor
+    q: Tensor
+    """v = p x + q score."""
+
+    @classmethod
+    def at(cls, sde: SDE, t: Tensor, data_std: float) -> _Times:
+        lam, alpha = -sde.log_noise_level(t), sde.alpha(t)
+        level = (-lam).exp()
+        H = (data_std**2 + level.square()).sqrt()
+        return cls(t, lam, alpha * H, level / (alpha * H), alpha * level * H)
+
+    def rate(self, field: DensityField, state: Tensor) -> Tensor:
+        """v and its divergence at the states (B, D + P)."""
+        t, *coefficients = (each.to(state.device) for each in (self.t, self.scale, self.p, self.q))
+        return rate(field, state, t, *(each[:, None] for each in coefficients))
+
+
+@dataclass(frozen=True)
+class _Path:
+    """How far each sample has come."""
+
+    position: Tensor
+    """In units of the whole grid, (B,)."""
+    now: Tensor
+    """λ there, (B,)."""
+    state: Tensor
+    """y and the change of log p, (B, D + P)."""
+    coarser: Tensor
+    """The same by the less accurate corrections."""
+    values: Tensor
+    """v at the times of the path, the newest first, (B, order, D + P)."""
+    levels: Tensor
+    """λ of these values, (B, order)."""
+    known: Tensor
+    """How many of them there are, (B,)."""
+
+
+@dataclass(frozen=True)
 class _Trial:
-    """A step that may be too long; its tensors have shape (B, D + P)."""
+    """Steps that may be too long; tensors of shape (B, D + P)."""
 
     value: Tensor
-    """The new value."""
+    """The new values."""
     change: Tensor
     """The change of the state by the correction through k + 1 values."""
     error: Tensor
@@ -57,8 +101,8 @@ class AdaptiveAdams:
     """Solves for x_T and the log density within a tolerance, with one evaluation a step.
 
     Args:
-        rtol: Relative tolerance of a step, met by every sample.
-        atol: Absolute tolerance of a step, met by every sample, in units of x and in nats.
+        rtol: Relative tolerance of a step of each sample.
+        atol: Absolute tolerance of a step of each sample, in units of x and in nats.
         order: Largest number of values that a prediction interpolates.
         data_std: Standard deviation of the data that is solved exactly.
 
@@ -81,85 +125,101 @@ class AdaptiveAdams:
         Raises:
             InputError: If no step meets the tolerance, or the score is not finite.
         """
-        grid = early_grid(sde, GRID_STEPS, eps).flip(0)
-        position, step = 0.0, FIRST_STEP  # in units of the whole grid
-        times = deque([grid[0]], maxlen=self.order)  # the newest last
-        table = self._table(sde, times)
-        first_scale, D, order = table.scale[0].item(), field.dimensions, 1
-        state = torch.nn.functional.pad(x.double().flatten(1) / first_scale, (0, field.estimates))
-        values, coarser = deque([rate(table, 0, field, state)], maxlen=self.order), state
-        while position < 1:
-            if step < SHORTEST_STEP:
+        grid, D = early_grid(sde, GRID_STEPS, eps).flip(0), field.dimensions
+        ends = _Times.at(sde, grid[[0, -1]], self.data_std)
+        first_scale, last_scale = ends.scale.tolist()
+        path = self._start(sde, field, x, grid[0].item())
+        step = torch.full_like(path.position, FIRST_STEP)
+        order = torch.ones_like(path.known)  # k of each sample
+        while (active := path.position < 1).any():
+            if (step[active] < SHORTEST_STEP).any():
                 raise InputError(
                     f"the solver found no step that meets rtol={self.rtol} and atol={self.atol}: raise the "
                     "tolerances"
                 )
-            end = 1.0 if position + 1.01 * step >= 1 else position + step
-            time = _interpolated(grid, end)
-            table = self._table(sde, [*times, time])
-            trial = _try(table, list(values), state, order, field)
-            scale = table.scale[-1].item()
-            size = functools.partial(self._size, state, state + trial.change, scale, D)
-            error = size(trial.error)
-            if not math.isfinite(error):
+            position = torch.where(path.position + 1.01 * step >= 1, 1.0, path.position + step)
+            new = _Times.at(sde, _interpolated(grid, position), self.data_std)
+            trial = self._try(field, path, new, order)
+            error, lower = (self._size(each, path, trial, new, D) for each in (trial.error, trial.lower))
+            if (failed := active & ~error.isfinite()).any():
+                where = new.t[failed][0].item()
                 raise InputError(
-                    f"the score or its divergence is not finite near t = {time:.2g}: check the score"
+                    f"the score or its divergence is not finite near t = {where:.2g}: check the score"
                 )
-            step *= min(max(SAFETY * max(error, 1e-12) ** (-1 / (order + 1)), SHRINK), GROW)
-            if error > 1:
-                continue
-            position, state = end, state + trial.change
-            coarser = coarser + trial.change - trial.error
-            times.append(time)
-            values.append(trial.value)
-            if order > 1 and size(trial.lower) <= error:
-                order -= 1
-            elif order < len(values):
-                order += 1
-        log_scale = D * math.log(scale / first_scale)
+            factor = SAFETY * error.clamp_min(1e-12) ** (-1 / (order + 1))
+            step = torch.where(active, step * factor.clamp(SHRINK, GROW), step)  # the others have no error
+            taken = active & (error <= 1)
+            path = _gone_on(path, trial, new, position, taken)
+            falls = (order > 1) & (lower <= error)
+            order = torch.where(taken, torch.where(falls, order - 1, (order + 1).minimum(path.known)), order)
+        log_scale = D * math.log(last_scale / first_scale)
 
         def solution(at_end: Tensor, others: tuple[Solution, ...] = ()) -> Solution:
-            return Solution((at_end[:, :D] * scale).reshape(field.shape), at_end[:, D:] + log_scale, others)
+            latent = (at_end[:, :D] * last_scale).reshape(field.shape)
+            return Solution(latent, at_end[:, D:] + log_scale, others)
 
-        return solution(state, (solution(coarser),))
+        return solution(path.state, (solution(path.coarser),))
 
-    def _table(self, sde: SDE, times: Sequence[Tensor]) -> AdamsTable:
-        return AdamsTable(sde, torch.stack(list(times)), "clock", self.data_std)
+    def _start(self, sde: SDE, field: DensityField, x: Tensor, t: float) -> _Path:
+        now = _Times.at(sde, torch.full((len(x),), t, dtype=torch.float64), self.data_std)
+        state = torch.nn.functional.pad(x.double().flatten(1) / now.scale[0].item(), (0, field.estimates))
+        values = now.rate(field, state)[:, None].repeat(1, self.order, 1)
+        levels = now.lam[:, None].repeat(1, self.order)
+        known = torch.ones(len(x), dtype=torch.long)
+        return _Path(torch.zeros_like(now.t), now.lam, state, state, values, levels, known)
 
-    def _size(self, old: Tensor, new: Tensor, scale: float, dimensions: int, error: Tensor) -> float:
-        """An error in units of the tolerance, in x and log p."""
+    def _try(self, field: DensityField, path: _Path, new: _Times, order: Tensor) -> _Trial:
+        """Steps to new times, by predictions through the newest k values; k = order, (B,)."""
+
+        def change(values: Tensor, levels: Tensor, count: Tensor) -> Tensor:
+            used = torch.arange(levels.shape[1]) < count[:, None]
+            weights = step_weights(path.now, new.lam, levels, used, self.data_std).to(values.device)
+            total = torch.zeros_like(values[:, 0])
+            for j in range(levels.shape[1]):
+                total = torch.addcmul(total, weights[:, j, None], values[:, j])
+            return total
+
+        value = new.rate(field, path.state + change(path.values, path.levels, order))
+        values = torch.cat([value[:, None], path.values], 1)
+        levels = torch.cat([new.lam[:, None], path.levels], 1)
+        best, middle, lower = (change(values, levels, order + more) for more in (1, 0, -1))
+        return _Trial(value, best, best - middle, middle - lower)
+
+    def _size(self, error: Tensor, path: _Path, trial: _Trial, new: _Times, dimensions: int) -> Tensor:
+        """Errors in units of the tolerance, (B,): the larger of the root-mean-square over x and that of each
+        log density.
+        """
         units = torch.ones_like(error)
-        units[:, :dimensions] = scale  # from y to x
-        largest = torch.maximum(old.abs(), new.abs()) * units
-        return density_norm(error * units / (self.atol + self.rtol * largest), dimensions).item()
+        units[:, :dimensions] = new.scale[:, None].to(error.device)  # from y to x
+        largest = torch.maximum(path.state.abs(), (path.state + trial.change).abs()) * units
+        scaled = error * units / (self.atol + self.rtol * largest)
+        of_x, of_density = scaled[:, :dimensions], scaled[:, dimensions:]
+        return torch.maximum(mean_square_each(of_x).sqrt(), of_density.abs().amax(1)).cpu()
 
 
-def _interpolated(grid: Tensor, position: float) -> Tensor:
-    """The time at a position in [0, 1] of a grid, linear between its times."""
+def _gone_on(path: _Path, trial: _Trial, new: _Times, position: Tensor, taken: Tensor) -> _Path:
+    """The path with the steps of some samples, those that are `taken` (B,)."""
+
+    def choose(after: Tensor, before: Tensor) -> Tensor:
+        rows = taken.to(before.device).reshape(-1, *[1] * (before.ndim - 1))
+        return torch.where(rows, after, before)
+
+    def with_newest(value: Tensor, history: Tensor) -> Tensor:
+        return choose(torch.cat([value[:, None], history[:, :-1]], 1), history)
+
+    return _Path(
+        choose(position, path.position),
+        choose(new.lam, path.now),
+        choose(path.state + trial.change, path.state),
+        choose(path.coarser + trial.change - trial.error, path.coarser),
+        with_newest(trial.value, path.values),
+        with_newest(new.lam, path.levels),
+        (path.known + taken).clamp_max(path.levels.shape[1]),
+    )
+
+
+def _interpolated(grid: Tensor, position: Tensor) -> Tensor:
+    """The times at positions in [0, 1] of a grid, linear between its times."""
     steps = len(grid) - 1
-    i = min(int(position * steps), steps - 1)
+    i = (position * steps).long().clamp_max(steps - 1)
     return torch.lerp(grid[i], grid[i + 1], position * steps - i)
-
-
-def _try(table: AdamsTable, values: list[Tensor], state: Tensor, order: int, field: DensityField) -> _Trial:
-    """A step to the last time of the table from the one before.
-
-    Args:
-        table: The coefficients at the times of the values and at the new time.
-        values: The values, the newest last.
-        state: The state at the time of the newest value.
-        order: Number k of values that the prediction interpolates.
-        field: The score and its divergence.
-    """
-    new = len(values)
-
-    def change(known: list[Tensor], count: int) -> Tensor:
-        nodes = range(len(known) - count, len(known))
-        weights = table.weights(new - 1, new, nodes).tolist()
-        return functools.reduce(torch.add, (w * known[i] for w, i in zip(weights, nodes, strict=True)))
-
-    value = rate(table, new, field, state + change(values, order))
-    known = [*values, value]
-    best, middle = change(known, order + 1), change(known, order)
-    lower = change(known, order - 1) if order > 1 else torch.zeros_like(middle)
-    return _Trial(value, best, best - middle, middle - lower)

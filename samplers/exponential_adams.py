@@ -72,7 +72,8 @@ class ExponentialAdams:
         start = torch.nn.functional.pad(x.double().flatten(1) / scale[0], (0, field.estimates))
         predicted = corrected = uncorrected = coarse = start  # (B, D + P): y and the change of log p
         for newest in range(self.steps + 1):
-            values.appendleft(rate(table, newest, field, predicted))
+            (p, q), t = table.values[newest], table.at.t[newest].to(x.device)
+            values.appendleft(rate(field, predicted, t, scale[newest], p, q))
             if newest > 0:
                 corrected = corrected + change(newest - 1, newest, self.order + 1)
                 if newest % 2 == 0:
@@ -88,19 +89,25 @@ class ExponentialAdams:
         return solution(corrected, (solution(coarse), solution(uncorrected)))
 
 
-def rate(table: AdamsTable, i: int, field: DensityField, state: Tensor) -> Tensor:
-    """v and its divergence in y at the state of time i of a table.
+Coefficient = float | Tensor
+"""A number for all samples, or one for each: shape (B, 1)."""
+
+
+def rate(
+    field: DensityField, state: Tensor, t: Tensor, scale: Coefficient, p: Coefficient, q: Coefficient
+) -> Tensor:
+    """v = p x + q score and its divergence in y = x/scale.
 
     Args:
-        table: The coefficients.
-        i: Index of the time.
         field: The score and its divergence.
         state: y and the change of log p, shape (B, D + P), float64.
+        t: The time, or that of each sample (B,).
+        scale, p, q: The coefficients there.
 
     Returns:
         Shape (B, D + P), float64.
     """
-    (p, q), D, scale = table.values[i], field.dimensions, table.scale[i].item()
-    x_t = (state[:, :D] * scale).reshape(field.shape)
-    s, traces = field(x_t, table.at.t[i].to(state.device))
-    return torch.cat([(p * x_t + q * s).flatten(1), scale * (p * D + q * traces)], dim=1)
+    D = field.dimensions
+    x_t = state[:, :D] * scale
+    s, traces = field(x_t.reshape(field.shape), t)
+    return torch.cat([p * x_t + q * s.flatten(1), scale * (p * D + q * traces)], dim=1)

@@ -127,7 +127,9 @@ class DensityField:
         self.nfe = 0
 
     def __call__(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
-        """The score, (B, *shape), and estimates of its divergence, (B, P), at states x_t and one time t."""
+        """The score, (B, *shape), and estimates of its divergence, (B, P), at states x_t and the time t, or
+        that of each sample (B,).
+        """
         self.nfe += 1
         s, traces = score_and_divergence(
             self._score, x_t, t.expand(len(x_t)), self._probes, sketch=self._sketch

@@ -239,7 +239,7 @@ Dequantization = Callable[[Tensor, int, int], Dequantized]
 def batches_of_rank(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
     """Yields the index of the first sample and the samples of each batch of this rank, with a progress bar.
 
-    Ranks get whole batches: the ODE's steps depend on all samples of a batch.
+    Ranks get whole batches: the steps of dopri5 depend on all samples of a batch.
     """
     starts = range(0, len(data), batch_size)
     mine = processes.own_share(len(starts))
