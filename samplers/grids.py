@@ -149,12 +149,12 @@ def early_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
 
 def spread_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
-    """The early grid with τ at the scale √(steps/8), from 1 to 2: with few steps all of them lie where most
+    """The early grid with τ at the scale √(steps/8), from 1 to 1.5: with few steps all of them lie where most
     data change, with many the steps at high noise, which decide for data that nobody scaled, are denser.
 
     Arguments, result and errors as for `log_snr_grid`.
     """
-    return _early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 2.0))
+    return _early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 1.5))
 
 
 def _early_times(sde: SDE, steps: int, eps: float | None, scale: float) -> Tensor:

@@ -94,7 +94,7 @@ def test_the_clock_is_the_time_of_vp_and_its_grid_the_quadratic_one():
     torch.testing.assert_close(clock_grid(edm, 9).log(), sde.log_noise_level(clock_grid(sde, 9, 0.01)))
 
 
-@pytest.mark.parametrize(("steps", "scale"), [(5, 1), (8, 1), (16, 2**0.5), (32, 2), (100, 2)])
+@pytest.mark.parametrize(("steps", "scale"), [(5, 1), (8, 1), (16, 2**0.5), (18, 1.5), (100, 1.5)])
 def test_the_scale_of_the_spread_grid_grows_with_the_steps(steps, scale):
     """log(1 + (σ̃/scale)²)^0.2 is uniform; at scale 1 it is the early grid."""
     for sde in ALL_SDES.values():
