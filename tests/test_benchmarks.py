@@ -29,7 +29,7 @@ SMALLEST = {  # arguments, and a row that the table must have
     "engine": ("--rounds 1 --steps 1 --cifar_images 300 --cifar_batch 2", "| cifar10, 3x32x32 |"),
     "evaluation": ("--numbers 32 64 --repeats 2", "| frechet distance | noisy | 1.12 |"),
     "exact_mixtures": ("--law ring --sde vp --samples 20", "| 2-D, 8 modes | vp |"),
-    "grid_scale": ("--laws 8 --nfe 5", "| 0.5 to 1.5, 2 laws | 1.25 |"),
+    "grid_scale": ("--laws 8 --nfe 5", "| 0.5 to 1.5, 3 laws | 1.25 |"),
     "inverse": (
         "--problem ring --noise 0.3 --samples 8 --nfe 12",
         "| 2-D ring of 8 modes, 1 row | 0.3 |",
