@@ -13,7 +13,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 SHORT_SIDE = 48  # small images are enlarged to about this many pixels, so that 8x8 digits can be read
 GAP = 2
-NAME_LENGTH = 24  # characters of a name that are shown
+NAME_LENGTH = 24  # characters of a name that are shown on one line
+LABEL_WIDTH = 170  # pixels of the names next to images where one is longer
 CAPTION_WIDTH, CAPTION_SIZE = 112, 11  # pixels of an image with a caption below, at least, and of the letters
 CAPTION_LENGTH = 90  # characters of a caption that are shown
 CAPTION_FROM = 9  # characters of a caption, on average, at least
@@ -100,8 +101,10 @@ def _blocks(levels: np.ndarray, members: Sequence[tuple[str, list[int]]]) -> Ima
     """Images, uint8 (n, 3, H, W), in rows of a name and the indices of its images; many short rows stand side
     by side in blocks.
     """
-    font = ImageFont.truetype(FONT, FONT_SIZE)
-    margin = math.ceil(max(font.getlength(shortened(name)) for name, _ in members)) + 4 * GAP
+    in_lines = any(len(name) > NAME_LENGTH for name, _ in members)
+    font = ImageFont.truetype(FONT, CAPTION_SIZE if in_lines else FONT_SIZE)
+    labels = [_label(name, levels.shape[2], font) if in_lines else shortened(name) for name, _ in members]
+    margin = math.ceil(max(font.getlength(line) for label in labels for line in label.split("\n"))) + 4 * GAP
     step_y, step_x = levels.shape[2] + GAP, levels.shape[3] + GAP
     width = margin + max(len(indices) for _, indices in members) * step_x
     blocks = max(1, round(math.sqrt(len(members) * step_y / width)))
@@ -114,11 +117,18 @@ def _blocks(levels: np.ndarray, members: Sequence[tuple[str, list[int]]]) -> Ima
         picture = Image.new("RGB", (margin + grid.width, grid.height), (255, 255, 255))
         picture.paste(grid, (margin, 0))
         draw = ImageDraw.Draw(picture)
-        for row, (name, _) in enumerate(named):
-            middle = row * step_y + (step_y + GAP) // 2
-            draw.text((margin - 2 * GAP, middle), shortened(name), (0, 0, 0), font, anchor="rm")
+        for row, label in enumerate(labels[first : first + rows]):
+            right, middle = margin - 2 * GAP, row * step_y + (step_y + GAP) // 2
+            draw.multiline_text((right, middle), label, (0, 0, 0), font, "rm", spacing=2, align="right")
         pictures.append(picture)
     return side_by_side(pictures)
+
+
+def _label(name: str, height: int, font: ImageFont.FreeTypeFont) -> str:
+    """A name in the lines that fit next to an image of this height."""
+    lines = _lines(shortened(name, CAPTION_LENGTH), LABEL_WIDTH, font).split("\n")
+    most = max(height // (CAPTION_SIZE + 4), 1)
+    return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} …"])
 
 
 def side_by_side(pictures: Sequence[Image.Image], gap: int = 0) -> Image.Image:
