@@ -2,7 +2,7 @@
 
 Imagen's chain at a small size: a model of 16x16 pixels conditioned on captions, and two that double the sides
 of what the model before them drew, conditioned on it and on the caption. Scenes of two shapes,
-`--config.data.name=shapes`, take a wider first model and more steps.
+`--config.data.name=shapes`, take the first model of text_scenes and its steps.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Coloured shapes at 16x16 pixels conditioned on captions: `--mode sample --prompt "a small red square"`.
 
 As text_digits, on images that are drawn as they are needed: what a sample shows can be compared with what was
-asked for, also for combinations of colour and kind that no training image has. Scenes of two shapes,
-`--config.data.name=shapes`, take a wider network and more steps.
+asked for, also for combinations of colour and kind that no training image has. Scenes of two
+shapes are those of text_scenes.
 """
 
 from __future__ import annotations
