@@ -9,9 +9,14 @@ from score_diffusion.run.configs import mnist, vpsde_likelihood
 
 def get_config() -> ConfigDict:
     config = vpsde_likelihood.get_config()
-    config.model.update(mnist.get_config().model, channels=16, multipliers=(1, 2, 4))
+    config.model.update(mnist.get_config().model, channels=24, multipliers=(1, 2, 2))
     config.model.fourier_inputs = (2, 3, 4, 5, 6, 7, 8, 9, 10)
     config.training.update(
-        steps=9000, batch_size=32, first_time=1e-7, sample_every=3000, checkpoint_every=1000
+        steps=9600,
+        batch_size=32,
+        learning_rate=1.5e-3,
+        first_time=1e-7,
+        sample_every=3000,
+        checkpoint_every=1000,
     )
     return config
