@@ -112,18 +112,37 @@ class AdamsTable:
         return VARIABLES[self._variable](self._sde, lam, self._s)
 
 
-def step_weights(start: Tensor, end: Tensor, nodes: Tensor, used: Tensor, data_std: float) -> Tensor:
-    """The weights of `AdamsTable`, in the variable `clock`, for a step of each sample.
+def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Tensor:
+    """Σ_m kernel_m ℓ_j(points_m) of the Lagrange polynomials ℓ_j through the nodes.
+
+    Args:
+        nodes: Shape (k,).
+        points: Shape (m,).
+        kernel: Shape (m,).
+
+    Returns:
+        Shape (k,).
+    """
+    own = torch.eye(len(nodes), dtype=torch.bool)
+    distances = (nodes[:, None] - nodes).masked_fill(own, 1.0)  # (j, i)
+    factors = ((points - nodes[:, None]) / distances[:, :, None]).masked_fill(
+        own[:, :, None], 1.0
+    )  # (j, i, m)
+    return factors.prod(1) @ kernel
+
+
+def step_weights(start: Tensor, end: Tensor, nodes: Tensor, data_std: float) -> Tensor:
+    """The weights of `AdamsTable` in the variable `clock`, for a step of each sample through any number of
+    its newest values.
 
     Args:
         start: λ where the steps start, shape (B,), float64.
         end: λ where they end, shape (B,).
-        nodes: λ of the values, shape (B, k).
-        used: Which of them a sample's polynomial goes through, booleans (B, k).
+        nodes: λ of the values, the newest first, shape (B, k).
         data_std: Standard deviation s of the data that is solved exactly, finite and above 0.
 
     Returns:
-        Shape (B, k), 0 for values that are not used.
+        Shape (B, k, k): in [b, n - 1, :n] the weights of the newest n values; what follows them is of no use.
     """
     x, w = _gauss_legendre(QUADRATURE_POINTS)
     span = (end - start)[:, None]
@@ -131,31 +150,11 @@ def step_weights(start: Tensor, end: Tensor, nodes: Tensor, used: Tensor, data_s
     level = (-points).exp()
     kernel = level / (data_std**2 + level.square()) * (span * w)
     at_nodes, at_points = (clock(-lam, math.sqrt(2) * data_std) for lam in (nodes, points))
-    return _interpolation_weights(at_nodes, at_points, kernel, used)
-
-
-def _interpolation_weights(
-    nodes: Tensor, points: Tensor, kernel: Tensor, used: Tensor | None = None
-) -> Tensor:
-    """Σ_m kernel_m ℓ_j(points_m) of the Lagrange polynomials ℓ_j through the nodes.
-
-    Args:
-        nodes: Shape (..., k).
-        points: Shape (..., m).
-        kernel: Shape (..., m).
-        used: Which of the nodes are interpolated, booleans (..., k); None for all.
-
-    Returns:
-        Shape (..., k), 0 for nodes that are not used.
-    """
-    used = torch.ones_like(nodes, dtype=torch.bool) if used is None else used
-    both = (
-        used[..., :, None] & used[..., None, :] & ~torch.eye(nodes.shape[-1], dtype=torch.bool)
-    )  # (..., j, i)
-    distances = (nodes[..., :, None] - nodes[..., None, :]).masked_fill(~both, 1.0)
-    factors = (points[..., None, None, :] - nodes[..., None, :, None]) / distances[..., None]
-    factors = factors.masked_fill(~both[..., None], 1.0)  # (..., j, i, m)
-    return (factors.prod(-2) @ kernel[..., None])[..., 0] * used
+    distances = at_nodes[:, :, None] - at_nodes[:, None, :]  # (B, j, i)
+    factors = (at_points[:, None, None, :] - at_nodes[:, None, :, None]) / distances[..., None]
+    own = torch.eye(nodes.shape[1], dtype=torch.bool)[..., None]
+    polynomials = factors.masked_fill(own, 1.0).cumprod(2)  # (B, j, i, m): ℓ_j through the newest i + 1 nodes
+    return torch.einsum("bjim,bm->bij", polynomials, kernel)
 
 
 @functools.cache

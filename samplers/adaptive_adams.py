@@ -97,6 +97,23 @@ class _Trial:
     """The difference of that from the correction through k - 1 values; for k = 1, from no change at all."""
 
 
+class _Interpolation:
+    """Integrals of the polynomials through the newest values, over a step of each sample."""
+
+    def __init__(self, start: Tensor, end: Tensor, levels: Tensor, values: Tensor, data_std: float) -> None:
+        self.values, self.weights = values, step_weights(start, end, levels, data_std)
+
+    def change(self, count: Tensor) -> Tensor:
+        """The integrals through the newest values, `count` of them (B,): shape (B, D + P)."""
+        rows = self.weights[torch.arange(len(count)), (count - 1).clamp_min(0)]  # (B, k)
+        used = torch.arange(rows.shape[1]) < count[:, None]
+        weights = torch.where(used, rows, 0.0).to(self.values.device)
+        total = torch.zeros_like(self.values[:, 0])
+        for j in range(weights.shape[1]):
+            total = torch.addcmul(total, weights[:, j, None], self.values[:, j])
+        return total
+
+
 class AdaptiveAdams:
     """Solves for x_T and the log density within a tolerance, with one evaluation a step.
 
@@ -170,19 +187,12 @@ class AdaptiveAdams:
 
     def _try(self, field: DensityField, path: _Path, new: _Times, order: Tensor) -> _Trial:
         """Steps to new times, by predictions through the newest k values; k = order, (B,)."""
-
-        def change(values: Tensor, levels: Tensor, count: Tensor) -> Tensor:
-            used = torch.arange(levels.shape[1]) < count[:, None]
-            weights = step_weights(path.now, new.lam, levels, used, self.data_std).to(values.device)
-            total = torch.zeros_like(values[:, 0])
-            for j in range(levels.shape[1]):
-                total = torch.addcmul(total, weights[:, j, None], values[:, j])
-            return total
-
-        value = new.rate(field, path.state + change(path.values, path.levels, order))
-        values = torch.cat([value[:, None], path.values], 1)
+        predict = _Interpolation(path.now, new.lam, path.levels, path.values, self.data_std)
+        value = new.rate(field, path.state + predict.change(order))
         levels = torch.cat([new.lam[:, None], path.levels], 1)
-        best, middle, lower = (change(values, levels, order + more) for more in (1, 0, -1))
+        values = torch.cat([value[:, None], path.values], 1)
+        correct = _Interpolation(path.now, new.lam, levels, values, self.data_std)
+        best, middle, lower = (correct.change(order + more) for more in (1, 0, -1))
         return _Trial(value, best, best - middle, middle - lower)
 
     def _size(self, error: Tensor, path: _Path, trial: _Trial, new: _Times, dimensions: int) -> Tensor:
