@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from score_diffusion.samplers import AdaptiveAdams
+from score_diffusion.samplers.adams_table import AdamsTable, step_weights
 from score_diffusion.sde_lib import VPSDE, AdaptiveSolver, InputError, log_likelihood
 from tests.problems import SDES, density_errors, gaussian, images, ring
 
@@ -43,6 +44,18 @@ def test_the_error_follows_the_tolerance(sde):
     x = law.sample(8, seed=2)
     found = [density_errors(law, sde, x, AdaptiveAdams(tol, tol))[0].max() for tol in (1e-3, 1e-5, 1e-7)]
     assert all(error < 20 * tol for error, tol in zip(found, (1e-3, 1e-5, 1e-7), strict=True))
+
+
+def test_the_weights_of_each_order_are_those_of_the_table():
+    """Two samples with times of their own, through 1 to 4 values, the newest at the end of the step."""
+    sde = VPSDE()
+    times = torch.tensor([[0.02, 0.025, 0.035, 0.05], [0.5, 0.52, 0.6, 0.61]], dtype=torch.float64)
+    lam = -sde.log_noise_level(times)
+    found = step_weights(lam[:, 2], lam[:, 3], lam.flip(1), 0.7)
+    for k, table in enumerate(AdamsTable(sde, own, "clock", 0.7) for own in times):
+        for count in (1, 2, 3, 4):
+            expected = table.weights(2, 3, range(3, 3 - count, -1))
+            torch.testing.assert_close(found[k, count - 1, :count], expected, rtol=1e-9, atol=1e-12)
 
 
 def test_a_sample_takes_its_own_steps():
