@@ -158,29 +158,37 @@ def digit_prompts() -> tuple[list[str], list[tuple[int, str, int]]]:
 
 
 def digits_table(path: str, scales: Sequence[float], each: int, nfe: int) -> Curves:
-    """The digit, and whether an attribute is in the third that its prompt names."""
+    """The digit, and whether an attribute is in the third that its prompt names: of digits that some training
+    image shows so, and of those that none does, such as large sixes.
+    """
     run, recognizer, digits = load_run(path), DigitRecognizer(), load_digits()
-    assert digits.test_labels is not None  # digits have labels
-    (prompts, asked), names, rows = digit_prompts(), ("digit", *ATTRIBUTES), {}
+    assert digits.labels is not None and digits.test_labels is not None  # digits have labels
+    (prompts, asked), names = digit_prompts(), ("digit", *ATTRIBUTES)
+    thirds = recognizer.thirds(digits.train[:])
+    shown = {
+        (digit, name, third)
+        for name, values in thirds.items()
+        for digit, third in zip(digits.labels.tolist(), values.tolist(), strict=True)
+    }
     print_heading(names)
     read, _ = recognizer(digits.test[:])
     right = read == digits.test_labels
     print_row("real images", {"digit": Share(int(right.sum()), len(right))}, names)
+    curves: Curves = {"digits, seen": {}, "digits, new": {}}
     for scale in scales:
         samples = torch.from_numpy(draw(run, prompts, each, scale, nfe))
-        read, thirds = recognizer(((samples + 1) * 8).round())
-        of = [asked[k % len(asked)] for k in range(len(samples))]
-        row = {"digit": Share(sum(int(read[k]) == digit for k, (digit, _, _) in enumerate(of)), len(of))}
-        for attribute in ATTRIBUTES:
-            hits = [
-                int(thirds[attribute][k]) == third
-                for k, (_, name, third) in enumerate(of)
-                if name == attribute
-            ]
-            row[attribute] = Share(sum(hits), len(hits))
-        rows[scale] = row
-        print_row(f"scale {scale:g}", row, names)
-    return {"digits": rows}
+        read, found = recognizer(((samples + 1) * 8).round())
+        for group, rows in curves.items():
+            of = [(k, asked[k % len(asked)]) for k in range(len(samples))]
+            of = [(k, wanted) for k, wanted in of if (wanted in shown) == (group == "digits, seen")]
+            row = {"digit": Share(sum(int(read[k]) == digit for k, (digit, _, _) in of), len(of))}
+            for attribute in ATTRIBUTES:
+                hits = [int(found[name][k]) == third for k, (_, name, third) in of if name == attribute]
+                if hits:
+                    row[attribute] = Share(sum(hits), len(hits))
+            rows[scale] = row
+            print_row(f"scale {scale:g}, {group}", row, names)
+    return curves
 
 
 def draw_picture(path: Path, curves: Curves) -> None:

@@ -1,4 +1,4 @@
-"""Digits conditioned on captions: `--mode sample --prompt "a thick seven slanting left"`.
+"""Digits conditioned on captions: `--mode sample --prompt "a thick seven slanting right"`.
 
 A transformer over the words is trained with the U-Net, which attends to its tokens, and a tenth of the
 captions are left out for classifier-free guidance: as in GLIDE (Nichol et al., 2022), at a small size.

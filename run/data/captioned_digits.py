@@ -1,6 +1,6 @@
 """Handwritten digits with captions: the digit as a word, and what is measured of how it is written.
 
-    "a thick seven slanting left"          "a small thin handwritten two"
+    "a thick seven slanting right"          "a small thin handwritten two"
 
 Three attributes are measured on the moments of the ink, the grey levels I(y, x) as the density of a mass:
 
