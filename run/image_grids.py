@@ -126,7 +126,8 @@ def _blocks(levels: np.ndarray, members: Sequence[tuple[str, list[int]]]) -> Ima
 
 def _label(name: str, height: int, font: ImageFont.FreeTypeFont) -> str:
     """A name in the lines that fit next to an image of this height."""
-    lines = _lines(shortened(name, CAPTION_LENGTH), LABEL_WIDTH, font).split("\n")
+    words = " ".join(map(shortened, name.split()))
+    lines = _lines(shortened(words, CAPTION_LENGTH), LABEL_WIDTH, font).split("\n")
     most = max(height // (CAPTION_SIZE + 4), 1)
     return "\n".join(lines if len(lines) <= most else [*lines[: most - 1], f"{lines[most - 1]} …"])
 

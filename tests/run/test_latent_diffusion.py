@@ -142,7 +142,7 @@ def test_samples_are_decoded_in_every_form(run: Path):
     python = load_run(run).sample(5)
     assert np.array_equal(python.samples, samples) and python.data.shape == (1, 8, 8)
     assert len(list((run / "samples/eabm").glob("*.png"))) == 5 and (run / "samples/eabm.gif").exists()
-    space = load_run(run)._trained(read_config(run)).latent_space
+    space = load_run(run)._models.unconditioned().latent_space
     assert isinstance(space, LatentSpace)
 
 
@@ -177,7 +177,7 @@ def test_paths_and_codes_go_through_the_decoder(run: Path):
     images = np.random.default_rng(0).integers(0, 17, (2, 8, 8), np.uint8)
     codes = model.encode(images, rtol=1e-4, atol=1e-4)
     assert codes.shape == (2, 2, 4, 4)
-    trained = model._trained(model.config)
+    trained = model._models.unconditioned()
     x = trained.model_inputs(torch.from_numpy(images)[:, None])
     there_and_back = model.decode(codes, rtol=1e-4, atol=1e-4).samples
     np.testing.assert_allclose(there_and_back, trained.to_user(x).numpy(), atol=0.3)  # neighbouring levels

@@ -265,7 +265,7 @@ def test_bad_input_ends_in_one_sentence(
     [
         ("sample", ["--sampler", "magic"], "names, such as eabm"),
         ("sample", ["--sampler=pc", "--config.sampling.pc.predictor=magic"], "euler_maruyama"),
-        ("sample", ["--grid=magic"], "clock, early, spread, uniform, quadratic, log_snr"),
+        ("sample", ["--grid=magic"], "clock, early, spread, uniform, quadratic"),
         ("sample", ["--sampler=heun", "--nfe=2"], "one step costs 3 evaluations"),
         ("sample", ["--sampler=ode", "--nfe=20"], "set rtol and atol instead"),
         (

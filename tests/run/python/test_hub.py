@@ -86,7 +86,7 @@ def test_what_cannot_be_shared_is_refused(trained: Path, tmp_path: Path):
     with pytest.raises(UserError, match="is not empty"):
         run.save_pretrained(trained)
     with pytest.raises(UserError, match="a network of your own cannot be shared"):
-        Run(run.config, run._load, tmp_path).save_pretrained(tmp_path / "out")
+        Run(run.config, run._models.unconditioned, tmp_path).save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
