@@ -20,8 +20,8 @@ from torch import Tensor
 
 from benchmarks.quality_vs_nfe import NFES, Problem, row
 from score_diffusion.samplers import eabm
-from score_diffusion.samplers.grids import clock, clock_times
-from score_diffusion.sde_lib import SDE, VPSDE, GaussianMixture
+from score_diffusion.samplers.grids import early_times
+from score_diffusion.sde_lib import VPSDE, GaussianMixture
 
 SCALES = (1.0, 1.25, 1.5, 2.0)
 SIZES = (0.5, 1.5)  # bounds of the groups of laws
@@ -47,15 +47,6 @@ def random_law(seed: int) -> GaussianMixture:
     return GaussianMixture(means, (scale * deviations).square(), weights / weights.sum())
 
 
-def times_at_scale(sde: SDE, steps: int, scale: float) -> Tensor:
-    """The grid `early` with its clock at a scale, whatever the number of steps."""
-    ends = torch.tensor([sde.T, sde.sampling_eps], dtype=torch.float64)
-    first, last = clock(sde.log_noise_level(ends), scale).pow(0.4).tolist()
-    times = clock_times(sde, torch.linspace(first, last, steps + 1, dtype=torch.float64).pow(2.5), scale)
-    times[[0, -1]] = ends
-    return times
-
-
 def size(law: GaussianMixture) -> float:
     """The standard deviation of an element."""
     return law.sample(1000, seed=0).flatten(1).var(0).mean().sqrt().item()
@@ -71,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs = torch.empty(len(SCALES), len(arguments.nfe), len(laws))
     for i, scale in enumerate(SCALES):
         for j, steps in enumerate(arguments.nfe):
-            sampler = eabm(sde, times_at_scale(sde, steps, scale))
+            sampler = eabm(sde, early_times(sde, steps, None, scale))
             for k, problem in enumerate(problems):
                 samples = sampler(problem.score, problem.x_T.shape, x_T=problem.x_T).samples
                 logs[i, j, k] = math.log(problem.error(samples))

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.grids import clock
-from score_diffusion.samplers.linear import finite_log_coefficients, noise_values
+from score_diffusion.samplers.linear import GridCoefficients, finite_log_coefficients, noise_values
 from score_diffusion.sde_lib import SDE, InputError, check_name
 
 QUADRATURE_POINTS = 32
@@ -64,12 +64,9 @@ class AdamsTable:
         if math.isinf(data_std):
             self.scale, self.values = self.at.alpha, noise_values(self.at)
             return
-        H = (data_std**2 + self.at.noise_level.square()).sqrt()
-        self.scale = self.at.alpha * H
+        self.scale, p, q = linear_coefficients(self.at, data_std)
         """x/scale is what the weights are added to, shape (steps + 1,); α H, or α for s = ∞."""
-        self.values = list(
-            zip((self.at.noise_level / self.scale).tolist(), (self.at.sigma * H).tolist(), strict=True)
-        )
+        self.values = list(zip(p.tolist(), q.tolist(), strict=True))
         """(p, q) of v = p x + q score at each time."""
 
     def weights(self, a: int, b: int, nodes: Sequence[int], eta: float = 0.0) -> Tensor:
@@ -130,6 +127,13 @@ def _interpolation_weights(nodes: Tensor, points: Tensor, kernel: Tensor) -> Ten
         own[:, :, None], 1.0
     )  # (j, i, m)
     return factors.prod(1) @ kernel
+
+
+def linear_coefficients(at: GridCoefficients, data_std: float) -> tuple[Tensor, Tensor, Tensor]:
+    """The scale α H of y = x/scale, and p and q of v = p x + q score, each of the shape of the times."""
+    H = (data_std**2 + at.noise_level.square()).sqrt()
+    scale = at.alpha * H
+    return scale, at.noise_level / scale, at.sigma * H
 
 
 def step_weights(start: Tensor, end: Tensor, nodes: Tensor, data_std: float) -> Tensor:

@@ -26,10 +26,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.adams_table import step_weights
+from score_diffusion.samplers.adams_table import linear_coefficients, step_weights
 from score_diffusion.samplers.base import mean_square_each
 from score_diffusion.samplers.exponential_adams import rate
 from score_diffusion.samplers.grids import early_grid
+from score_diffusion.samplers.linear import GridCoefficients
 from score_diffusion.sde_lib import SDE, InputError
 from score_diffusion.sde_lib.likelihood import DensityField, Solution
 
@@ -52,10 +53,8 @@ class _Times:
 
     @classmethod
     def at(cls, sde: SDE, t: Tensor, data_std: float) -> _Times:
-        lam, alpha = -sde.log_noise_level(t), sde.alpha(t)
-        level = (-lam).exp()
-        H = (data_std**2 + level.square()).sqrt()
-        return cls(t, lam, alpha * H, level / (alpha * H), alpha * level * H)
+        at = GridCoefficients(sde, t)
+        return cls(t, at.lam, *linear_coefficients(at, data_std))
 
     def rate(self, field: DensityField, state: Tensor) -> Tensor:
         """v and its divergence at the states (B, D + P)."""

@@ -145,7 +145,7 @@ def early_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
     Arguments, result and errors as for `log_snr_grid`.
     """
-    return _early_times(sde, steps, eps, 1.0)
+    return early_times(sde, steps, eps, 1.0)
 
 
 def spread_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
@@ -154,10 +154,11 @@ def spread_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
     Arguments, result and errors as for `log_snr_grid`.
     """
-    return _early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 1.5))
+    return early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 1.5))
 
 
-def _early_times(sde: SDE, steps: int, eps: float | None, scale: float) -> Tensor:
+def early_times(sde: SDE, steps: int, eps: float | None, scale: float) -> Tensor:
+    """Times with τ^0.4 uniform, τ that of `clock` at a scale; the rest as for `log_snr_grid`."""
     ends = _noisy_ends(sde, steps, eps)
     first, last = clock(sde.log_noise_level(ends), scale).pow(0.4).tolist()
     return _with_ends(clock_times(sde, _evenly(first, last, steps).pow(2.5), scale), ends)

@@ -42,8 +42,8 @@ def test_less_error_in_fewer_evaluations_than_dopri5(law, sde):
 def test_the_error_follows_the_tolerance(sde):
     law = gaussian(2)
     x = law.sample(8, seed=2)
-    found = [density_errors(law, sde, x, AdaptiveAdams(tol, tol))[0].max() for tol in (1e-3, 1e-5, 1e-7)]
-    assert all(error < 20 * tol for error, tol in zip(found, (1e-3, 1e-5, 1e-7), strict=True))
+    for tolerance, bound in ((1e-3, 2e-2), (1e-5, 1e-4), (1e-7, 1e-6)):
+        assert density_errors(law, sde, x, AdaptiveAdams(tolerance, tolerance))[0].max() < bound
 
 
 def test_the_weights_of_each_order_are_those_of_the_table():
@@ -59,17 +59,17 @@ def test_the_weights_of_each_order_are_those_of_the_table():
 
 
 def test_a_sample_takes_its_own_steps():
-    """Its likelihood is that which it has alone, whatever else is in its batch."""
+    """Its likelihood is the same in a batch of others as in a batch of its own."""
     law, sde = ring(1.0, 0.05), VPSDE()
     x = torch.cat([law.sample(3, seed=5), 3 + law.sample(2, seed=6)])  # two of them in the tails
     score, options = law.score(sde), {"divergence": "exact", "solver": AdaptiveAdams(1e-4, 1e-4)}
     together = log_likelihood(sde, score, x, **options)
-    alone = [log_likelihood(sde, score, one[None], **options) for one in x]
-    assert len({each.nfe for each in alone}) > 1
+    single = [log_likelihood(sde, score, one[None], **options) for one in x]
+    assert len({each.nfe for each in single}) > 1
     for name in ("log_prob", "latent", "solver_error"):
-        each = torch.cat([getattr(one, name) for one in alone])
+        each = torch.cat([getattr(one, name) for one in single])
         torch.testing.assert_close(getattr(together, name), each, rtol=1e-9, atol=1e-9)
-    assert together.nfe == max(each.nfe for each in alone)
+    assert together.nfe == max(each.nfe for each in single)
 
 
 def test_images_and_hutchinson():
