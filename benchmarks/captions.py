@@ -2,12 +2,14 @@
 
     python -m benchmarks.captions --shapes runs/text_shapes --digits runs/text_digits
     python -m benchmarks.captions --shapes runs/text_shapes --picture agreement.png
+    python -m benchmarks.captions --shapes runs/cascade_shapes --scales 2
 
-The runs are those of --config text_shapes and text_digits. Prompts are all single shapes, those whose
-combination of colour and kind is not in the training set in a row of their own, and all digits with one
-attribute. A run on --config.data.name=shapes draws scenes of two shapes besides, whose relation is read, too;
-in a new scene one of the two is a new combination. The first row of each table has what the recognizers read
-off real images under their own captions.
+The runs are those of --config text_shapes and text_digits, or a cascade on shapes, whose images are read
+after each stage and whose first stage is guided. Prompts are all single shapes, those whose combination of
+colour and kind is not in the training set in a row of their own, and all digits with one attribute. A run on
+--config.data.name=shapes draws scenes of two shapes besides, whose relation is read, too; in a new scene one
+of the two is a new combination. The first row of each table has what the recognizers read off real images
+under their own captions.
 
 The picture has agreement against guidance scale. An error is the deviation of Beta(1 + k, 1 + n - k), the
 posterior of a share of which k of n were right.
@@ -16,8 +18,10 @@ posterior of a share of which k of n were right.
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +31,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from score_diffusion import load_run
+from score_diffusion import load_run, load_system
 from score_diffusion.run.console import silence
 from score_diffusion.run.data.captioned_digits import ATTRIBUTES, DIGIT_WORDS, HIGH, LOW, article
 from score_diffusion.run.data.shapes import (
@@ -43,6 +47,8 @@ from score_diffusion.run.data.shapes import (
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.evaluation.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
 from score_diffusion.run.python.run import Run
+from score_diffusion.run.python.system import System
+from score_diffusion.run.systems.system import is_system
 
 PROPERTIES = ("colour", "kind", "size")
 SCALES = (0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0)
@@ -76,10 +82,18 @@ Curves = dict[str, dict[float, Row]]
 """Rows by the group of their prompts and by guidance scale."""
 
 
-def draw(run: Run, prompts: Sequence[str], each: int, scale: float, nfe: int) -> np.ndarray:
-    """Samples of a run, `each` under every prompt in turn."""
+def draw(
+    model: Run | System, prompts: Sequence[str], each: int, scale: float, nfe: int
+) -> dict[str, np.ndarray]:
+    """Samples, `each` under every prompt in turn: of a system after each stage, by its name."""
+    count = each * len(prompts)
     with silence():
-        return run.sample(each * len(prompts), nfe=nfe, guidance="cfg", scale=scale, prompt=prompts).samples
+        if isinstance(model, Run):
+            return {"": model.sample(count, nfe=nfe, guidance="cfg", scale=scale, prompt=prompts).samples}
+        settings = {f"{model.stages[0]}.cfg.scale": scale}
+        drawn = model.sample(count, nfe=nfe, prompt=prompts, settings=settings)
+        assert drawn.after is not None  # a system has stages
+        return dict(drawn.after)
 
 
 def single_shapes() -> dict[str, list[Scene]]:
@@ -126,23 +140,27 @@ def print_row(title: str, row: Row, names: Sequence[str] = PROPERTIES) -> None:
 
 def shapes_table(path: str, scales: Sequence[float], each: int, nfe: int) -> Curves:
     """Colour, kind and size of shapes, seen in training and new, and the relation of two."""
-    run, groups, names = load_run(path), single_shapes(), PROPERTIES
-    if run.data.name == "shapes":
+    model = load_system(path) if is_system(Path(path)) else load_run(path)
+    data = (model if isinstance(model, Run) else model.stage(model.stages[-1])).data
+    groups, names = single_shapes(), PROPERTIES
+    if data.name == "shapes":
         groups, names = groups | pairs_of_shapes(PAIRS), (*PROPERTIES, "relation")
-    side = run.data.shape[-1]
-    recognizer, curves = ShapeRecognizer(side), {group: {} for group in groups}
+    recognizer, curves = functools.cache(ShapeRecognizer), defaultdict[str, dict[float, Row]](dict)
     print_heading(names)
     for count in sorted({len(scenes[0].shapes) for scenes in groups.values()}):
-        real = ShapeSource(1, "benchmark", 400, side, (count,))
-        read = recognizer(real.read(torch.arange(400)).numpy())
+        real = ShapeSource(1, "benchmark", 400, data.shape[-1], (count,))
+        read = recognizer(data.shape[-1])(real.read(torch.arange(400)).numpy())
         found = [scene_agreement(real.scene(i), scene) for i, scene in enumerate(read)]
         print_row(f"real images, {count} each", agreement(found, names), names)
     for scale, (group, scenes) in itertools.product(scales, groups.items()):
-        samples = draw(run, [scene.captions()[0] for scene in scenes], each, scale, nfe)
-        read = recognizer(((samples + 1) * 127.5).round().clip(0, 255).astype(np.uint8))
-        found = [scene_agreement(scenes[k % len(scenes)], scene) for k, scene in enumerate(read)]
-        curves[group][scale] = agreement(found, names)
-        print_row(f"scale {scale:g}, {group}", curves[group][scale], names)
+        drawn = draw(model, [scene.captions()[0] for scene in scenes], each, scale, nfe)
+        for stage, samples in drawn.items():
+            images = ((samples + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
+            read = recognizer(images.shape[-1])(images)
+            found = [scene_agreement(scenes[k % len(scenes)], scene) for k, scene in enumerate(read)]
+            title = f"{group}, {stage}" if stage else group
+            curves[title][scale] = agreement(found, names)
+            print_row(f"scale {scale:g}, {title}", curves[title][scale], names)
     return curves
 
 
@@ -176,7 +194,7 @@ def digits_table(path: str, scales: Sequence[float], each: int, nfe: int) -> Cur
     print_row("real images", {"digit": Share(int(right.sum()), len(right))}, names)
     curves: Curves = {"digits, seen": {}, "digits, new": {}}
     for scale in scales:
-        samples = torch.from_numpy(draw(run, prompts, each, scale, nfe))
+        samples = torch.from_numpy(draw(run, prompts, each, scale, nfe)[""])
         read, found = recognizer(((samples + 1) * 8).round())
         for group, rows in curves.items():
             of = [(k, asked[k % len(asked)]) for k in range(len(samples))]
@@ -213,7 +231,7 @@ def draw_picture(path: Path, curves: Curves) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--shapes", help="run of --config text_shapes")
+    parser.add_argument("--shapes", help="run of --config text_shapes, or cascade on shapes")
     parser.add_argument("--digits", help="run of --config text_digits")
     parser.add_argument("--scales", type=float, nargs="+", default=SCALES)
     parser.add_argument("--each", type=int, default=5, help="samples under each prompt")

@@ -5,7 +5,7 @@
 The laws are no part of the zoo: mixtures of 2 to 16 modes in 1 to 96 dimensions, with means of 0.15 to 6 per
 element and deviations from 1/60 of them to about as much, isotropic or not. The error is the median distance
 over 24 samples to the end of the same probability flow of VP. Printed is its geometric mean over laws
-of similar size, relative to scale 1, the grid `early`.
+of similar size, relative to scale 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from benchmarks.quality_vs_nfe import NFES, Problem, row
 from score_diffusion.samplers import eabm
-from score_diffusion.samplers.grids import early_times
+from score_diffusion.samplers.grids import early_times, spread_power
 from score_diffusion.sde_lib import VPSDE, GaussianMixture
 
 SCALES = (1.0, 1.25, 1.5, 2.0)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     logs = torch.empty(len(SCALES), len(arguments.nfe), len(laws))
     for i, scale in enumerate(SCALES):
         for j, steps in enumerate(arguments.nfe):
-            sampler = eabm(sde, early_times(sde, steps, None, scale))
+            sampler = eabm(sde, early_times(sde, steps, None, scale, spread_power(steps)))
             for k, problem in enumerate(problems):
                 samples = sampler(problem.score, problem.x_T.shape, x_T=problem.x_T).samples
                 logs[i, j, k] = math.log(problem.error(samples))

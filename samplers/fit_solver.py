@@ -234,7 +234,8 @@ class _Search:
 
     def fit_coefficients(self, start: _Candidate) -> tuple[_Candidate, float]:
         """The coefficients on the way of L-BFGS with the smallest error of the held-out samples, and it."""
-        curvature, bases = PrototypeFit(default_laws(), start.at.noise_level, start.rows).curvature()
+        prototypes = PrototypeFit(default_laws(), start.at.noise_level, start.rows)
+        curvature, bases = prototypes.curvature(), prototypes.bases
         damping = DAMPING * curvature.diagonal().mean() * torch.eye(len(curvature), dtype=torch.float64)
         factor = torch.linalg.cholesky(curvature + damping)
         sizes, c0 = [basis.shape[1] for basis in bases], start.coefficients()

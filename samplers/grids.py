@@ -21,6 +21,9 @@ from torch import Tensor
 
 from score_diffusion.sde_lib import SDE, InputError, chain_times, check_name
 
+FEW_STEPS = 15
+"""In so few steps of `eabm` what happens at high noise decides, and high orders do more harm than good."""
+
 
 def _checked_end(sde: SDE, steps: int, eps: float | None) -> float:
     """The last time of a grid."""
@@ -145,23 +148,31 @@ def early_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
 
     Arguments, result and errors as for `log_snr_grid`.
     """
-    return early_times(sde, steps, eps, 1.0)
+    return early_times(sde, steps, eps)
 
 
 def spread_grid(sde: SDE, steps: int, eps: float | None = None) -> Tensor:
-    """The early grid with τ at the scale √(steps/8), from 1 to 1.5: with few steps all of them lie where most
-    data change, with many the steps at high noise, which decide for data that nobody scaled, are denser.
+    """The early grid with τ at the scale √(steps/8), from 1 to 1.5, and in more than 15 steps τ^0.3 uniform.
+
+    With few steps all of them lie where most data change. With many the steps at high noise, which decide for
+    data that nobody scaled, are denser, and so are those at low noise, where the scores of networks are
+    rougher than those of mixtures.
 
     Arguments, result and errors as for `log_snr_grid`.
     """
-    return early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 1.5))
+    return early_times(sde, steps, eps, min(max(math.sqrt(steps / 8), 1.0), 1.5), spread_power(steps))
 
 
-def early_times(sde: SDE, steps: int, eps: float | None, scale: float) -> Tensor:
-    """Times with τ^0.4 uniform, τ that of `clock` at a scale; the rest as for `log_snr_grid`."""
+def spread_power(steps: int) -> float:
+    """The power of τ that is uniform on the spread grid."""
+    return 0.4 if steps <= FEW_STEPS else 0.3
+
+
+def early_times(sde: SDE, steps: int, eps: float | None, scale: float = 1.0, power: float = 0.4) -> Tensor:
+    """Times with τ^power uniform, τ that of `clock` at a scale; the rest as for `log_snr_grid`."""
     ends = _noisy_ends(sde, steps, eps)
-    first, last = clock(sde.log_noise_level(ends), scale).pow(0.4).tolist()
-    return _with_ends(clock_times(sde, _evenly(first, last, steps).pow(2.5), scale), ends)
+    first, last = clock(sde.log_noise_level(ends), scale).pow(power).tolist()
+    return _with_ends(clock_times(sde, _evenly(first, last, steps).pow(1 / power), scale), ends)
 
 
 def clock_times(sde: SDE, tau: Tensor, scale: float = 1.0) -> Tensor:

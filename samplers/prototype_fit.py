@@ -19,6 +19,7 @@ Reference:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -73,19 +74,20 @@ def stages_of(at: GridCoefficients, rows: Sequence[Row]) -> list[Stage]:
     return stages
 
 
-def fitted_stages(at: GridCoefficients, stages: Sequence[Stage]) -> list[Stage]:
+def fitted_stages(at: GridCoefficients, stages: Sequence[Stage], anchor: float = 0.0) -> list[Stage]:
     """The stages of a method with one evaluation per step, fitted to the prototype laws.
 
     Args:
         at: The SDE at the times of the grid, n + 1 of them.
         stages: The n stages to start from.
+        anchor: How strongly the fit is held to these stages, 0 for not at all, see `PrototypeFit`.
     """
-    return stages_of(at, _fitted_rows(tuple(at.noise_level.tolist()), tuple(rows_of(at, stages))))
+    return stages_of(at, _fitted_rows(tuple(at.noise_level.tolist()), tuple(rows_of(at, stages)), anchor))
 
 
 @lru_cache(64)
-def _fitted_rows(levels: tuple[float, ...], rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    return PrototypeFit(default_laws(), torch.tensor(levels, dtype=torch.float64), rows).solve()
+def _fitted_rows(levels: tuple[float, ...], rows: tuple[Row, ...], anchor: float) -> tuple[Row, ...]:
+    return PrototypeFit(default_laws(), torch.tensor(levels, dtype=torch.float64), rows).solve(anchor)
 
 
 @lru_cache(1)
@@ -98,7 +100,9 @@ class PrototypeFit:
 
     The coefficients of step i are c_i = (keep, weights), shape (k_i,). They change within the plane in which
     constants stay exact, in coordinates z that scale each of them by the size of what it multiplies:
-    c_i + B_i z_i with B_i (k_i, k_i - 1).
+    c_i + B_i z_i with B_i (k_i, k_i - 1). An anchor a adds a |z|² to what is minimized, in units of the mean
+    curvature at the start: laws that are unlike the prototypes gain nothing from changes of z, and lose the
+    order of the coefficients that the fit starts from.
     """
 
     def __init__(self, laws: Prototypes, levels: Tensor, rows: Sequence[Row]) -> None:
@@ -106,42 +110,56 @@ class PrototypeFit:
         ends = laws.flow(levels[[0, -1]])
         self.start, self.exact = ends[0], ends[1]
         self.past = max(len(r.weights) for r in rows)
-        self.coefficients, self.ones = exact_for_constants(rows)
+        self.first, ones = exact_for_constants(rows)
+        self.bases = []  # B_i
+        for terms, _, o in zip(*self._path(self.first)[1:], ones, strict=True):
+            size = terms.square().mean(0).sqrt()  # (k,)
+            self.bases.append(plane(o / size) / size[:, None])
 
-    def errors(self, coefficients: Sequence[Tensor]) -> Tensor:
-        """x̃ - exact at the last level, shape (R,)."""
-        x, values = self.start, list[Tensor]()
+    @property
+    def size(self) -> int:
+        """The number N of coordinates z."""
+        return sum(basis.shape[1] for basis in self.bases)
+
+    def coefficients(self, z: Tensor) -> list[Tensor]:
+        """The c_i at coordinates z, shape (N,)."""
+        parts = z.split([basis.shape[1] for basis in self.bases])
+        return [c + basis @ part for c, basis, part in zip(self.first, self.bases, parts, strict=True)]
+
+    def _path(self, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        """x̃ at the last level, shape (R,); of each step what its coefficients multiply, (R, k), and the
+        derivative of its value by x̃, (R,).
+        """
+        x, values, all_terms, slopes = self.start, list[Tensor](), list[Tensor](), list[Tensor]()
         for row, c, level in zip(self.rows, coefficients, self.levels[:-1], strict=True):
             a, b = row.value
-            values = [a * x + b * self.laws.denoised(x, level)[0], *values[: self.past - 1]]
-            x = torch.stack([x, *values[: len(c) - 1]], 1) @ c
-        return x - self.exact
+            denoised, slope = self.laws.denoised(x, level)
+            values = [a * x + b * denoised, *values[: self.past - 1]]
+            all_terms.append(torch.stack([x, *values[: len(c) - 1]], 1))
+            slopes.append(a + b * slope)
+            x = all_terms[-1] @ c
+        return x, all_terms, slopes
 
-    def jacobian(self, coefficients: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The derivative of the errors by z, shape (R, N), and the B_i.
+    def errors(self, z: Tensor) -> Tensor:
+        """x̃ - exact at the last level, shape (R,)."""
+        return self._path(self.coefficients(z))[0] - self.exact
+
+    def jacobian(self, z: Tensor) -> Tensor:
+        """The derivative of the errors by z, shape (R, N).
 
         A path is one number at each level, so that one pass backwards gives the derivatives of its end by the
         numbers before: ∂x̃_end/∂x̃ at each level and ∂x̃_end/∂v of each value.
         """
-        x, values = self.start, list[Tensor]()
-        steps: list[tuple[Tensor, Tensor, Tensor]] = []
-        for row, c, ones, level in zip(self.rows, coefficients, self.ones, self.levels[:-1], strict=True):
-            a, b = row.value
-            denoised, slope = self.laws.denoised(x, level)
-            values = [a * x + b * denoised, *values[: self.past - 1]]
-            terms = torch.stack([x, *values[: len(c) - 1]], 1)  # (R, k)
-            size = terms.square().mean(0).sqrt()  # (k,)
-            steps.append((terms, a + b * slope, plane(ones / size) / size[:, None]))
-            x = terms @ c
-        by_x, by_value = torch.ones_like(x), [torch.zeros_like(x) for _ in steps]
+        coefficients = self.coefficients(z)
+        x, all_terms, slopes = self._path(coefficients)
+        by_x, by_value = torch.ones_like(x), [torch.zeros_like(x) for _ in slopes]
         columns: list[Tensor] = []
-        for i in range(len(steps) - 1, -1, -1):
-            terms, slope, basis = steps[i]
-            columns.append(by_x[:, None] * (terms @ basis))
+        for i in range(len(slopes) - 1, -1, -1):
+            columns.append(by_x[:, None] * (all_terms[i] @ self.bases[i]))
             for j, weight in enumerate(coefficients[i][1:]):
                 by_value[i - j] += weight * by_x
-            by_x = coefficients[i][0] * by_x + slope * by_value[i]
-        return torch.cat(columns[::-1], 1), [basis for _, _, basis in steps]
+            by_x = coefficients[i][0] * by_x + slopes[i] * by_value[i]
+        return torch.cat(columns[::-1], 1)
 
     def per_law(self, errors: Tensor) -> Tensor:
         """The mean squared error of each law, shape (laws,)."""
@@ -151,40 +169,41 @@ class PrototypeFit:
         """The weight of each path, shape (R,): one over the error of its law."""
         return (1 / (self.per_law(errors) + floor)).sqrt().repeat_interleave(self.laws.paths_per_law)
 
-    def curvature(self) -> tuple[Tensor, list[Tensor]]:
-        """The Hessian (N, N) of the mean log squared error by z, in the Gauss-Newton approximation, and the
-        B_i.
+    def curvature(self) -> Tensor:
+        """The Hessian (N, N) at the start of the mean log squared error by z, in the Gauss-Newton
+        approximation.
         """
-        errors = self.errors(self.coefficients)
-        J, bases = self.jacobian(self.coefficients)
-        J = J * self.weight(errors, FLOOR * self.per_law(errors).median())[:, None]
-        return 2 / len(J) * J.mT @ J, bases
+        z = torch.zeros(self.size, dtype=torch.float64)
+        errors = self.errors(z)
+        J = self.jacobian(z) * self.weight(errors, FLOOR * self.per_law(errors).median())[:, None]
+        return 2 / len(J) * J.mT @ J
 
-    def solve(self) -> tuple[Row, ...]:
+    def solve(self, anchor: float = 0.0) -> tuple[Row, ...]:
         """The fitted rows."""
-        best, errors, damping = self.coefficients, self.errors(self.coefficients), DAMPING
+        z = torch.zeros(self.size, dtype=torch.float64)
+        errors, damping, eye = self.errors(z), DAMPING, torch.eye(self.size, dtype=torch.float64)
         floor = FLOOR * self.per_law(errors).median()
+        hold = anchor * self.curvature().diagonal().mean() / 2
 
-        def loss(errors: Tensor) -> float:
-            return (self.per_law(errors) + FLOOR * floor).log().mean().item()
+        def loss(errors: Tensor, z: Tensor) -> float:
+            return ((self.per_law(errors) + FLOOR * floor).log().mean() + hold * z @ z).item()
 
-        least = loss(errors)
+        least = loss(errors, z)
         for _ in range(ITERATIONS):
             weight = self.weight(errors, floor)
-            J, bases = self.jacobian(best)
-            J = J * weight[:, None]
-            gram, slope = J.mT @ J, J.mT @ (-errors * weight)
-            unit = gram.diagonal().mean() * torch.eye(len(gram), dtype=torch.float64)
+            J = self.jacobian(z) * weight[:, None] / math.sqrt(len(errors))
+            gram, slope = J.mT @ J, J.mT @ (-errors * weight) / math.sqrt(len(errors)) - hold * z
+            unit = gram.diagonal().mean()
             for _ in range(4):
-                z = torch.linalg.solve(gram + damping * unit, slope).split([b.shape[1] for b in bases])
-                trial = [c + b @ part for c, b, part in zip(best, bases, z, strict=True)]
+                trial = z + torch.linalg.solve(gram + (damping * unit + hold) * eye, slope)
                 found = self.errors(trial)
-                if (value := loss(found)) < least:  # also False for NaN
-                    best, errors, least, damping = trial, found, value, damping / 3
+                if (value := loss(found, trial)) < least:  # also False for NaN
+                    z, errors, least, damping = trial, found, value, damping / 3
                     break
                 damping *= 5
         return tuple(
-            Row(row.value, c[0].item(), tuple(c[1:].tolist())) for row, c in zip(self.rows, best, strict=True)
+            Row(row.value, c[0].item(), tuple(c[1:].tolist()))
+            for row, c in zip(self.rows, self.coefficients(z), strict=True)
         )
 
 

@@ -1,8 +1,8 @@
 """A cascade on coloured shapes from 16x16 by 32x32 to 64x64 pixels, by text: `--mode sample --prompt TEXT`.
 
 Imagen's chain at a small size: a model of 16x16 pixels conditioned on captions, and two that double the sides
-of what the model before them drew, conditioned on it and on the caption. Scenes of two shapes,
-`--config.data.name=shapes`, take the first model of text_scenes and its steps.
+of what the model before them drew, conditioned on it and on the caption. For scenes of two shapes,
+`--config.data.name=shapes`, the first model needs the noise levels and the steps of text_scenes.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ def get_stages() -> dict[str, ConfigDict]:
     base, x32, x64 = stage(shrink=4), stage(shrink=2, upscale=2), stage(upscale=2)
     # Attention to the words at 8x8 pixels, and narrow levels where pixels are many, as in Efficient U-Net.
     x32.model.update(channels=16, multipliers=(1, 2, 3), attention_levels=(2,))
-    x64.model.update(channels=8, multipliers=(1, 2, 4, 6), attention_levels=(3,))
-    x32.training.steps, x64.training.steps = 2500, 1200
+    x64.model.update(channels=16, multipliers=(1, 2, 3, 4), attention_levels=(3,))
+    base.training.steps, x32.training.steps = 2600, 2500
+    # What is left to decide at this size is decided at lower noise.
+    x64.training.update(batch_size=16, steps=1700, p_mean=-1.2)
     return {"base": base, "x32": x32, "x64": x64}
 
 

@@ -18,5 +18,5 @@ KIND = "cascade"
 def get_stages() -> dict[str, ConfigDict]:
     base, x64 = cascade_shapes.stage(shrink=4), cascade_shapes.stage(upscale=4)
     x64.model.update(channels=8, multipliers=(1, 2, 4, 6), attention_levels=(3,))
-    x64.training.steps = 2400
+    x64.training.update(batch_size=16, steps=4000)
     return {"base": base, "x64": x64}
