@@ -21,7 +21,7 @@ def get_stages() -> dict[str, ConfigDict]:
     x64.model.update(channels=16, multipliers=(1, 2, 3, 4), attention_levels=(3,))
     base.training.steps, x32.training.steps = 2600, 2500
     # What is left to decide at this size is decided at lower noise.
-    x64.training.update(batch_size=16, steps=1700, p_mean=-1.2)
+    x64.training.update(batch_size=16, steps=1200, p_mean=-1.2)
     return {"base": base, "x32": x32, "x64": x64}
 
 
