@@ -30,7 +30,8 @@ from torch import Tensor
 from score_diffusion.samplers.exponential import eabm
 from score_diffusion.samplers.grids import clock, clock_times, spread_grid
 from score_diffusion.samplers.linear import GridCoefficients, LinearSampler
-from score_diffusion.samplers.prototype_fit import PrototypeFit, Row, default_laws, rows_of, stages_of
+from score_diffusion.samplers.prototype_fit import PrototypeFit, default_laws
+from score_diffusion.samplers.table_fit import Coordinates, Row, rows_of, stages_of
 from score_diffusion.sde_lib import (
     SDE,
     ConditionalScore,
@@ -118,24 +119,19 @@ def fit_solver(
 
 @dataclass(frozen=True)
 class _Candidate:
-    """A grid with a table on it, in x̃ and σ̃, see `prototype_fit.py`."""
+    """A grid with a table on it, in x̃ and σ̃, see `table_fit.py`."""
 
     at: GridCoefficients
     rows: Sequence[Row]
 
     def coefficients(self) -> list[Tensor]:
         """(keep, weights) of each step."""
-        return [torch.tensor([row.keep, *row.weights], dtype=torch.float64) for row in self.rows]
+        return [row.coefficients() for row in self.rows]
 
     def with_coefficients(self, coefficients: Sequence[Tensor]) -> _Candidate:
         """The same values combined by other coefficients."""
-        return _Candidate(
-            self.at,
-            [
-                Row(row.value, c[0].item(), tuple(c[1:].tolist()))
-                for row, c in zip(self.rows, coefficients, strict=True)
-            ],
-        )
+        moved = [row.with_coefficients(c) for row, c in zip(self.rows, coefficients, strict=True)]
+        return _Candidate(self.at, moved)
 
 
 class _Flow:
@@ -235,16 +231,14 @@ class _Search:
     def fit_coefficients(self, start: _Candidate) -> tuple[_Candidate, float]:
         """The coefficients on the way of L-BFGS with the smallest error of the held-out samples, and it."""
         prototypes = PrototypeFit(default_laws(), start.at.noise_level, start.rows)
-        curvature, bases = prototypes.curvature(), prototypes.bases
+        curvature = prototypes.curvature()
         damping = DAMPING * curvature.diagonal().mean() * torch.eye(len(curvature), dtype=torch.float64)
         factor = torch.linalg.cholesky(curvature + damping)
-        sizes, c0 = [basis.shape[1] for basis in bases], start.coefficients()
+        coordinates = Coordinates(start.coefficients(), prototypes.coordinates.bases)
+        coefficients = coordinates.coefficients
 
-        def coefficients(z: Tensor) -> list[Tensor]:
-            return [c + basis @ part for c, basis, part in zip(c0, bases, z.split(sizes), strict=True)]
-
-        z = best = torch.zeros(len(curvature), dtype=torch.float64)
-        least, moved = self.error(start, c0, self.held_out), True
+        z = best = coordinates.zero()
+        least, moved = self.error(start, coordinates.first, self.held_out), True
         while self.left > 0 and moved:
             memory, step, moved = _Memory(factor), 1.0, False
             floor = self._floor(start, coefficients(z))

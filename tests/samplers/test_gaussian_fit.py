@@ -10,7 +10,7 @@ import torch
 from score_diffusion.samplers import Grid, dpmpp_2m_sde, eab_sde
 from score_diffusion.samplers.gaussian_fit import WIDTHS, GaussianFit
 from score_diffusion.samplers.linear import GridCoefficients
-from score_diffusion.samplers.prototype_fit import rows_of
+from score_diffusion.samplers.table_fit import Coordinates, rows_of
 from score_diffusion.sde_lib import VESDE, VPSDE, Gaussian, GaussianMixture
 from tests.problems import ALL_SDES, carry, exact_moments, moments, ring
 
@@ -31,8 +31,8 @@ def test_deviations_are_those_of_the_sampler():
     sampler = eab_sde(sde, times, order=3, gaussians=False)
     at = GridCoefficients(sde, times)
     fit = GaussianFit(at.noise_level, rows_of(at, sampler.stages))
-    fit.start = [torch.tensor([r.keep, *r.weights], dtype=torch.float64) for r in fit.rows]
-    found = fit.errors(torch.zeros(sum(b.shape[1] for b in fit.bases), dtype=torch.float64))[-1].expm1()
+    fit.coordinates = Coordinates([row.coefficients() for row in fit.rows], fit.coordinates.bases)
+    found = fit.errors(fit.coordinates.zero())[-1].expm1()
     expected = deviation_errors(sampler, WIDTHS[::6].tolist())
     torch.testing.assert_close(found[::6].float(), expected, rtol=1e-4, atol=1e-5)
 

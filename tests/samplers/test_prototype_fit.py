@@ -9,8 +9,9 @@ import torch
 
 from score_diffusion.samplers import Grid, ODESampler, eabm, early_grid
 from score_diffusion.samplers.linear import GridCoefficients
-from score_diffusion.samplers.prototype_fit import PrototypeFit, Row, rows_of
+from score_diffusion.samplers.prototype_fit import PrototypeFit
 from score_diffusion.samplers.prototypes import Prototypes, prototypes
+from score_diffusion.samplers.table_fit import Row, rows_of
 from score_diffusion.sde_lib import EDMSDE, VPSDE, GaussianMixture
 from tests.problems import ALL_SDES, carry, flow, images, line, ring
 
@@ -45,9 +46,10 @@ def test_derivative_of_the_errors():
     fit = PrototypeFit(
         Prototypes([LINE], torch.linspace(-1, 1, 5)), torch.tensor([8.0, 2.0, 0.5, 0.1]).double(), rows
     )
-    z, h = 0.1 * torch.randn(fit.size, generator=torch.Generator().manual_seed(0)).double(), 1e-6
+    size, h = len(fit.coordinates.zero()), 1e-6
+    z = 0.1 * torch.randn(size, generator=torch.Generator().manual_seed(0)).double()
     J = fit.jacobian(z)
-    for column, direction in enumerate(torch.eye(fit.size, dtype=torch.float64)):
+    for column, direction in enumerate(torch.eye(size, dtype=torch.float64)):
         difference = fit.errors(z + h * direction) - fit.errors(z - h * direction)
         torch.testing.assert_close(J[:, column], difference / (2 * h), rtol=1e-6, atol=1e-8)
     assert J.shape[1] == 1 + 2 + 2
@@ -95,7 +97,7 @@ def test_an_anchor_holds_the_fit_to_the_coefficients_it_starts_from():
         rows = fit.solve(anchor)
         moved.append(sum(math.dist(a.weights, b.weights) for a, b in zip(rows, fit.rows, strict=True)))
         held = PrototypeFit(prototypes(), at.noise_level, rows)
-        errors.append(held.per_law(held.errors(torch.zeros(held.size).double())).log().mean().item())
+        errors.append(held.per_law(held.errors(held.coordinates.zero())).log().mean().item())
     assert moved == sorted(moved, reverse=True) and moved[3] < 0.01 * moved[1]
     assert errors == sorted(errors)
 
