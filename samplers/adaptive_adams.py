@@ -27,12 +27,12 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.adams_table import linear_coefficients, step_weights
-from score_diffusion.samplers.base import mean_square_each
 from score_diffusion.samplers.exponential_adams import rate
 from score_diffusion.samplers.grids import early_grid
 from score_diffusion.samplers.linear import GridCoefficients
 from score_diffusion.sde_lib import SDE, InputError
-from score_diffusion.sde_lib.likelihood import DensityField, Solution
+from score_diffusion.sde_lib.likelihood import DensityField, Solution, density_error_size
+from score_diffusion.sde_lib.ode_solver import check_tolerances, flags_like
 
 GRID_STEPS = 1024  # of the grid along which step lengths are measured
 FIRST_STEP, SHORTEST_STEP = 1 / 256, 1e-9  # in units of the whole grid
@@ -76,7 +76,7 @@ class _Path:
     """The same by the less accurate corrections."""
     values: Tensor
     """v at the times of the path, the newest first, (B, order, D + P)."""
-    levels: Tensor
+    lams: Tensor
     """λ of these values, (B, order)."""
     known: Tensor
     """How many of them there are, (B,)."""
@@ -99,8 +99,8 @@ class _Trial:
 class _Interpolation:
     """Integrals of the polynomials through the newest values, over a step of each sample."""
 
-    def __init__(self, start: Tensor, end: Tensor, levels: Tensor, values: Tensor, data_std: float) -> None:
-        self.values, self.weights = values, step_weights(start, end, levels, data_std)
+    def __init__(self, start: Tensor, end: Tensor, lams: Tensor, values: Tensor, data_std: float) -> None:
+        self.values, self.weights = values, step_weights(start, end, lams, data_std)
 
     def change(self, count: Tensor) -> Tensor:
         """The integrals through the newest values, `count` of them (B,): shape (B, D + P)."""
@@ -129,8 +129,7 @@ class AdaptiveAdams:
     def __init__(
         self, rtol: float = 1e-5, atol: float = 1e-5, *, order: int = 6, data_std: float = 0.7
     ) -> None:
-        if not (rtol > 0 and atol > 0):
-            raise InputError(f"rtol and atol must be above 0, got {rtol} and {atol}")
+        check_tolerances(rtol, atol)
         if order < 1:
             raise InputError(f"order must be at least 1, got {order}")
         self.rtol, self.atol, self.order, self.data_std = rtol, atol, order, data_std
@@ -165,7 +164,7 @@ class AdaptiveAdams:
             factor = SAFETY * error.clamp_min(1e-12) ** (-1 / (order + 1))
             step = torch.where(active, step * factor.clamp(SHRINK, GROW), step)  # the others have no error
             taken = active & (error <= 1)
-            path = _gone_on(path, trial, new, position, taken)
+            path = _with_steps_taken(path, trial, new, position, taken)
             falls = (order > 1) & (lower <= error)
             order = torch.where(taken, torch.where(falls, order - 1, (order + 1).minimum(path.known)), order)
         log_scale = D * math.log(last_scale / first_scale)
@@ -180,38 +179,34 @@ class AdaptiveAdams:
         now = _Times.at(sde, torch.full((len(x),), t, dtype=torch.float64), self.data_std)
         state = torch.nn.functional.pad(x.double().flatten(1) / now.scale[0].item(), (0, field.estimates))
         values = now.rate(field, state)[:, None].repeat(1, self.order, 1)
-        levels = now.lam[:, None].repeat(1, self.order)
+        lams = now.lam[:, None].repeat(1, self.order)
         known = torch.ones(len(x), dtype=torch.long)
-        return _Path(torch.zeros_like(now.t), now.lam, state, state, values, levels, known)
+        return _Path(torch.zeros_like(now.t), now.lam, state, state, values, lams, known)
 
     def _try(self, field: DensityField, path: _Path, new: _Times, order: Tensor) -> _Trial:
         """Steps to new times, by predictions through the newest k values; k = order, (B,)."""
-        predict = _Interpolation(path.now, new.lam, path.levels, path.values, self.data_std)
+        predict = _Interpolation(path.now, new.lam, path.lams, path.values, self.data_std)
         value = new.rate(field, path.state + predict.change(order))
-        levels = torch.cat([new.lam[:, None], path.levels], 1)
+        lams = torch.cat([new.lam[:, None], path.lams], 1)
         values = torch.cat([value[:, None], path.values], 1)
-        correct = _Interpolation(path.now, new.lam, levels, values, self.data_std)
+        correct = _Interpolation(path.now, new.lam, lams, values, self.data_std)
         best, middle, lower = (correct.change(order + more) for more in (1, 0, -1))
         return _Trial(value, best, best - middle, middle - lower)
 
     def _size(self, error: Tensor, path: _Path, trial: _Trial, new: _Times, dimensions: int) -> Tensor:
-        """Errors in units of the tolerance, (B,): the larger of the root-mean-square over x and that of each
-        log density.
-        """
+        """The size of errors of the steps in units of the tolerance, (B,)."""
         units = torch.ones_like(error)
         units[:, :dimensions] = new.scale[:, None].to(error.device)  # from y to x
         largest = torch.maximum(path.state.abs(), (path.state + trial.change).abs()) * units
         scaled = error * units / (self.atol + self.rtol * largest)
-        of_x, of_density = scaled[:, :dimensions], scaled[:, dimensions:]
-        return torch.maximum(mean_square_each(of_x).sqrt(), of_density.abs().amax(1)).cpu()
+        return density_error_size(scaled, dimensions).cpu()
 
 
-def _gone_on(path: _Path, trial: _Trial, new: _Times, position: Tensor, taken: Tensor) -> _Path:
+def _with_steps_taken(path: _Path, trial: _Trial, new: _Times, position: Tensor, taken: Tensor) -> _Path:
     """The path with the steps of some samples, those that are `taken` (B,)."""
 
     def choose(after: Tensor, before: Tensor) -> Tensor:
-        rows = taken.to(before.device).reshape(-1, *[1] * (before.ndim - 1))
-        return torch.where(rows, after, before)
+        return torch.where(flags_like(taken.to(before.device), before), after, before)
 
     def with_newest(value: Tensor, history: Tensor) -> Tensor:
         return choose(torch.cat([value[:, None], history[:, :-1]], 1), history)
@@ -222,8 +217,8 @@ def _gone_on(path: _Path, trial: _Trial, new: _Times, position: Tensor, taken: T
         choose(path.state + trial.change, path.state),
         choose(path.coarser + trial.change - trial.error, path.coarser),
         with_newest(trial.value, path.values),
-        with_newest(new.lam, path.levels),
-        (path.known + taken).clamp_max(path.levels.shape[1]),
+        with_newest(new.lam, path.lams),
+        (path.known + taken).clamp_max(path.lams.shape[1]),
     )
 
 

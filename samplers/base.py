@@ -59,22 +59,6 @@ class SampleResult:
     """
 
 
-PIECE = 16384  # numbers; torch splits longer sums among threads if the batch has no other
-
-
-def dot_each(a: Tensor, b: Tensor) -> Tensor:
-    """The inner product of each pair of samples, float64, shape (B,): bitwise the same in every batch."""
-    total = torch.zeros(len(a), dtype=torch.float64, device=a.device)
-    for p, q in zip(a.flatten(1).split(PIECE, dim=1), b.flatten(1).split(PIECE, dim=1), strict=True):
-        total += (p.double() * q.double()).sum(1)
-    return total
-
-
-def mean_square_each(x: Tensor) -> Tensor:
-    """The mean square of each sample, float64, shape (B,): bitwise the same in every batch."""
-    return dot_each(x, x) / x[0].numel()
-
-
 class CountedScore(ScoreWrapper):
     """A score function that counts its evaluations, takes one time for all samples or one for each, gives
     each sample its own condition, and records where its values stop being finite.
@@ -265,7 +249,8 @@ class Sampler(ABC):
             first: Index of the first sample within its run.
             device: Where to sample; None for the device of a score that has one (`ScoreModel.device`), else
                 the CPU.
-            dtype: Floating-point type of the states.
+            dtype: Floating-point type of the samples and of the states, which are float32 for samples of half
+                precision, where small steps would be lost.
             trajectory: Whether to keep the state at every time.
             on_step: Called as on_step(i, n) after step i of n, for progress bars.
 
@@ -280,19 +265,20 @@ class Sampler(ABC):
         shape = _checked_shape(shape, x_T)
         if x_T is not None:
             device, dtype = x_T.device, x_T.dtype
-        noise = SampleNoise(seed, first, shape, score_device(score) if device is None else device, dtype)
-        x = self.sde.prior_std * noise.normal() if x_T is None else x_T
+        working = torch.promote_types(dtype, torch.float32)
+        noise = SampleNoise(seed, first, shape, score_device(score) if device is None else device, working)
+        x = self.sde.prior_std * noise.normal() if x_T is None else x_T.to(working)
         cond = map_condition(lambda rows: rows.to(x.device), cond)
         states, counted = [x], CountedScore(in_dtype(score, dtype), shape[0], cond)
-        record = (lambda state: states.append(state.to(dtype))) if trajectory else None
+        record = (lambda state: states.append(state.to(working))) if trajectory else None
         x = self.integrate(counted, x, noise, record, on_step or (lambda i, n: None))
         if self.denoise:
             x = tweedie(self.sde, counted, x, self.times[-1:].to(x.device).expand(len(x)))
         if not x.isfinite().all():
             raise InputError(self._failure(counted))
         nfe_each = counted.evaluations_each()
-        path = torch.stack(states) if trajectory else None
-        return SampleResult(x, int(nfe_each.max()), nfe_each, self.times, path)
+        path = torch.stack(states).to(dtype) if trajectory else None
+        return SampleResult(x.to(dtype), int(nfe_each.max()), nfe_each, self.times, path)
 
     def _failure(self, score: CountedScore) -> str:
         failure = score.first_failure()

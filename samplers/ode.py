@@ -1,9 +1,9 @@
 """Sampling by the probability-flow ODE (Song et al., 2021, Section 4.3), dx/dt = f x - ½ g² score(x, t), and
 the codes, reconstruction and interpolation that it allows as a bijection of noise and data.
 
-Adaptive methods choose a step size for each sample (`adaptive.py`); the fixed-step methods are torchdiffeq's,
-on the time grid. With both a sample does not depend on its neighbours. States are float64, whatever the dtype
-of the network: the error estimate of a solver is a difference of nearly equal numbers.
+Adaptive methods choose a step size for each sample (`sde_lib/ode_solver.py`); the fixed-step methods are
+torchdiffeq's, on the time grid. With both a sample does not depend on its neighbours. States are float64,
+whatever the dtype of the network: the error estimate of a solver is a difference of nearly equal numbers.
 
 Reference:
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from torchdiffeq import odeint
 
-from score_diffusion.samplers.adaptive import PAIRS, check_tolerances, solve_each
-from score_diffusion.samplers.base import CountedScore, Sampler, mean_square_each
+from score_diffusion.samplers.base import CountedScore, Sampler
 from score_diffusion.samplers.chain import DDIMSampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.options import Names
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, check_name, expand, in_dtype
+from score_diffusion.sde_lib.ode_solver import PAIRS, check_tolerances, solve_each
+from score_diffusion.sde_lib.per_sample import mean_square_each
 from score_diffusion.sde_lib.score_wrapper import Condition
 
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}

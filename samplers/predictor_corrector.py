@@ -22,12 +22,13 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.base import CountedScore, StepSampler, mean_square_each
+from score_diffusion.samplers.base import CountedScore, StepSampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.linear import GridCoefficients, apply_stage
 from score_diffusion.samplers.options import Names
 from score_diffusion.samplers.predictors import PREDICTORS, NoPredictor, Predictor
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, check_name
+from score_diffusion.sde_lib.per_sample import mean_square_each
 
 
 class Corrector:

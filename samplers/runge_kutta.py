@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -38,37 +38,7 @@ from score_diffusion.samplers.linear import (
 )
 from score_diffusion.samplers.options import Names
 from score_diffusion.sde_lib import SDE, InputError, check_name
-
-
-@dataclass(frozen=True)
-class Tableau:
-    """An explicit Runge-Kutta method: stage i is evaluated at t + c_i h, at the states x + h Σ_j a_ij v_j.
-
-    Raises:
-        ValueError: If the sizes do not fit each other, a row of a does not sum to its c, or b not to 1.
-    """
-
-    c: tuple[float, ...]
-    """Positions of the stages within a step, the first of them 0."""
-    a: tuple[tuple[float, ...], ...]
-    """Rows of the second and later stages."""
-    b: tuple[float, ...]
-    """Weights of the stages in the step."""
-    order: int
-
-    def __post_init__(self) -> None:
-        stages = len(self.c)
-        if [len(row) for row in self.a] != list(range(1, stages)) or len(self.b) != stages:
-            raise ValueError(
-                f"a tableau of {stages} stages must have rows of 1 to {stages - 1} numbers in a and {stages} "
-                f"numbers in b, got a = {self.a} and b = {self.b}"
-            )
-        for c, row in zip(self.c, ((), *self.a), strict=True):
-            if not math.isclose(sum(row), c, abs_tol=1e-12):
-                raise ValueError(f"each row of a must sum to its c, {row} sums to {sum(row)}, c is {c}")
-        if not math.isclose(sum(self.b), 1):
-            raise ValueError(f"the weights b of a tableau must sum to 1, {self.b} sum to {sum(self.b)}")
-
+from score_diffusion.sde_lib.ode_solver import Tableau
 
 # fmt: off
 TABLEAUS = {

@@ -1,6 +1,4 @@
-"""The mathematics: SDEs, score functions, losses, likelihoods and exact laws. Imports only
-torch and torchdiffeq.
-"""
+"""The mathematics: SDEs, score functions, losses, likelihoods and exact laws. Imports only torch."""
 
 from score_diffusion.sde_lib.beta_tables import (
     BETA_TABLES,
@@ -53,7 +51,7 @@ from score_diffusion.sde_lib.noisy_data_model import NoisyDataModel
 from score_diffusion.sde_lib.paths import EDMSDE, CosineVPSDE, RectifiedFlowSDE
 from score_diffusion.sde_lib.random_streams import SampleNoise, generator_for
 from score_diffusion.sde_lib.reverse_bound import ReverseBound, reverse_sde_bound, reverse_sde_estimate
-from score_diffusion.sde_lib.score import ScoreModel, tweedie
+from score_diffusion.sde_lib.score import ScoreModel, denoised_from, score_change, tweedie
 from score_diffusion.sde_lib.score_matching import (
     implicit_score_matching,
     perturbed_score_matching,
@@ -138,6 +136,7 @@ __all__ = [
     "check_variance",
     "cosine_betas",
     "decoder_log_prob",
+    "denoised_from",
     "denoising_score_matching",
     "dequantize",
     "draw_probes",
@@ -170,6 +169,7 @@ __all__ = [
     "sample_times",
     "score_and_fraction",
     "score_and_divergence",
+    "score_change",
     "score_device",
     "sigmoid_betas",
     "sliced_score_matching",

@@ -1,13 +1,13 @@
 """DDPM as an SDE: the chain x_k = √(1 - β_k) x_{k-1} + √β_k z, k = 0..N-1, as points of a path x_t.
 
-The path passes through the chain at the times t_k = (k + 1)/N, with the data at t = 0, and interpolates log ᾱ
-linearly in between:
+The path passes through the chain at the times t_k = (k + 1)/N, with the data at t = 0:
 
-    log α(t_k) = ½ log ᾱ_k = ½ Σ_{j<=k} log(1 - β_j),      β(t) = -N log(1 - β_k)  for t in (t_{k-1}, t_k].
+    log α(t_k) = ½ log ᾱ_k = ½ Σ_{j<=k} log(1 - β_j),      β(t) = -d log ᾱ/dt.
 
-Its transition from t_{k-1} to t_k is then exactly N(√(1 - β_k) x, β_k I), and from t_j to t_k it has
-β = 1 - ᾱ_k/ᾱ_j, Improved DDPM's respaced chain: a subsequence of the times respaces the chain. Samplers,
-likelihoods and exact laws take it like any other SDE.
+In between log ᾱ is a monotonic cubic polynomial, so that β(t) is continuous: where it jumped, no ODE solver
+would see its error. The transition from t_{k-1} to t_k is exactly N(√(1 - β_k) x, β_k I), and from t_j to t_k
+it has β = 1 - ᾱ_k/ᾱ_j, Improved DDPM's respaced chain: a subsequence of the times respaces the chain.
+Samplers, likelihoods and exact laws take it like any other SDE.
 
 A reverse step uses the estimate x̂_0 = (x_t + σ_t² score)/α_t (Ho et al., 2020, eqs. 6-7 and 15):
 
@@ -22,6 +22,7 @@ References:
         https://arxiv.org/abs/2102.09672.
     Score-Based Generative Modeling through Stochastic Differential Equations (Song et al., 2021),
         https://arxiv.org/abs/2011.13456: Appendix B, the limit N → ∞.
+    A Method for Constructing Local Monotone Piecewise Cubic Interpolants (Fritsch & Butland, 1984).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.errors import InputError, check_name
-from score_diffusion.sde_lib.score import tweedie
+from score_diffusion.sde_lib.score import denoised_from
 from score_diffusion.sde_lib.score_wrapper import score_and_fraction
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 from score_diffusion.sde_lib.vp_ve import VariancePreserving
@@ -61,14 +62,21 @@ class DDPM(VariancePreserving):
         super().__init__(len(betas))
         self.sampling_eps = self.T / self.N  # a network that trains on the chain sees no earlier time
         log_alpha_bar = torch.cat([betas.new_zeros(1), torch.log1p(-betas).cumsum(0)])  # (N + 1,), from t = 0
-        self._tables = {torch.device("cpu"): (betas, log_alpha_bar)}
+        self._tables = {torch.device("cpu"): (betas, log_alpha_bar, _monotonic_slopes(log_alpha_bar.diff()))}
 
-    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """(β_k, log ᾱ), copied to a device once."""
+    def _tables_on(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+        """β_k, and log ᾱ and its slopes per step at the ends of all steps, copied to a device once."""
         if device not in self._tables:
-            betas, log_alpha_bar = self._tables[torch.device("cpu")]
-            self._tables[device] = (betas.to(device), log_alpha_bar.to(device))
+            betas, log_alpha_bar, slopes = self._tables[torch.device("cpu")]
+            self._tables[device] = betas.to(device), log_alpha_bar.to(device), slopes.to(device)
         return self._tables[device]
+
+    def _within_step(self, t: Tensor) -> tuple[Tensor, ...]:
+        """Where t lies in its step, from 0 to 1, and there log ᾱ and its slopes at the two ends, float64."""
+        u = t.double() * self.N
+        k = u.floor().long().clamp(0, self.N - 1)
+        _, log_alpha_bar, slopes = self._tables_on(t.device)
+        return u - k, log_alpha_bar[k], log_alpha_bar[k + 1], slopes[k], slopes[k + 1]
 
     def discrete_times(self) -> Tensor:
         """t_k = (k + 1)/N: ascending, shape (N,), float64, on the CPU."""
@@ -85,18 +93,38 @@ class DDPM(VariancePreserving):
         return self._tables_on(k.device)[0][k]
 
     def beta(self, t: Tensor) -> Tensor:
-        """β(t) = -N log(1 - β_k), constant within a step."""
-        return (-self.N * torch.log1p(-self._discrete_beta(self.step_index(t)))).to(t.dtype)
+        """β(t) = -d log ᾱ/dt, continuous."""
+        s, first, last, slope, next_slope = self._within_step(t)
+        bend = 6 * s * (1 - s) * (last - first)
+        derivative = bend + (1 - s) * (1 - 3 * s) * slope + s * (3 * s - 2) * next_slope
+        return (-self.N * derivative).to(_floating(t))
 
     def log_alpha(self, t: Tensor) -> Tensor:
-        u = t.double() * self.N
-        k = u.floor().long().clamp(0, self.N - 1)
-        log_alpha_bar = self._tables_on(t.device)[1]
-        return (0.5 * torch.lerp(log_alpha_bar[k], log_alpha_bar[k + 1], u - k)).to(t.dtype)
+        s, first, last, slope, next_slope = self._within_step(t)
+        straight = first + s.square() * (3 - 2 * s) * (last - first)
+        bend = s * (1 - s) * ((1 - s) * slope - s * next_slope)
+        return (0.5 * (straight + bend)).to(_floating(t))
 
     def __repr__(self) -> str:
         betas = self._discrete_beta(torch.arange(self.N))
         return f"DDPM(N={self.N}, betas={betas[0]:.3g}..{betas[-1]:.3g})"
+
+
+def _monotonic_slopes(steps: Tensor) -> Tensor:
+    """Slopes at the N + 1 ends of N unit steps with these negative changes, with which a cubic polynomial in
+    each step is monotonic: harmonic means of both sides (Fritsch & Butland, 1984), and at either end that of
+    the parabola, as far as it descends.
+    """
+    if len(steps) == 1:
+        return steps.repeat(2)
+    outer = (3 * steps[[0, -1]] - steps[[1, -2]]) / 2
+    first, last = outer.maximum(3 * steps[[0, -1]]).clamp_max(0.0).split(1)
+    return torch.cat([first, 2 * steps[1:] * steps[:-1] / (steps[1:] + steps[:-1]), last])
+
+
+def _floating(t: Tensor) -> torch.dtype:
+    """The dtype of what is computed from times: theirs, or the default one for whole numbers."""
+    return t.dtype if t.is_floating_point() else torch.get_default_dtype()
 
 
 def chain_times(sde: SDE) -> Tensor:
@@ -140,7 +168,7 @@ def reverse_transition(
         value, fraction = score_and_fraction(score, x_t, t)
     else:
         value, fraction = score(x_t, t), None
-    x_0 = tweedie(sde, lambda *_: value, x_t, t)
+    x_0 = denoised_from(sde, value, x_t, t)
     if clip is not None:
         x_0 = x_0.clamp(*clip)
     mean, small = sde.posterior(x_t, x_0, s, t)

@@ -34,10 +34,15 @@ from torch import Tensor
 
 from score_diffusion.sde_lib.divergence import check_probe, probes_of, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError, check_name
-from score_diffusion.sde_lib.ode_solver import solve_adaptively, worst_sample_norm
+from score_diffusion.sde_lib.ode_solver import (
+    PAIRS,
+    check_tolerances,
+    root_mean_square_each,
+    solve_each,
+)
 from score_diffusion.sde_lib.random_streams import SampleNoise
 from score_diffusion.sde_lib.score_wrapper import in_dtype
-from score_diffusion.sde_lib.sde import SDE, ScoreFunction
+from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 DIVERGENCES = ("hutchinson", "hutch++", "exact")
 
@@ -153,39 +158,47 @@ DensitySolver = Callable[[SDE, DensityField, Tensor, float], Solution]
 """From the SDE, the field, data x (B, *shape) and the time ε of the data to the solution at T."""
 
 
-def density_norm(error: Tensor, dimensions: int) -> Tensor:
-    """The norm of a scaled error of x_t and its log densities, shape (B, D + P): the largest over samples of
-    the root-mean-square over x_t and of the error of each log density.
+def density_error_size(error: Tensor, dimensions: int) -> Tensor:
+    """The size, shape (B,), of errors of x_t and its log densities, (B, D + P): the larger of the
+    root-mean-square over x_t and the error of each log density.
     """
-    return torch.maximum(worst_sample_norm(error[:, :dimensions]), error[:, dimensions:].abs().max())
+    return torch.maximum(root_mean_square_each(error[:, :dimensions]), error[:, dimensions:].abs().amax(1))
 
 
 class AdaptiveSolver:
-    """An adaptive method of torchdiffeq for x_t and its log density as one state (B, D + P).
+    """An adaptive Runge-Kutta pair for x_t and its log density as one state (B, D + P).
 
     Args:
-        method: The method, one of `ADAPTIVE_METHODS`.
-        rtol: Relative tolerance, met by every sample.
-        atol: Absolute tolerance, met by every sample.
+        method: A name in `PAIRS`: dopri5, bosh3 or adaptive_heun.
+        rtol: Relative tolerance of a step of each sample.
+        atol: Absolute tolerance of a step of each sample, in units of x and in nats.
+
+    Raises:
+        InputError: If the method is unknown, or a tolerance is not positive.
     """
 
     def __init__(self, method: str = "dopri5", rtol: float = 1e-5, atol: float = 1e-5) -> None:
+        check_name("method", method, PAIRS)
+        check_tolerances(rtol, atol)
         self.method, self.rtol, self.atol = method, rtol, atol
 
     def __call__(self, sde: SDE, field: DensityField, x: Tensor, eps: float) -> Solution:
         """The solution at T; it has no estimate of its error."""
         D = field.dimensions
-
-        def dynamics(t: Tensor, state: Tensor) -> Tensor:
-            x_t = state[:, :D].reshape(field.shape)
-            s, traces = field(x_t, t)
-            f, half_g2 = sde.dlog_alpha(t), sde.g2(t) / 2
-            return torch.cat([(f * x_t - half_g2 * s).flatten(1), D * f - half_g2 * traces], dim=1)
-
-        norm = functools.partial(density_norm, dimensions=D)
         start = torch.nn.functional.pad(x.double().flatten(1), (0, field.estimates))
+        states, at = start.clone(), torch.full((len(x),), eps, dtype=torch.float64, device=x.device)
+
+        def dynamics(state: Tensor, t: Tensor, index: Tensor) -> Tensor:
+            # The field is that of a whole batch, so that samples that have arrived stay in it.
+            states[index], at[index] = state, t
+            s, traces = field(states[:, :D].reshape(field.shape), at)
+            f, half_g2 = expand(sde.dlog_alpha(at), states), expand(sde.g2(at) / 2, states)
+            change = torch.cat([f * states[:, :D] - half_g2 * s.flatten(1), D * f - half_g2 * traces], dim=1)
+            return change[index]
+
         times = torch.tensor([eps, sde.T], dtype=torch.float64, device=x.device)
-        end = solve_adaptively(dynamics, start, times, self.method, self.rtol, self.atol, norm)[-1]
+        size = functools.partial(density_error_size, dimensions=D)
+        end = solve_each(dynamics, start, times, self.method, self.rtol, self.atol, size=size)[-1]
         return Solution(end[:, :D].reshape(field.shape), end[:, D:])
 
 
@@ -260,7 +273,7 @@ def log_likelihood(
             many), or "exact" (D).
         probe: "rademacher", "gaussian" or "sphere", the law of the probes v.
         n_probes: Number of probes; the score is evaluated once for all of them.
-        method: An adaptive method of torchdiffeq.
+        method: An adaptive method with steps of its own for each sample: dopri5, bosh3 or adaptive_heun.
         rtol: Relative tolerance of the solver, met by every sample.
         atol: Absolute tolerance of the solver, met by every sample.
         solver: What solves the ODE, in place of method, rtol and atol, such as

@@ -47,7 +47,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from score_diffusion.sde_lib.errors import InputError, check_name
+from score_diffusion.sde_lib.errors import check_name
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand
 
 Weighting = Callable[[SDE, Tensor], Tensor]
@@ -173,10 +173,7 @@ def denoising_score_matching(
         InputError: If the weighting is unknown, or t or noise do not fit the shape of x_0.
     """
     weighting = find_weighting(weighting)
-    if noise.shape != x_0.shape:
-        raise InputError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
-    mean, std = sde.marginal_prob(x_0, t)
-    std = expand(std, x_0)
-    residual = std * score(mean + std * noise, t) + noise
+    x_t, (_, std) = sde.perturb(x_0, t, noise), sde.marginal_prob(x_0, t)
+    residual = expand(std, x_0) * score(x_t, t) + noise
     loss = residual.square().flatten(1).mean(1)
     return loss * weighting(sde, t).to(loss)

@@ -132,7 +132,17 @@ def tweedie(sde: SDE, score: ScoreFunction, x: Tensor, t: Tensor) -> Tensor:
     Returns:
         The posterior mean, shape (B, *shape).
     """
-    return (x + expand(sde.sigma(t).square(), x) * score(x, t)) / expand(sde.alpha(t), x)
+    return denoised_from(sde, score(x, t), x, t)
+
+
+def denoised_from(sde: SDE, score: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """The same of the score at x, shape (B, *shape), where it is known already."""
+    return (x + expand(sde.sigma(t).square(), x) * score) / expand(sde.alpha(t), x)
+
+
+def score_change(sde: SDE, change: Tensor, t: Tensor) -> Tensor:
+    """What must be added to the score for x̂_0 to change by this much: α/σ² · change, shape (B, *shape)."""
+    return expand(sde.alpha(t) / sde.sigma(t).square(), change) * change
 
 
 class FunctionNetwork(nn.Module):

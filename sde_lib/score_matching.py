@@ -35,7 +35,7 @@ from torch import Tensor
 from score_diffusion.sde_lib.divergence import draw_probes, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError, check_name
 from score_diffusion.sde_lib.losses import Weighting, find_weighting
-from score_diffusion.sde_lib.sde import SDE, expand
+from score_diffusion.sde_lib.sde import SDE
 
 OBJECTIVES = ("implicit", "sliced", "sliced_vr")
 
@@ -122,10 +122,7 @@ def perturbed_score_matching(
     """
     check_name("objective", objective, OBJECTIVES)
     weighting = find_weighting(weighting)
-    if noise.shape != x_0.shape:
-        raise InputError(f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}")
-    mean, std = sde.marginal_prob(x_0, t)
-    x_t = mean + expand(std, x_0) * noise
+    x_t = sde.perturb(x_0, t, noise)
     if objective == "implicit":
         J = implicit_score_matching(score, x_t, t)
     else:

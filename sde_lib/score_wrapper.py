@@ -126,11 +126,11 @@ def map_condition(function: Callable[[Tensor], Tensor], cond: Condition) -> Cond
 
 
 class CastScore(ScoreWrapper):
-    """A score that sees x and t in one dtype only, called with any.
+    """A score that sees x in one dtype only, called with any.
 
     Args:
         score: The score.
-        dtype: The floating-point type that it is called with.
+        dtype: The floating-point type that it is called with; times have at least single precision.
     """
 
     any_dtype = True
@@ -140,7 +140,8 @@ class CastScore(ScoreWrapper):
         self.dtype = dtype
 
     def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
-        return tuple(value.to(x.dtype) for value in inner(x.to(self.dtype), t.to(self.dtype), cond))
+        t = t.to(torch.promote_types(self.dtype, torch.float32))
+        return tuple(value.to(x.dtype) for value in inner(x.to(self.dtype), t, cond))
 
 
 def in_dtype(score: ScoreFunction, dtype: torch.dtype) -> ScoreFunction:

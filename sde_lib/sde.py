@@ -169,10 +169,8 @@ class SDE:
     ) -> tuple[Tensor, Tensor]:
         """What `sde` or `marginal_prob` returns at x = 1, each in the shape of t."""
         times = t.flatten()
-        for rank in (
-            3,
-            1,
-        ):  # code for images expands times by [:, None, None, None], code for points by [:, None]
+        # Code for images expands times by [:, None, None, None], code for points by [:, None].
+        for rank in (3, 1):
             x = torch.ones(len(times), *(1,) * rank, dtype=times.dtype, device=times.device)
             value, scale = method(x, times)
             if value.shape == x.shape:
@@ -284,6 +282,19 @@ class SDE:
         if x is None:
             return x, self.sigma(t)
         return expand(self.alpha(t), x) * x, real_like(self.sigma(t), x)
+
+    def perturb(self, x_0: Tensor, t: Tensor, noise: Tensor) -> Tensor:
+        """x_t = α(t) x_0 + σ(t) ε, shape (B, *shape), for x_0 and ε (B, *shape).
+
+        Raises:
+            InputError: If t has another shape than `marginal_prob` takes, or the noise than x_0.
+        """
+        if noise.shape != x_0.shape:
+            raise InputError(
+                f"noise must have the shape of x_0, {tuple(x_0.shape)}, got {tuple(noise.shape)}"
+            )
+        mean, std = self.marginal_prob(x_0, t)
+        return mean + expand(std, x_0) * noise
 
     def prior_sampling(self, shape: Sequence[int]) -> Tensor:
         """Draws from the prior N(0, prior_std² I) with the global generator: float32, on the CPU."""
@@ -398,6 +409,14 @@ class ReverseSDE(SDE):
         eq. 46).
         """
         return self._reverse(x, t, *self.forward.discretize(x, t))
+
+    # The path, which the base class may read off `sde`.
+
+    def dlog_alpha(self, t: Tensor) -> Tensor:
+        return self.forward.dlog_alpha(t)
+
+    def dsigma2(self, t: Tensor) -> Tensor:
+        return self.forward.dsigma2(t)
 
     def __reduce__(self) -> tuple[object, ...]:
         return ReverseSDE, (self.forward, self.score_fn, self.stochasticity)

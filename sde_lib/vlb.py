@@ -106,7 +106,7 @@ def vlb_terms(
     """
     upwards = times.to(x_0.device).flip(0)
     s, t = upwards[k], upwards[k + 1]
-    x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * noise
+    x_t = sde.perturb(x_0, t, noise)
     first = upwards[1:3] if len(upwards) > 2 else upwards[[0, 1]]
     last_variance = _last_variance(sde, *first).expand(len(x_0))
     mean, var = reverse_transition(sde, score, x_t, s, t, variance, clip, last_variance)
@@ -170,7 +170,7 @@ def hybrid_loss(
         Losses, shape (B,), in the dtype of x_0.
     """
     t = times.to(x_0.device).flip(0)[k + 1]
-    x_t = expand(sde.alpha(t), x_0) * x_0 + expand(sde.sigma(t), x_0) * noise
+    x_t = sde.perturb(x_0, t, noise)
     value, fraction = score_and_fraction(score, x_t, t)
     simple = denoising_score_matching(sde, _Evaluated(value, fraction), x_0, t, noise)
     vlb = vlb_terms(sde, _Evaluated(value.detach(), fraction), x_0, times, k, noise, n_levels, "learned")

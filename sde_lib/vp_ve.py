@@ -136,7 +136,7 @@ class VariancePreserving(DecayingSDE):
 
 
 class LinearBetaSDE(DecayingSDE):
-    """β(t) = β_0 + t (β_1 - β_0), and the chain β_k = β(k/(N - 1))/N for k = 0..N-1 (Song et al., 2021,
+    """β(t) = β_0 + t (β_1 - β_0), and the chain β_k = β(k T/(N - 1)) T/N for k = 0..N-1 (Song et al., 2021,
     Appendix C), which VP and sub-VP share.
 
     Args:
@@ -164,13 +164,14 @@ class LinearBetaSDE(DecayingSDE):
         return -0.25 * t.square() * (self.beta_1 - self.beta_0) - 0.5 * t * self.beta_0
 
     def _discrete_beta(self, k: Tensor) -> Tensor:
-        if self.beta_1 >= self.N:
+        largest = self.beta(torch.tensor(self.T, dtype=torch.float64)).item() * self.T
+        if largest >= self.N:
             raise InputError(
-                f"the discrete chain has betas of up to beta_max/N = {self.beta_1 / self.N:.3g}, which must "
-                f"stay below 1: use N > {self.beta_1:g}, or a sampler, which discretizes with the exact "
+                f"the discrete chain has betas of up to β(T) T/N = {largest / self.N:.3g}, which must "
+                f"stay below 1: use N > {largest:g}, or a sampler, which discretizes with the exact "
                 "transition at any number of steps"
             )
-        return self.beta(k.double() / max(self.N - 1, 1)) / self.N
+        return self.beta(k.double() * (self.T / max(self.N - 1, 1))) * (self.T / self.N)
 
 
 class VPSDE(LinearBetaSDE, VariancePreserving):

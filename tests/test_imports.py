@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "score_diffusion"
 FOLDERS = {
     "models": {"models", "torch"},
-    "sde_lib": {"sde_lib", "torch", "torchdiffeq"},
+    "sde_lib": {"sde_lib", "torch"},
     "samplers": {"samplers", "torch", "torchdiffeq", "sde_lib"},
 }
 ROOMS = {  # a folder of run/, or a file of it by its stem

@@ -23,7 +23,7 @@ from score_diffusion.run.demo.turns import Message, Turn
 from score_diffusion.run.inference.sample_exports import shown_states
 from score_diffusion.run.key_types import Values
 from score_diffusion.run.python.run import Run
-from score_diffusion.sde_lib import SDE, tweedie
+from score_diffusion.sde_lib import SDE, denoised_from
 
 MOST_IMAGES, MOST_POINTS = 64, 2000  # samples of a drawing
 FRAMES, FIGURES = 48, 16  # of a path, about; of points and signals, whose figures take longer
@@ -105,7 +105,7 @@ class Path:
         alpha, sigma = self.sde.alpha(time).item(), self.sde.sigma(time).item()
         guess = None
         if alpha > LEAST_ALPHA:
-            denoised = self.data.scaling.model_to_user(tweedie(self.sde, lambda x, t: score, x, t))
+            denoised = self.data.scaling.model_to_user(denoised_from(self.sde, score, x, t))
             guess = self._picture(denoised)
         return {
             "kind": "frame",
@@ -174,11 +174,11 @@ def command(run: Run, asked: dict) -> str:
         "--config.sampling.seed": asked["seed"],
         "--config.sampling.num_samples": asked["count"],
     }
-    prompt = asked["prompt"]
+    options["--prompt"] = asked["prompt"]
     if asked["guidance"] != NO_GUIDANCE:
         options |= {"--guidance": asked["guidance"], "--scale": asked["scale"]}
-        prompt = asked["guiding_prompt"] if asked["guidance"] == "clip" else prompt
-    options["--prompt"] = prompt
+    if asked["guidance"] == "clip":
+        options["--config.sampling.clip.prompt"] = asked["guiding_prompt"]
     changed = differing_keys(run.config, read_config(run.path))  # on the command line of the page
     sections = flatten(run.config)
     options |= {f"--config.{key}": sections[key] for key in changed if key.startswith("sampling.")}

@@ -1,12 +1,14 @@
 """Scoring held-out data: bits/dim of images, nats of points.
 
-There are two figures: the likelihood of the probability-flow ODE, for which images are dequantized, and
-DDPM's variational bound for the reverse chain, whose decoder is a distribution over grey levels.
+There are three figures: the likelihood of the probability-flow ODE and the bound of the reverse SDE, for
+which images are dequantized, and DDPM's variational bound for the reverse chain, whose decoder is a
+distribution over grey levels.
 
 Dequantization turns grey levels x_0 into numbers x with a density p. On average over x,
 
     uniform     -log p(x) - log(bin width),                          x uniform in the bin around x_0
     gaussian    -log p(x) + log q(x | x_0) - log p(x_0 | x),         x = x_{t_1} ~ q, the chain's first noise
+    variational -log p(x) + log q(x | x_0),                          x ~ q, a law in the bin that was learned
 
 are upper bounds on -log p(x_0). At small noise a model trained on bare pixel values has learned a
 distribution concentrated on them, whose density is small in most of a wide bin: for values uniform on 17
@@ -237,10 +239,7 @@ Dequantization = Callable[[Tensor, int, int], Dequantized]
 
 
 def batches_of_rank(data: Tensor, batch_size: int, title: str) -> Iterator[tuple[int, Tensor]]:
-    """Yields the index of the first sample and the samples of each batch of this rank, with a progress bar.
-
-    Ranks get whole batches: the steps of dopri5 depend on all samples of a batch.
-    """
+    """Yields the index of the first sample and the samples of each batch of this rank, with progress."""
     starts = range(0, len(data), batch_size)
     mine = processes.own_share(len(starts))
     if len(starts) < processes.world_size():

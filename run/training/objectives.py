@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 
-from score_diffusion.models import caption_bytes
+from score_diffusion.models import Clip, caption_bytes
 from score_diffusion.run.training.batches import Batch
 from score_diffusion.sde_lib import (
     SDE,
@@ -29,7 +29,6 @@ from score_diffusion.sde_lib import (
     Weighting,
     chain_times,
     denoising_score_matching,
-    expand,
     hybrid_loss,
 )
 
@@ -42,6 +41,8 @@ class Objective(nn.Module, Generic[Model]):
 
     uses_times = True
     """Whether batches have times and noise."""
+    needs_whole_batch = False
+    """Whether the loss of a sample compares it with the others of its batch, which cannot be divided then."""
     accuracy_of = "of held-out samples"
     """What the share of recognized samples is a share of, in words."""
     step = 0
@@ -147,9 +148,7 @@ class Hybrid(Objective[ScoreModel]):
 def noisy_data(model: NoisyDataModel, batch: Batch) -> tuple[Tensor, Tensor]:
     """x_t and t of a batch."""
     assert batch.times is not None and batch.noise is not None  # uses_times
-    t = batch.times.t
-    alpha, sigma = expand(model.sde.alpha(t), batch.x_0), expand(model.sde.sigma(t), batch.x_0)
-    return alpha * batch.x_0 + sigma * batch.noise, t
+    return model.sde.perturb(batch.x_0, batch.times.t, batch.noise), batch.times.t
 
 
 class Classification(Objective[NoisyDataModel]):
@@ -184,15 +183,21 @@ class Contrastive(Objective[NoisyDataModel]):
     """The symmetric cross-entropy of images and captions (Radford et al., 2021, Section 2.3).
 
     Each image of a batch is to find its caption among those of the batch, and each caption its image. Images
-    that share a caption bound the loss from below.
+    that share a caption bound the loss from below. 1/temperature stays at most `models.clip.LARGEST_SCALE`.
 
     Args:
         clean: Whether images come without noise; else they are noised, for guidance (Nichol et al., 2022).
     """
 
+    needs_whole_batch = True
+
     def __init__(self, clean: bool = False) -> None:
         super().__init__()
         self.clean, self.uses_times = clean, not clean
+
+    def after_step(self, models: Sequence[NoisyDataModel], group: ProcessGroup | None) -> None:
+        for model in models:
+            cast(Clip, model.net).bound_scale()
 
     def logits(self, model: NoisyDataModel, batch: Batch, captions: Tensor) -> Tensor:
         """Of every image with every caption, shape (B, n)."""

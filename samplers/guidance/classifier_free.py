@@ -33,7 +33,6 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.base import dot_each, mean_square_each
 from score_diffusion.samplers.guidance.conditions import (
     concatenated,
     null_condition,
@@ -46,10 +45,12 @@ from score_diffusion.sde_lib import (
     InputError,
     ScoreFunction,
     ScoreWrapper,
+    denoised_from,
     expand,
     map_condition,
-    tweedie,
+    score_change,
 )
+from score_diffusion.sde_lib.per_sample import dot_each, mean_square_each
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation, evaluations
 
 
@@ -133,13 +134,10 @@ class ClassifierFreeGuidance(ScoreWrapper):
         score = unconditional + self.scale * (conditional - unconditional)
         if not self.rescale or not len(x):
             return score
-        x_0, x_0_conditional = (
-            tweedie(self.sde, lambda *_, value=value: value, x, t) for value in (score, conditional)
-        )
+        x_0, x_0_conditional = (denoised_from(self.sde, value, x, t) for value in (score, conditional))
         ratio = _std_each(x_0_conditional) / _std_each(x_0)
         change = expand(self.rescale * (ratio - 1), x) * x_0  # of x̂_0
-        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-        return score + alpha / sigma.square() * change
+        return score + score_change(self.sde, change, t)
 
 
 def _std_each(x: Tensor) -> Tensor:

@@ -17,7 +17,15 @@ import math
 import torch
 from torch import Tensor
 
-from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, ScoreWrapper, expand, tweedie
+from score_diffusion.sde_lib import (
+    SDE,
+    InputError,
+    ScoreFunction,
+    ScoreWrapper,
+    denoised_from,
+    expand,
+    score_change,
+)
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation
 
 
@@ -46,12 +54,11 @@ class DynamicThresholding(ScoreWrapper):
 
     def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
         score, *fraction = inner(x, t, cond)
-        x_0 = tweedie(self.sde, lambda *_: score, x, t)
+        x_0 = denoised_from(self.sde, score, x, t)
         s = expand(_quantile_each(x_0.abs(), self.quantile).clamp_min(self.largest), x_0)
         change = x_0.clamp(-s, s) * (self.largest / s) - x_0
-        alpha, sigma = expand(self.sde.alpha(t), x), expand(self.sde.sigma(t), x)
-        # The score of x̂_0 + change. Where nothing changes it is the score itself, without rounding.
-        return (score + alpha / sigma.square() * change, *fraction)
+        # Where nothing changes this is the score itself, without rounding.
+        return (score + score_change(self.sde, change, t), *fraction)
 
 
 def _quantile_each(x: Tensor, q: float) -> Tensor:

@@ -31,7 +31,14 @@ from score_diffusion.samplers.inverse.posterior import (
     measurement_of,
 )
 from score_diffusion.samplers.linear import GridCoefficients, LinearSampler, Stage, one_stage_per_step
-from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, ScoreWrapper, expand
+from score_diffusion.sde_lib import (
+    SDE,
+    InputError,
+    ScoreFunction,
+    ScoreWrapper,
+    denoised_from,
+    score_change,
+)
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation
 
 
@@ -76,11 +83,11 @@ class DiffPIR(ScoreWrapper):
     def evaluate(self, inner: Evaluation, x: Tensor, t: Tensor, cond: Condition = None) -> tuple[Tensor, ...]:
         score, *fraction = inner(x, t, cond)
         alpha, sigma = self.sde.alpha(t.double()), self.sde.sigma(t.double())
-        x_0 = (x + expand(sigma.square(), x) * score) / expand(alpha, x)
+        x_0 = denoised_from(self.sde, score, x, t.double())
         rho = self.regularization * (self.sigma_y * alpha / sigma).square()
         residual = measurement_of(self.y, x) - self.operator(x_0)
         correction = self.operator.adjoint(self._svd.solve(residual, torch.ones_like(rho), rho))
-        return (score + expand(alpha / sigma.square(), x) * correction, *fraction)
+        return (score + score_change(self.sde, correction, t.double()), *fraction)
 
 
 def diffpir_steps(

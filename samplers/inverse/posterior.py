@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.samplers.inverse.operators import LinearOperator, Operator, batch_shape
-from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, ScoreWrapper, expand
+from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, ScoreWrapper, denoised_from
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation
 
 
@@ -78,7 +78,7 @@ class PosteriorScore(ScoreWrapper):
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             score, *fraction = inner(x, t, cond)
-            x_0 = (x + expand(sigma.square(), x) * score) / expand(alpha, x)
+            x_0 = denoised_from(self.sde, score, x, t.double())
 
         def vjp(v: Tensor) -> Tensor:
             return torch.autograd.grad(x_0, x, v, retain_graph=True)[0]

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.base import dot_each
 from score_diffusion.sde_lib import expand
+from score_diffusion.sde_lib.per_sample import dot_each
 
 Linear = Callable[[Tensor], Tensor]
 

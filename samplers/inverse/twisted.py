@@ -39,12 +39,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.base import CountedScore, Sampler, SampleResult, dot_each
+from score_diffusion.samplers.base import CountedScore, Sampler, SampleResult
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.inverse.operators import LinearOperator, Operator
 from score_diffusion.samplers.inverse.pigdm import isotropic_variance
 from score_diffusion.samplers.inverse.posterior import checked_measurement, checked_sigma
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, map_condition
+from score_diffusion.sde_lib.per_sample import dot_each
 from score_diffusion.sde_lib.score_wrapper import Condition
 
 

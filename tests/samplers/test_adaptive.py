@@ -1,47 +1,16 @@
-"""Solvers with a step size for each sample: the pairs, exact flows, laws, the Brownian memory."""
+"""Samplers with a step size for each sample: exact flows, laws, the Brownian memory."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from scipy import integrate, stats
+from scipy import stats
 
 from score_diffusion.samplers import AdaptiveSDESampler, Grid, ODESampler, uniform_grid
-from score_diffusion.samplers.adaptive import PAIRS, BrownianMemory, solve_each
+from score_diffusion.samplers.adaptive import BrownianMemory
 from score_diffusion.sde_lib import VPSDE, Gaussian, InputError, SampleNoise
 from tests.problems import ALL_SDES, SDES, flow, line, ring, sampling_floor, sliced_wasserstein
-
-
-@pytest.mark.parametrize(("name", "theirs"), [("dopri5", integrate.RK45), ("bosh3", integrate.RK23)])
-def test_pairs_are_scipys(name, theirs):
-    pair = PAIRS[name]
-    np.testing.assert_allclose(pair.tableau.c, theirs.C, rtol=1e-15)
-    np.testing.assert_allclose(pair.tableau.b, theirs.B, rtol=1e-15)
-    for i, row in enumerate(pair.tableau.a, start=1):
-        np.testing.assert_allclose(row, theirs.A[i, : len(row)], rtol=1e-15)
-    error = np.array((*pair.tableau.b, 0.0)) - pair.companion
-    np.testing.assert_allclose(np.abs(error), np.abs(theirs.E), rtol=1e-12, atol=1e-16)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", PAIRS)
-def test_a_linear_system_is_solved_at_every_time(method):
-    """dx/dt = -a x with a rate of its own for each sample, forwards and backwards; at inner times too."""
-    tolerance = 1e-5 if method == "adaptive_heun" else 1e-6
-    rates, x = torch.tensor([0.1, 1.0, 3.0]).double(), torch.tensor([[1.0], [2.0], [-3.0]]).double()
-    done = []
-    for times in (torch.linspace(0, 1, 9), torch.linspace(1, 0, 9)):
-        times = times.double()
-        states = solve_each(
-            lambda x, t, index: -rates[index, None] * x, x, times, method, tolerance, tolerance, done.append
-        )
-        exact = x * (-rates[None, :, None] * (times - times[0])[:, None, None]).exp()
-        # between steps the cubic interpolant is less accurate than a method of order 5
-        torch.testing.assert_close(states, exact, rtol=1e-3 if method == "dopri5" else 1e-4, atol=1e-4)
-        torch.testing.assert_close(states[-1], exact[-1], rtol=1e-4, atol=1e-4)
-        assert done == sorted(done) and done.pop() == 1
-        done.clear()
 
 
 @pytest.mark.slow
@@ -119,5 +88,3 @@ def test_mistakes_are_explained(make):
             make(VPSDE(), **options)
     with pytest.raises(InputError, match=r"found no step that meets rtol=.* at t = 1: check that the score"):
         make(VPSDE())(lambda x, t: x * torch.nan, (2, 2))
-    with pytest.raises(InputError, match="method must be one of adaptive_heun, bosh3, dopri5"):
-        solve_each(lambda x, t, i: x, torch.ones(1, 1), torch.tensor([0.0, 1.0]), "heun", 1e-3, 1e-3)

@@ -16,7 +16,7 @@ from score_diffusion.samplers import (
     uniform_grid,
 )
 from score_diffusion.samplers.base import CountedScore
-from score_diffusion.sde_lib import VPSDE, ScoreModel, SubVPSDE, tweedie
+from score_diffusion.sde_lib import VPSDE, Gaussian, ScoreModel, SubVPSDE, tweedie
 from tests.problems import SDES, images, ring
 
 SDE = VPSDE()
@@ -94,6 +94,16 @@ def test_trajectory_and_times(sampler):
     assert torch.equal(
         again.trajectory[0] if again.trajectory is not None else result.trajectory[0], result.trajectory[0]
     )
+
+
+@pytest.mark.parametrize("name", ["euler", "euler_maruyama", "eabm"])
+def test_many_steps_in_half_precision(name):
+    """The states have single precision: small steps would be lost in bfloat16, and samples stay noise."""
+    sde, law = VPSDE(), Gaussian(torch.full((16,), 0.5), torch.tensor(0.25))
+    result = make_sampler(name, sde, 1000)(law.score(sde), (400, 16), seed=1, dtype=torch.bfloat16)
+    assert result.samples.dtype == torch.bfloat16
+    x = result.samples.float()
+    assert abs(x.mean() - 0.5) < 0.02 and abs(x.std() - 0.5) < 0.02
 
 
 def test_x_T_and_progress():

@@ -222,6 +222,8 @@ def test_a_subclass_in_the_ancestors_vocabulary_reverses_and_discretizes():
         f_rev, G_rev = rsde.discretize(x, t)
         torch.testing.assert_close(f_rev, f + factor * G[:, None, None, None] ** 2 * x)
         torch.testing.assert_close(G_rev, 0 * G if probability_flow else G)
+        for name in ("log_alpha", "sigma", "dlog_alpha", "dsigma2", "g2"):  # the path stays the forward one
+            torch.testing.assert_close(getattr(rsde, name)(t), getattr(VPSDE(), name)(t))
 
 
 @pytest.mark.parametrize("shape", [(), (5,), (2, 3)])

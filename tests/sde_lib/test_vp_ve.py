@@ -101,6 +101,23 @@ def test_vp_tables_are_ddpms():
     torch.testing.assert_close(G, betas.sqrt().float())
 
 
+def test_the_chain_ends_where_the_path_ends():
+    """A subclass may end earlier: the chain's signal at its last step is the path's, up to steps of 1/N."""
+
+    class Half(VPSDE):
+        T = 0.5
+
+    sde = Half(N=4000)
+    torch.testing.assert_close(
+        sde.sqrt_alphas_cumprod[-1].double(),
+        sde.alpha(torch.tensor(0.5, dtype=torch.float64)),
+        rtol=2e-3,
+        atol=0,
+    )
+    (_, G), t = sde.discretize(torch.ones(1, 1), torch.tensor([0.5])), torch.tensor([0.5])
+    torch.testing.assert_close(G.square(), sde.beta(t) * 0.5 / 4000)
+
+
 def test_grid_times_find_their_index():
     """Every float32 time k/(N - 1) belongs to index k, which flooring alone misses for some."""
     for N in (10, 1000, 2000, 4000):
