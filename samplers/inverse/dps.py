@@ -33,11 +33,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from score_diffusion.samplers.base import dot_each
 from score_diffusion.samplers.grids import uniform_grid
 from score_diffusion.samplers.inverse.operators import Operator
 from score_diffusion.samplers.inverse.posterior import Denoised, PosteriorScore
 from score_diffusion.sde_lib import SDE, InputError, ScoreFunction, expand
+from score_diffusion.sde_lib.per_sample import dot_each
+
+ROUNDING = 1e-6  # of times in single precision, relative to T
 
 
 class DPS(PosteriorScore):
@@ -81,7 +83,8 @@ class DPS(PosteriorScore):
 
     def _weight(self, t: Tensor) -> Tensor:
         """α_{t|s}/σ²_{t|s} of the grid's step that t lies in, shape (B,)."""
-        index = torch.searchsorted(self._times.to(t.device), t.double().contiguous())
+        t = t.double() - ROUNDING * self.sde.T
+        index = torch.searchsorted(self._times.to(t.device), t.contiguous())
         return self._weights.to(t.device)[index.clamp_max(len(self._weights) - 1)]
 
     def guidance(self, denoised: Denoised) -> Tensor:

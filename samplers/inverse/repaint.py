@@ -7,11 +7,12 @@
 
 as in Algorithm 1. ȳ is the measurement in the coordinates of the operator's decomposition, see
 measured_part.py: for a mask without noise these are the known pixels, as in the paper. `jump_length` steps
-at once are gone back (Appendix B).
+at once are gone back (Appendix B). Below the noise of ȳ each step is taken once: there only the state knows
+of the measurement, and would forget it by going back.
 
 Assumes what Replacement does, and repairs it: with many resamplings each level of noise comes to its own
-equilibrium. Costs `resamplings` evaluations a step. With few steps samples are too concentrated: DDPM's β̃
-is too small a variance for long steps, and going back and forth adds that up.
+equilibrium. Costs at most `resamplings` evaluations a step. With few steps samples are too concentrated:
+DDPM's β̃ is too small a variance for long steps, and going back and forth adds that up.
 
 Reference:
     RePaint: Inpainting using Denoising Diffusion Probabilistic Models (Lugmayr et al., 2022),
@@ -97,11 +98,12 @@ class RePaintSampler(MeasuredPartSampler):
         record: Callable[[Tensor], None] | None,
         on_step: Callable[[int, int], None],
     ) -> Tensor:
-        steps = len(self.times) - 1
+        steps, noise_of_y = len(self.times) - 1, self._known(x)[1].amax().item()
         for first in range(0, steps, self.jump_length):
             block = range(first, min(first + self.jump_length, steps))
-            for repeat in range(self.resamplings):
-                last = repeat == self.resamplings - 1
+            resamplings = self.resamplings if self._level[block.stop] >= noise_of_y else 1
+            for repeat in range(resamplings):
+                last = repeat == resamplings - 1
                 for k in block:
                     x = self.step(score, x, k, noise, None)[0]
                     if last and record is not None:

@@ -69,7 +69,8 @@ def test_cost_is_what_the_meter_counts(name):
         return elementwise_score(VPSDE())(x, t)
 
     options = {"particles": 4, "draws": 2} if name == "twisted" else {}
-    result = restorer(name, problem(VPSDE()), 31, options)(counted, (4, 1, 4, 4), seed=0)
+    p = problem(VPSDE(), 0.0 if name == "repaint" else 0.1)  # with noise it goes back less often
+    result = restorer(name, p, 31, options)(counted, (4, 1, 4, 4), seed=0)
     assert rows == 4 * result.nfe and result.nfe_each.tolist() == [result.nfe] * 4
     assert result.nfe == (62 if name == "twisted" else 31)
 
@@ -174,6 +175,20 @@ def test_repaint_goes_over_each_block_again(resamplings, jump):
         covariance, torch.diag(torch.tensor([0.0, 1.0, 0.2], **DOUBLE)), rtol=0.1, atol=1e-3
     )
     assert sampler(law.score(sde), (1, 3)).nfe == 150 * resamplings + 1
+
+
+@pytest.mark.parametrize("sigma_y", [0.1, 0.5])
+@pytest.mark.parametrize("resamplings", [1, 3, 10])
+def test_repaint_keeps_a_noisy_measurement(resamplings, sigma_y):
+    """Going back below the noise of the measurement would forget it, and end in the prior's law."""
+    sde, v = VPSDE(), 0.5
+    law, y = Gaussian(torch.zeros(1), torch.tensor([[v]])), torch.tensor([1.5])
+    operator, options = Mask(torch.tensor([True])), {"sigma_y": sigma_y, "resamplings": resamplings}
+    sampler = RePaintSampler(sde, clock_grid(sde, 240), operator=operator, y=y, **options)
+    mean, covariance = exact_moments(sampler, law)
+    shrink = v / (v + sigma_y**2)
+    assert mean.item() == pytest.approx(1.5 * shrink, rel=0.03)
+    assert covariance.item() == pytest.approx(shrink * sigma_y**2, rel=0.15)
 
 
 def test_repaint_brings_unknown_and_known_parts_together():

@@ -166,6 +166,16 @@ def test_dps_with_ancestral_sampling_is_algorithm_1():
         torch.testing.assert_close(path[k + 1], plain - 0.3 * gradient, rtol=1e-8, atol=1e-9)
 
 
+def test_dps_takes_single_precision_times_for_those_of_its_grid():
+    """A plain function computes in the dtype of the samples: its times are rounded, up as well as down."""
+    sde, law, operator = VPSDE(), images(), Downsample((1, 8, 8), 2)
+    y, _ = measured(law, operator, 0.5)
+    times = clock_grid(sde, 49)
+    score = DPS(law.score(sde), sde, operator, y, 0.3, zeta=0.3, times=times)
+    x = states(law, sde, times)
+    torch.testing.assert_close(score(x, times.float()), score(x, times), rtol=1e-3, atol=1e-4)
+
+
 def test_dps_without_zeta_is_theorem_1():
     """The gradient of log N(y; A(x̂_0), σ_y² I); with both, the smaller guidance of each sample."""
     sde, law, operator = VESDE(), images(), Downsample((1, 8, 8), 2)
