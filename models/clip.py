@@ -115,8 +115,15 @@ class Clip(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """1/temperature, at most `LARGEST_SCALE`, shape ()."""
-        return self.log_scale.exp().clamp_max(LARGEST_SCALE)
+        """1/temperature, shape ()."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def bound_scale(self) -> None:
+        """Brings 1/temperature back to at most `LARGEST_SCALE`, after a step of training (Radford et al.,
+        2021, Section 2.5).
+        """
+        self.log_scale.clamp_(max=math.log(LARGEST_SCALE))
 
     def forward(self, x: Tensor, noise: Tensor, captions: Tensor | None = None) -> Tensor:
         """The logits, scale · f(x) · g(caption), of every image with every caption.

@@ -152,8 +152,6 @@ def read_command_line(argv: list[str]) -> CommandLine:
     if rest and not runs:
         raise UserError(f"unknown argument {rest[0]!r}; every option has the form --name=value")
     keys = SHORT_FLAGS | OTHER_KEYS.get(values.mode, {})
-    if values.guidance == "clip":
-        keys["prompt"] = "sampling.clip.prompt"
     if values.prompt is not None and not values.prompt.strip():
         raise UserError("--prompt is empty: write a text, or --label -1 to draw without one")
     overrides += [

@@ -100,6 +100,11 @@ def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective
     sizes = {} if dataset.vocabulary is None else dataset.vocabulary.condition_sizes
     if "tokens" in sizes:
         raise UserError("a contrastive pair trains its own text encoder: leave data.text_encoder out")
+    if config.training.accumulate > 1:
+        raise UserError(
+            "training.accumulate divides a batch, and a contrastive pair compares each image with all "
+            "captions of its batch: leave it 1, and lower training.batch_size if memory is short"
+        )
     words = sizes.get("text", 0)
     if config.model.encoder_words != words:
         raise UserError(

@@ -20,7 +20,7 @@ from score_diffusion.run.builders.inference import (
     trains_conditions,
     with_conditions,
 )
-from score_diffusion.run.config import CONFIG_FILE, differing_keys, read_config
+from score_diffusion.run.config import CONFIG_FILE, differing_keys, read_config, with_values
 from score_diffusion.run.data.info import DataInfo, read_data_info
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
@@ -198,6 +198,9 @@ def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMo
         raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
     if len(prompt.splitlines()) > 1:
         raise UserError(f"sampling.guidance=clip guides to one caption, got several: {prompt!r}")
+    reads_text = takes_text(condition_sizes(trained.score), trained.vocabulary)
+    if not (reads_text and trains_conditions(config, trained.data)):
+        config = with_values(config, {"sampling.prompt": ""})  # which only guides then
     trained = with_conditions(trained, config, workdir)
     model, info, by = _load_encoder("clip", trained, config)
     with refusing_arguments(), torch.no_grad():

@@ -106,7 +106,7 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
     for key in OF_SYSTEM:
         if section.unclip[key]:
             raise UserError(
-                f"sampling.unclip.{key} is for a system such as --config unclip_shapes, and this is one run"
+                f"sampling.unclip.{key} is for a system such as --config unclip_shapes, and this is none"
             )
     if section.conditions and not set(sizes) & {*OWN, LOW_RESOLUTION}:
         raise UserError(

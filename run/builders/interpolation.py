@@ -90,6 +90,11 @@ def build_pairs(config: ConfigDict, trained: TrainedModel) -> Pairs:
         range(len(dataset.test)) if labels is None else labels.tolist(),
     )
     if not chosen:
+        if classes is None:
+            raise UserError(
+                f"a pair takes two held-out samples, and there are {len(dataset.test)}: name files, or data "
+                "with more"
+            )
         raise UserError("the held-out data have no two samples of the class: name another class or files")
     stored = torch.stack([dataset.test[index : index + 1] for pair in chosen for index in pair])
     x = trained.model_inputs(stored.squeeze(1)).float()

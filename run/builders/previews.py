@@ -62,7 +62,8 @@ def _preview_conditions(config: ConfigDict, dataset: Dataset, count: int) -> Sam
     if factor:
         small = small_copies(dataset.held_out, factor, dataset.scaling, count)
         rows = {**dataset.held_out_conditions, LOW_RESOLUTION: small}
-        augmentation = Augmentation(config.sampling.augment_noise, config.sampling.seed)
+        level = min(config.sampling.augment_noise, config.training.augment_noise)
+        augmentation = Augmentation(level, config.sampling.seed)
         return SampleConditions(rows, dataset.classes, dataset.vocabulary, augmentation)
     if dataset.conditions.keys() == {"label"}:
         return SampleConditions.of_classes(range(dataset.condition_sizes["label"]), dataset.classes)

@@ -26,7 +26,6 @@ from score_diffusion.run.inference.restoring import (
     draw_posteriors,
     with_known_elements,
 )
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.key_types import AUTO
 from score_diffusion.run.tasks import BY_MODEL, RESTORERS, TASKS, Task, method_of
@@ -196,7 +195,7 @@ def data_std(section: ConfigDict, trained: TrainedModel) -> float:
         return 1.0  # which it does not use
     seed = generator_for(section.seed, "data_std").initial_seed()
     sampler = make_sampler(DEFAULT, trained.sde, STD_NFE, denoise=True)
-    score, cond = sampling_score(trained), trained.conditions.of(range(1))
+    score, cond = trained.sampling_score(), trained.conditions.of(range(1))
     samples = sampler(score, (STD_SAMPLES, *trained.data.shape), seed, cond=cond).samples.double()
     return (samples - samples.mean(0)).square().mean().sqrt().item()
 

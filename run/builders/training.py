@@ -33,6 +33,7 @@ from score_diffusion.run.config import differing_keys, read_config
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.data.low_resolution import LEVEL, LOW_RESOLUTION
+from score_diffusion.run.data.mirroring import check_mirroring
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError
@@ -283,6 +284,8 @@ def assemble_trainer(config: ConfigDict, dataset: Dataset, model: Model, device:
             "model.upscale conditions the network on small images: set training.conditional=True, which "
             "conditions it on labels or captions too if the data have them"
         )
+    if config.data.flip:
+        check_mirroring(dataset, section.conditional or section.objective in ENCODER_OF)
     group = processes.step_group(device, section.patience)
     ranks = None if group is None else Ranks(group, sharded=section.parallel == "fsdp")
     if section.channels_last and not (ranks and ranks.sharded):  # sharded weights keep the usual order

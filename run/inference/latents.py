@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from score_diffusion.run.console import advance_to, progress_bar
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.samplers import ODESampler, interpolate
 
@@ -28,7 +27,7 @@ def encode(trained: TrainedModel, sampler: ODESampler, x: Tensor, batch_size: in
         x: Samples, float32 (n, *shape).
         batch_size: Samples encoded at a time.
     """
-    score, codes = sampling_score(trained), []
+    score, codes = trained.sampling_score(), []
     starts = range(0, len(x), batch_size)
     with progress_bar(None, "encoding", "step", delay=DELAY) as bar:
         for number, first in enumerate(starts):
@@ -51,7 +50,7 @@ def decode(trained: TrainedModel, sampler: ODESampler, codes: Tensor, batch_size
         codes: Codes, float32 (n, *shape).
         batch_size: Codes decoded at a time.
     """
-    score, parts, nfe = sampling_score(trained), [], 0
+    score, parts, nfe = trained.sampling_score(), [], 0
     starts = range(0, len(codes), batch_size)
     with progress_bar(None, "decoding", "step", delay=DELAY) as bar:
         for number, first in enumerate(starts):

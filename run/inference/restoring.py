@@ -13,7 +13,6 @@ from score_diffusion.run.console import advance_to, progress_bar
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.inference.measurements import Measurements, to_user
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.samplers.inverse import Restorer
 from score_diffusion.sde_lib import generator_for
@@ -82,7 +81,7 @@ def draw_posteriors(
         request: Which samples to draw.
     """
     inputs, samples = len(measurements.y), request.num_samples
-    score, cond = sampling_score(trained), trained.conditions.of(range(1))
+    score, cond = trained.sampling_score(), trained.conditions.of(range(1))
     batches = list(split(processes.own_share(inputs * samples), samples, request.batch_size))
     drawn: list[tuple[np.ndarray, int, float | None]] = []
     with progress_bar(None, "restoring", "step") as bar:

@@ -18,7 +18,7 @@ from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic
 from score_diffusion.run.image_grids import png_bytes, rgb, shortened, slices
-from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
+from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.samplers import Sampler
 from score_diffusion.sde_lib import SDE, expand
 
@@ -105,7 +105,7 @@ def draw_frames(trained: TrainedModel, sampler: Sampler, seed: int, count: int) 
         Shape (steps + 2, count, *shape).
     """
     cond = trained.conditions.of(range(count))
-    score, shape = trained.guide(in_fixed_batches(trained.score)), (count, *trained.data.shape)
+    score, shape = trained.sampling_score(), (count, *trained.data.shape)
     with progress_bar(None, "filming", "step", delay=DELAY) as bar:
 
         def on_step(i: int, n: int) -> None:

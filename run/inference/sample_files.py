@@ -21,11 +21,10 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_numbered
 from score_diffusion.run.inference.costs import announce_duration, refuse_too_many_samples
 from score_diffusion.run.inference.sample_exports import ENDINGS, check_exports, draw_frames, export
-from score_diffusion.run.inference.trained_model import TrainedModel, in_fixed_batches
+from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.json_files import LARGEST_FILE, check_fields
 from score_diffusion.run.key_types import Values
 from score_diffusion.samplers import Cost, Sampler
-from score_diffusion.sde_lib import ScoreFunction
 
 SAMPLES = "samples"
 PICTURED = 400  # the most images in a picture
@@ -151,11 +150,6 @@ def _write_others(
     return written + export(request.save, stem, trained, samples, frames)
 
 
-def sampling_score(trained: TrainedModel) -> ScoreFunction:
-    """The score(x, t, cond) that samples are drawn with: its values do not depend on the batch."""
-    return trained.guide(in_fixed_batches(trained.score))
-
-
 def draw(
     trained: TrainedModel, sampler: Sampler, indices: range, seed: int, batch_size: int
 ) -> list[tuple[np.ndarray, int]]:
@@ -167,7 +161,7 @@ def draw(
     Returns:
         For each batch its raw pixels or points, and the network evaluations of the sample that took most.
     """
-    score = sampling_score(trained)
+    score = trained.sampling_score()
     starts = range(indices.start, indices.stop, batch_size)
     batches = []
     with progress_bar(None, "sampling", "step") as bar:

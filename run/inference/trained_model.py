@@ -124,6 +124,10 @@ class TrainedModel:
         cond = self.conditions.of(indices, self.device)
         return self.score if cond is None else ConditionalScore(self.score, cond)
 
+    def sampling_score(self) -> ScoreFunction:
+        """The score(x, t, cond) that samples are drawn with: its values do not depend on the batch."""
+        return self.guide(in_fixed_batches(self.score))
+
     def record(self) -> dict[str, object]:
         """Which weights a result is of, for its JSON file."""
         return {"weights": self.weights, "checkpoint": self.choice.checkpoint}

@@ -141,7 +141,7 @@ class Run:
             nfe: Network evaluations per sample at most.
             grid: The time grid, a name in `score_diffusion.samplers.GRIDS` or "fitted".
             label: The classes that are drawn, in turn; -1 for no class and no text.
-            prompt: The texts that are drawn, in turn; with guidance="clip", the caption that is guided to.
+            prompt: The texts that are drawn, in turn; with guidance="clip", the one that is guided to, too.
             guidance: cfg, autoguidance, ..., as `--guidance`; "none" for none.
             scale: Scale of the guidance.
             negative: The class or the text that cfg guides away from, in place of none.
@@ -158,8 +158,6 @@ class Run:
         named |= dict(batch_size=batch_size, guidance=guidance)
         if scale is not None:
             named[f"{guidance or self.config.sampling.guidance}.scale"] = scale
-        if guidance == "clip" and prompt is not None:
-            named["clip.prompt"], prompt = prompt_text(prompt), None
         if negative is not None:
             named["cfg.negative"] = str(negative)
         config, trained = self._models.chosen(named, label, prompt, settings, with_guidance)

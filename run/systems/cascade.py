@@ -20,9 +20,10 @@ from dataclasses import replace
 import torch
 
 from score_diffusion.models.conditions import condition_sizes
+from score_diffusion.run.config import with_values
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.conditioning import takes_text
+from score_diffusion.run.inference.conditioning import ALL, NONE, takes_text
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.systems.chain import Chain, ScoreStage, StageRun, StageSamples, stage_seed
 
@@ -61,9 +62,10 @@ class Cascade(Chain):
                     f"stage {run.name} of a cascade enlarges images, and {run.path} does not: train it with "
                     f"--config.{run.name}.model.upscale=2"
                 )
-        stages = [ScoreStage.load(run, device) for run in runs.values()]
-        for before, run, stage in zip(stages, others, stages[1:], strict=False):
-            _check_fits(before, stage, run)
+        stages = [ScoreStage.load(first, device)]
+        for run in others:
+            stages.append(ScoreStage.load(_as_the_first(run, stages[0]), device))
+            _check_fits(stages[-2], stages[-1], run)
         return cls(runs, stages)
 
     def draw(self, indices: range, seed: int) -> dict[str, StageSamples]:
@@ -71,8 +73,9 @@ class Cascade(Chain):
         drawn = {first.name: first.draw(indices, seed)}
         before = drawn[first.name]
         for stage in others:
-            given = _given(stage.trained, before, self.conditions, indices)
-            drawn[stage.name] = before = stage.draw(indices, stage_seed(seed, stage.name), given)
+            own_seed = stage_seed(seed, stage.name)
+            given = _given(stage.trained, before, self.conditions, indices, own_seed)
+            drawn[stage.name] = before = stage.draw(indices, own_seed, given)
         return drawn
 
     def facts(self) -> list[tuple[str, object]]:
@@ -85,6 +88,15 @@ class Cascade(Chain):
     @property
     def conditions(self) -> SampleConditions:
         return self.stages[0].trained.conditions
+
+
+def _as_the_first(run: StageRun, first: ScoreStage) -> StageRun:
+    """A stage that draws without class or text where the first stage does, unless one is chosen for it."""
+    section = run.config.sampling
+    chosen = section.label != ALL or section.prompt or section.prompts
+    if chosen or {"label", "text"} & {*first.trained.conditions.rows}:
+        return run
+    return replace(run, config=with_values(run.config, {"sampling.label": NONE}))
 
 
 def _check_fits(before: ScoreStage, stage: ScoreStage, run: StageRun) -> None:
@@ -114,14 +126,15 @@ def _check_fits(before: ScoreStage, stage: ScoreStage, run: StageRun) -> None:
 
 
 def _given(
-    trained: TrainedModel, before: StageSamples, conditions: SampleConditions, indices: range
+    trained: TrainedModel, before: StageSamples, conditions: SampleConditions, indices: range, seed: int
 ) -> TrainedModel:
     """A model under what the stage before it drew, and the class or the text that the first stage drew."""
-    small = trained.data.scaling.user_to_model(torch.from_numpy(before.samples))
+    own, small = trained.conditions, trained.data.scaling.user_to_model(torch.from_numpy(before.samples))
     sizes = condition_sizes(trained.score)
     reads_text = takes_text(sizes, trained.vocabulary)
     rows = {
         kind: row for kind, row in conditions.rows.items() if kind in sizes or (kind == "text" and reads_text)
     }
     rows[LOW] = small.roll(indices.start % len(small), 0)  # sample k has row k mod n
-    return replace(trained, conditions=replace(trained.conditions, rows={**trained.conditions.rows, **rows}))
+    augmentation = None if own.augmentation is None else replace(own.augmentation, seed=seed)
+    return replace(trained, conditions=replace(own, rows={**own.rows, **rows}, augmentation=augmentation))

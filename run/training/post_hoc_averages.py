@@ -63,11 +63,15 @@ def inner_products(gamma_a: Numbers, t_a: Numbers, gamma_b: Numbers, t_b: Number
 def combination_coefficients(
     gammas: Sequence[float], times: Sequence[float], gamma: float, t: float
 ) -> np.ndarray:
-    """The x_i that combine profiles (gammas[i], times[i]) to the profile (gamma, t), shape (n,), float64."""
+    """The x_i that combine profiles (gammas[i], times[i]) to the profile (gamma, t), shape (n,), float64.
+
+    They are scaled to sum 1, as in the authors' code: weights that never change are their own average.
+    """
     gamma_i, t_i = np.asarray(gammas, np.float64), np.asarray(times, np.float64)
     A = inner_products(gamma_i[:, None], t_i[:, None], gamma_i, t_i)  # (n, n)
     b = inner_products(gamma_i, t_i, np.float64(gamma), np.float64(t))  # (n,)
-    return np.linalg.lstsq(A, b, rcond=None)[0]  # profiles that nearly coincide make A nearly singular
+    x = np.linalg.lstsq(A, b, rcond=None)[0]  # profiles that nearly coincide make A nearly singular
+    return x / x.sum()
 
 
 def save_snapshot(workdir: Path, step: int, averages: Averages) -> None:

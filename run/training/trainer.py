@@ -101,13 +101,13 @@ class Trainer:
             self._shard(model)
             averages.transform(self._shard)
         self._training_model = with_network(model, self._training_network)
+        named = dict(model.named_parameters())
         own = {
             f"objective.{n}": weights for n, weights in objective.named_parameters() if weights.requires_grad
         }
-        named = dict(model.named_parameters()) | own
-        self._parameters = [*named.values()]
-        self.device = self._parameters[0].device
-        self.optimizer = torch.optim.Adam([*named.items()], lr=settings.learning_rate(0), fused=True)
+        self._of_model, self._of_objective = [*named.values()], [*own.values()]
+        self.device = self._of_model[0].device
+        self.optimizer = torch.optim.Adam([*(named | own).items()], lr=settings.learning_rate(0), fused=True)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=settings.dtype == torch.float16)
         self.step = 0
 
@@ -129,6 +129,8 @@ class Trainer:
     def advance(self) -> None:
         """One optimizer step."""
         rank, ranks, micro_batches = processes.rank(), processes.world_size(), self.settings.micro_batches
+        if self.objective.needs_whole_batch:
+            rank, ranks = 0, 1  # the same on every rank
         stream = (rank,) if rank else ()  # ranks drop different numbers; rank 0 those of a single process
         torch.manual_seed(generator_for(self._seed, "dropout", self.step, *stream).initial_seed())
         for group in self.optimizer.param_groups:
@@ -140,7 +142,7 @@ class Trainer:
         losses = torch.cat([self.backward(batch.share(k, micro_batches)) for k in range(micro_batches)])
         own_gradients = [weights.grad for weights in self.objective.parameters() if weights.grad is not None]
         processes.average_over_ranks_(own_gradients, self._group)
-        self.finish(draw, processes.concatenate_over_ranks(losses, self._group))
+        self.finish(draw, processes.concatenate_over_ranks(losses, self._group if ranks > 1 else None))
         self.objective.after_step([self.model, *self.averages.modules], self._group)
 
     def backward(self, batch: Batch) -> Tensor:
@@ -159,8 +161,10 @@ class Trainer:
         """
         self.scaler.unscale_(self.optimizer)
         loss = weighted_mean(losses, batch.times)
-        norm = full_tensor(nn.utils.clip_grad_norm_(self._parameters, self.settings.grad_clip))
+        norm = self._clipped_norm(self._of_model)
         ok = loss.isfinite() & norm.isfinite()
+        if self._of_objective:  # such as a discriminator, whose gradient says nothing about the model's
+            ok = ok & self._clipped_norm(self._of_objective).isfinite()
         fused: Any = self.optimizer
         fused.grad_scale, fused.found_inf = None, (~ok).float()
         self.optimizer.step()
@@ -169,6 +173,10 @@ class Trainer:
         self._update_times(batch, losses, ok)
         self.statistics.add(self.step, ok, loss, norm, losses, None if batch.times is None else batch.times.t)
         self.step += 1
+
+    def _clipped_norm(self, parameters: list[nn.Parameter]) -> Tensor:
+        """The norm of a gradient, shape (), which is then bounded."""
+        return full_tensor(nn.utils.clip_grad_norm_(parameters, self.settings.grad_clip))
 
     def _update_times(self, batch: BatchDraw | Batch, losses: Tensor, ok: Tensor) -> None:
         """Lets the choice of times learn from the losses, or leaves it as it was where `ok` is false."""
@@ -240,7 +248,7 @@ class Trainer:
         """Where the state is sharded, the present one, into which a checkpoint is read before `restore`."""
         if not self._sharded:
             return None
-        for weights in self._parameters:
+        for weights in (*self._of_model, *self._of_objective):
             weights.grad = torch.zeros_like(weights)
         self.optimizer.step()  # makes the optimizer's state, and changes nothing where the gradient is 0
         return self.checkpoint(0.0)

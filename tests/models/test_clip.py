@@ -38,7 +38,10 @@ def test_logits_are_scaled_cosines():
     torch.testing.assert_close(images.norm(dim=1), torch.full((3,), 1 / 0.07))
     with torch.no_grad():
         net.log_scale.fill_(10.0)
+    net.bound_scale()
     torch.testing.assert_close(net(x, noise).norm(dim=1), torch.full((3,), 100.0))
+    net(x, noise, captions).sum().backward()
+    assert net.log_scale.grad != 0  # so that training can lower it again
 
 
 def test_captions_may_be_words():

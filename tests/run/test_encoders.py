@@ -20,7 +20,6 @@ from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.data.info import load_data, read_data_info
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
 
 CPU = torch.device("cpu")
@@ -92,7 +91,7 @@ def test_a_classifier_guides_an_unconditional_model(encoders: dict[str, Path], t
     model = guided(trained, *guide, ("sampling.classifier.scale", "2"), ("sampling.label", "7,3"))
     assert model.conditions.labels(3).tolist() == [7, 3, 7] and model.conditions.names(2) == ["7", "3"]
     x, t, cond = torch.randn(3, 1, 8, 8), torch.tensor([0.2, 0.5, 0.9]), model.conditions.of(range(3))
-    found = sampling_score(model)(x, t, cond) - plain.score(x, t)
+    found = model.sampling_score()(x, t, cond) - plain.score(x, t)
     classifier = model.guide(model.score).gradient._log_prob.classifier
     z = x.clone().requires_grad_()
     log_probs = classifier(z, t).log_softmax(1)[torch.arange(3), torch.tensor([7, 3, 7])]
@@ -122,7 +121,7 @@ def test_a_caption_guides(encoders: dict[str, Path], trained: Path, capsys):
     clip = model.guide(model.score).gradient._log_prob.image_encoder.score
     z = x.clone().requires_grad_()
     (expected,) = torch.autograd.grad(clip(z, t, caption_bytes([caption])).sum(), z)
-    found = sampling_score(model)(x, t) - plain.score(x, t)
+    found = model.sampling_score()(x, t) - plain.score(x, t)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -257,6 +256,9 @@ def test_encoders_learn_from_the_captions_of_the_data(tmp_path: Path, capsys, re
     assert [row["step"] for row in rows(run) if "held_out_accuracy" in row] == [2, 4]
     model, _ = load_encoder(run, read_config(run), CPU)
     assert model.net.encode_text(words.encode(["a red circle"])).shape == (1, 64)
+    divided = ("--config.training.accumulate=2",)
+    message = refused(train_encoder("clip_shapes", tmp_path / "other", *SHAPES, *divided))
+    assert "training.accumulate divides a batch, and a contrastive pair compares each image with" in message
     wrong = ("--config.model.encoder_words=5",)
     message = refused(train_encoder("clip_shapes", tmp_path / "other", *SHAPES, *wrong))
     assert (

@@ -15,7 +15,6 @@ from score_diffusion.run.builders.guidance import GUIDES, load_guided
 from score_diffusion.run.config import apply_overrides, read_config
 from score_diffusion.run.constructor_keys import guidance_keys
 from score_diffusion.run.errors import UserError
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
 from score_diffusion.samplers.guidance import GUIDANCE
 from tests.run.conftest import TINY
@@ -67,13 +66,13 @@ def test_classifier_free_guidance_is_the_extrapolated_score(conditional: Path):
     score = trained.score
     expected = 3 * score(x, t, {"label": label}) - 2 * score(x, t)
     torch.testing.assert_close(
-        sampling_score(trained)(x, t, {"label": label}), expected, rtol=1e-4, atol=1e-4
+        trained.sampling_score()(x, t, {"label": label}), expected, rtol=1e-4, atol=1e-4
     )
     negative = guided(conditional, ("sampling.guidance", "cfg"), ("sampling.cfg.negative", "9"))
     away = {"label": torch.full((4,), 9)}
     expected = 2 * score(x, t, {"label": label}) - score(x, t, away)
     torch.testing.assert_close(
-        sampling_score(negative)(x, t, {"label": label}), expected, rtol=1e-4, atol=1e-4
+        negative.sampling_score()(x, t, {"label": label}), expected, rtol=1e-4, atol=1e-4
     )
 
 
@@ -105,7 +104,7 @@ def test_an_earlier_checkpoint_guides_its_own_run(cli: Callable[..., int], condi
     early = guided(conditional, ("sampling.checkpoint", "4"))
     x, t, cond = torch.randn(4, 1, 8, 8), torch.full((4,), 0.5), {"label": torch.arange(4)}
     expected = 2 * trained.score(x, t, cond) - early.score(x, t, cond)
-    torch.testing.assert_close(sampling_score(trained)(x, t, cond), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(trained.sampling_score()(x, t, cond), expected, rtol=1e-4, atol=1e-4)
     assert "after 4 training steps" in trained.guided_by
 
 

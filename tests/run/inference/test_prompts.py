@@ -19,7 +19,6 @@ from score_diffusion.run.data.load import load_dataset
 from score_diffusion.run.data.options import DataOptions
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.prompts import read_prompts
-from score_diffusion.run.inference.sample_files import sampling_score
 from score_diffusion.run.main import main
 from tests.run.conftest import TINY
 
@@ -161,14 +160,14 @@ def test_guidance_from_a_negative_prompt(run: Path):
     assert (given - away).abs().max() > 1e-4 < (given - null).abs().max()
     for model, other in ((trained, null), (guided(("sampling.cfg.negative", EIGHT)), away)):
         assert torch.equal(model.conditions.of(range(3))["text"], seven.expand(3, -1))
-        score = sampling_score(model)(x, t, model.conditions.of(range(4)))
+        score = model.sampling_score()(x, t, model.conditions.of(range(4)))
         torch.testing.assert_close(score, other + 3 * (given - other), rtol=1e-4, atol=1e-4)
     bounded = guided(("sampling.threshold", "0.9"))
     assert "dynamic thresholding at 0.9" in bounded.guided_by and "cfg, scale 3" in bounded.guided_by
     x_0 = (x + 5 * torch.randn_like(x)) * 10
     assert not torch.equal(
-        sampling_score(bounded)(x_0, t, bounded.conditions.of(range(4))),
-        sampling_score(trained)(x_0, t, trained.conditions.of(range(4))),
+        bounded.sampling_score()(x_0, t, bounded.conditions.of(range(4))),
+        trained.sampling_score()(x_0, t, trained.conditions.of(range(4))),
     )
 
 

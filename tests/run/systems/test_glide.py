@@ -24,7 +24,7 @@ def test_one_prompt_conditions_and_guides(tmp_path: Path, capsys):
     follow = (*SMALL, f"--config.training.run={text}")
     assert main(["--mode", "train", "--config", "clip_digits", "--workdir", str(clip), *follow]) == 0
     capsys.readouterr()
-    guide = ("--config.sampling.guidance=clip", f"--config.sampling.clip.run={clip}", "--nfe=2")
+    guide = (*("--guidance", "clip"), f"--config.sampling.clip.run={clip}", "--nfe=2")
     prompt = ("--prompt", "a small red square", "--config.sampling.num_samples=2")
     assert main(["--mode", "sample", "--workdir", str(text), *guide, *prompt]) == 0
     out = capsys.readouterr().out

@@ -13,6 +13,8 @@ import torch
 
 from score_diffusion.run.checkpoints import checkpoint
 from score_diffusion.run.main import main
+from score_diffusion.run.systems.cascade import _given
+from score_diffusion.run.systems.chain import StageSamples, stage_seed
 from score_diffusion.run.systems.configuration import read_stages
 from score_diffusion.run.systems.kinds import load_chain
 from score_diffusion.run.systems.system import read_system
@@ -91,6 +93,27 @@ def test_samples_do_not_depend_on_the_batch(finished: Path):
         assert np.array_equal(whole[name].samples[2:], part[name].samples)
     other = chain.draw(range(0, 5), 4)
     assert not np.array_equal(other["x8"].samples, whole["x8"].samples)
+
+
+def test_what_is_drawn_without_a_class_is_enlarged_without_one(tmp_path: Path):
+    assert train(tmp_path / "system", "--config.base.training.conditional=False") == 0
+    system = read_system(tmp_path / "system")
+    for overrides, expected in ([], [-1]), ([("x8.sampling.label", "3,5")], [3, 5]):
+        chain = load_chain(system, read_stages(system, overrides, "sample"), torch.device("cpu"))
+        assert "label" not in chain.stages[0].trained.conditions.rows
+        assert chain.last.conditions.rows["label"].tolist() == expected
+
+
+def test_each_stage_has_noise_of_its_own_in_the_small_images(finished: Path):
+    chain = load_chain(
+        read_system(finished), read_stages(read_system(finished), (), "sample"), torch.device("cpu")
+    )
+    small = StageSamples(np.zeros((2, 1, 4, 4), np.float32), 1)
+    noised = [
+        _given(chain.last, small, chain.conditions, range(2), seed).conditions.of(range(2))["low_resolution"]
+        for seed in (stage_seed(0, "x8"), stage_seed(0, "x16"), stage_seed(0, "x8"))
+    ]
+    assert torch.equal(noised[0], noised[2]) and not (noised[0] == noised[1]).any()
 
 
 def test_the_files_of_samples(system: Path, capsys):

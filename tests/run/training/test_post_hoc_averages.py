@@ -59,13 +59,28 @@ def test_the_combination_is_the_nearest_in_the_mean_square():
     wanted = profile(gamma, 800.0)
     profiles = np.stack([profile(g, t) for g, t in zip(gammas, times, strict=True)], 1)
     ours = profiles @ combination_coefficients(gammas, times, gamma, 800.0)
-    fitted = profiles @ np.linalg.lstsq(profiles, wanted, rcond=None)[0]
+    fit = np.linalg.lstsq(profiles, wanted, rcond=None)[0]
+    fitted = profiles @ (fit / fit.sum())
     assert np.linalg.norm(ours - wanted) == pytest.approx(np.linalg.norm(fitted - wanted), rel=0.01)
     assert np.linalg.norm(ours - wanted) < 0.02 * np.linalg.norm(wanted)
     exact = combination_coefficients(
         gammas, times, gammas[-1], 800.0
     )  # a profile that is there is taken as it is
     assert np.abs(exact - np.eye(16)[-1]).max() < 1e-6
+
+
+@pytest.mark.parametrize("width", [0.02, 0.05, 0.07, 0.2, 0.25])
+def test_weights_that_never_change_are_their_own_average(width: float, tmp_path: Path):
+    """With few snapshots, too, and so are buffers."""
+    model = nn.BatchNorm1d(5)
+    model.register_buffer("frequencies", torch.linspace(0.5, 3, 4))
+    averages = Averages(model, 0.999, sigma_rels=WIDTHS)
+    for step in range(60):
+        averages.update(model, torch.tensor(True))
+        if (step + 1) % 20 == 0:
+            save_snapshot(tmp_path, step + 1, averages)
+    for name, value in reconstruct(tmp_path, saved(averages), WIDTHS, width).items():
+        torch.testing.assert_close(value, model.state_dict()[name])
 
 
 @pytest.fixture

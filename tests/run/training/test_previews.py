@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from score_diffusion.run import plots
+from score_diffusion.run.builders.previews import _preview_conditions
+from score_diffusion.run.config import apply_overrides, load_config
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.toys import load_digits
 from score_diffusion.run.training.previews import REAL_PICTURE, Preview
@@ -53,6 +55,17 @@ def test_polling_may_end_the_drawing(drawn: list[np.ndarray], tmp_path: Path):
     with pytest.raises(InterruptedError):
         preview(10, 10).save(tmp_path / "a.png", score, CPU, poll)
     assert len(polls) == 3 and not drawn
+
+
+@pytest.mark.parametrize(("trained", "level"), [(0.0, 0.0), (0.05, 0.05), (0.3, 0.1)])
+def test_an_enlarging_network_previews_no_noise_that_it_was_not_trained_for(trained: float, level: float):
+    keys = [
+        ("model.upscale", "2"),
+        ("training.conditional", "True"),
+        ("training.augment_noise", str(trained)),
+    ]
+    config = apply_overrides(load_config("vpsde"), keys)
+    assert _preview_conditions(config, load_digits(), 2).augmentation.level == level
 
 
 def test_real_data_have_a_picture_to_compare_samples_with(finished_run: Path, tmp_path: Path):

@@ -74,8 +74,8 @@ def test_micro_batches_are_equal_to_the_batch(times: str, make: Callable):
         whole.advance()
         parts.advance()
     a, b = state(whole), state(parts)
-    for key in a:
-        torch.testing.assert_close(a[key], b[key], rtol=0, atol=1e-6)
+    for key in a:  # Adam makes of the rounding of a small gradient up to 1 % of its steps of 5e-4
+        torch.testing.assert_close(a[key], b[key], rtol=0, atol=5e-6)
     assert whole.statistics.summary().loss == pytest.approx(parts.statistics.summary().loss, abs=1e-6)
 
 
@@ -183,6 +183,15 @@ def test_an_objective_may_have_parameters_of_its_own(make: Callable, tmp_path):
     now = trainer.objective.state_dict()
     assert all(torch.equal(now[name], value) for name, value in other.objective.state_dict().items())
     assert any(not torch.equal(now[name], value) for name, value in saved.objective.items())
+
+
+def test_the_gradients_of_model_and_objective_are_bounded_each(make: Callable):
+    """A steep objective does not slow the model down."""
+    trainer = make(training__objective="uncertainty", training__grad_clip=1e-3)
+    trainer.advance()
+    for module in (trainer.model, trainer.objective):
+        gradients = [weights.grad for weights in module.parameters() if weights.grad is not None]
+        assert torch.nn.utils.get_total_norm(gradients).item() == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_what_a_converted_checkpoint_lacks_starts_afresh(make: Callable, tmp_path):
