@@ -105,7 +105,7 @@ def save_image_table(
         limits: The values that are black and white; None takes them from the first column.
         heat: The columns that are shown in colours from 0 up to their largest value.
     """
-    images = {name: x if x.ndim == 4 else x[:, :, x.shape[2] // 2] for name, x in columns.items()}
+    images = {name: slices(x) for name, x in columns.items()}
     limits = contrast(next(iter(images.values()))) if limits is None else limits
     rows = len(next(iter(images.values())))
     figure = Figure(figsize=(1.15 * len(images) + 0.2, 1.25 * rows + 0.6), layout="constrained")

@@ -20,9 +20,10 @@ from score_diffusion.run.build import build_sampler, build_sde
 from score_diffusion.run.builders.data import load_shown_data
 from score_diffusion.run.builders.evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.builders.guidance import load_guided
-from score_diffusion.run.config import Overrides, read_config, read_run
+from score_diffusion.run.config import CONFIG_FILE, Overrides, read_config, read_run
 from score_diffusion.run.console import print_result, print_table
 from score_diffusion.run.constructor_keys import NO_GUIDANCE
+from score_diffusion.run.data.info import read_data_info
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.errors import UserError, some_of
 from score_diffusion.run.evaluation.evaluator import Evaluator
@@ -60,6 +61,7 @@ def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: t
         raise UserError(
             "--mode compare needs run directories, or results of --mode evaluate: compare RUN RUN ..."
         )
+    _refuse_other_data([run for run in runs if (run / CONFIG_FILE).exists()], overrides)
     records: list[Record] = []
     for run in runs:
         found = _read(run) if run.suffix == ".json" else _measure(run, overrides, workdir, device)
@@ -84,6 +86,25 @@ def compare(runs: Sequence[Path], overrides: Overrides, workdir: Path, device: t
     ]
     print_result(_title(records), rows)
     return 0
+
+
+def _refuse_other_data(runs: Sequence[Path], overrides: Overrides) -> None:
+    """Refuses runs of different data before samples are drawn, unless one set of data is named for all.
+
+    Raises:
+        UserError: If they are.
+    """
+    if any(key.startswith("data.") for key, _ in overrides):
+        return
+    infos = [read_data_info(run) for run in runs]
+    shown = [info.decoded or info for info in infos]
+    for run, info in zip(runs[1:], shown[1:], strict=True):
+        if any(getattr(info, key) != getattr(shown[0], key) for key in ("name", "shape", "levels", "digest")):
+            raise UserError(
+                f"{runs[0]} and {run} cannot be compared, they were trained on different data "
+                f"({shown[0].name!r}, {shown[0]}; {info.name!r}, {info}): name data for both with "
+                "--config.data.path="
+            )
 
 
 def _setting(overrides: Overrides, name: str) -> tuple:

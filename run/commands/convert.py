@@ -15,12 +15,11 @@ of `sde` and `model` given on the command line take precedence. What a network w
 
 from __future__ import annotations
 
-import functools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import cast
 
@@ -243,7 +242,7 @@ def _configured(
         for key, value in implied.items():
             section, _, name = key.rpartition(".")
             if key not in dict(overrides):
-                functools.reduce(ConfigDict.get, section.split("."), config)[name] = value
+                reduce(ConfigDict.get, section.split("."), config)[name] = value
     return config.lock(), (config.data.channels or COLOURS, *size), ()
 
 

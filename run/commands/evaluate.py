@@ -135,11 +135,11 @@ def compare_with_data(
 
 def _figure_rows(figures: Figures, real: Figures) -> list[tuple[str, object]]:
     """The figures of the samples, what they would change by for half as many, and those of real data."""
-    rows: list[tuple[str, object]] = [("", f"{'samples':<20}{'half as many':<16}real data")]
+    rows: list[tuple[str, object]] = [("", f"{'samples':<20} {'half as many':<16} real data")]
     for name, figure in figures.items():
         change = figure.change_on_halving
         changed = "" if change is None else f"{change:+.2g}"
-        row = f"{in_words(figure):<20}{changed:<16}{in_words(real[name]) if name in real else ''}"
+        row = f"{in_words(figure):<20} {changed:<16} {in_words(real[name]) if name in real else ''}"
         rows.append((name_in_words(name), row.rstrip()))
     return rows
 

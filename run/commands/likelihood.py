@@ -92,6 +92,11 @@ def likelihood(config: ConfigDict, workdir: Path, device: torch.device) -> int:
             f"likelihood.classify={section.classify} needs a model that was trained with class labels: set "
             "training.conditional=True in training, or likelihood.classify=none here"
         )
+    if section.dequantization == "gaussian" and dataset.levels is None:
+        warn(
+            "likelihood.dequantization=gaussian adds the chain's first noise to numbers, too, and the figure "
+            "is a bound: uniform leaves numbers as they are"
+        )
     other = other_data(config, trained)
     start = time.perf_counter()
     if "ode" in FIGURES[section.method]:

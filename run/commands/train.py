@@ -57,6 +57,7 @@ from score_diffusion.run.training.run_directory import (
 from score_diffusion.run.training.session import Outcome, train_in_directory
 from score_diffusion.run.training.trainer import Trainer
 
+MOST_NAMED = 4  # settings of another run
 OF_RUN = ("seed", "data", "sde", "model", "training")  # sections that decide what is trained
 
 
@@ -175,8 +176,15 @@ def _check_same_run(config: ConfigDict, workdir: Path, resumes: bool) -> None:
         fixed = [key for key in differing_keys(saved, config) if key.startswith(("sde.", "model."))]
     if fixed:
         before, now = flatten(saved), flatten(config)
-        changes = ", ".join(f"{key} is {before.get(key)!r} there and {now.get(key)!r} here" for key in fixed)
-        raise UserError(f"{workdir} holds a run with other settings ({changes}): give another --workdir")
+        in_both = [key for key in fixed if key in before and key in now] or fixed
+        changes = [
+            f"{key} is {before.get(key, 'absent')!r} there and {now.get(key, 'absent')!r} here"
+            for key in in_both[:MOST_NAMED]
+        ]
+        more = f", and {len(fixed) - len(changes)} more" if len(fixed) > len(changes) else ""
+        raise UserError(
+            f"{workdir} holds a run with other settings ({', '.join(changes)}{more}): give another --workdir"
+        )
 
 
 def _is_ours(path: Path) -> bool:

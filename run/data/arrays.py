@@ -161,10 +161,20 @@ class NumberArray(ArraySource):
 
     def check_finite(self, source: str) -> None:
         """Raises a UserError if a number is NaN, infinite, or beyond float32."""
-        limit = np.finfo(np.float32).max
         for chunk in self.chunks(torch.arange(len(self)), "checking numbers"):
-            if not (np.abs(self.rows(chunk)) <= limit).all():
-                raise UserError(f"{source} holds NaN or infinite values: remove those samples")
+            check_finite(self.rows(chunk), source)
+
+
+def check_finite(numbers: np.ndarray, source: str) -> None:
+    """Raises a UserError if a number is NaN, infinite, or beyond float32."""
+    sizes, limit = np.abs(numbers), np.finfo(np.float32).max
+    if not np.isfinite(sizes).all():
+        raise UserError(f"{source} holds NaN or infinite values: remove those samples")
+    if not (sizes <= limit).all():
+        raise UserError(
+            f"{source} holds numbers of up to {sizes.max():.2g}, more than float32 can hold ({limit:.2g}): "
+            "divide them by a constant"
+        )
 
 
 def standardize(

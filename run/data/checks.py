@@ -8,6 +8,7 @@ import torch
 
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.dataset import Dataset
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.data.sources import subset_in_memory
 
 LOOKED_AT = 256  # samples of a stream
@@ -24,6 +25,21 @@ def warn_of_oddities(dataset: Dataset) -> None:
     oddities = _levels(samples, dataset.levels) if dataset.levels else _numbers(samples)
     for sentence in (*oddities, *_conditions(dataset)):
         warn(f"data {dataset.name}: {sentence}")
+
+
+def warn_of_unsigned_brightness(low: float, scaling: Scaling, source: str) -> None:
+    """Warns if brightness, which is -1 for black and 1 for white, may have been given from 0 to 1.
+
+    Args:
+        low: The smallest value.
+        scaling: The scaling of the run's data; numbers have no brightness.
+        source: What to call the samples.
+    """
+    if scaling.levels is not None and low >= 0:
+        warn(
+            f"{source} are brighter than mid-grey everywhere, as -1 is black and 1 is white: give values "
+            f"from 0 to 1 as 2x - 1, or as whole numbers from 0 to {scaling.levels - 1}"
+        )
 
 
 def _conditions(dataset: Dataset) -> Iterator[str]:

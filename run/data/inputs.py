@@ -19,6 +19,7 @@ from torch import Tensor
 
 from score_diffusion.run.console import warn
 from score_diffusion.run.data.array_files import read_array_files
+from score_diffusion.run.data.checks import warn_of_unsigned_brightness
 from score_diffusion.run.data.decoding import MODES, ImagePreparation, high_bits
 from score_diffusion.run.data.image_source import image_split
 from score_diffusion.run.data.images import FileImages, Files, Folder, Zip
@@ -80,6 +81,8 @@ class InputReader:
             raise UserError(f"{text} holds NaN or infinite values: replace them")
         if self.scaling.levels and max(-low, high) > 1 + 1e-6:
             raise UserError(f"{text} must hold brightness from -1 to 1, got {low:g} to {high:g}")
+        if is_array_file(paths):
+            warn_of_unsigned_brightness(low, self.scaling, text)
         return inputs
 
     def measurements(self, text: str, shape: Shape, what: str, images: bool) -> Inputs:

@@ -8,10 +8,11 @@ numbers are standardized by the training set, and data that fit in data.memory_g
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from score_diffusion.run.console import warn
 from score_diffusion.run.data.archives import CIFAR_CLASSES, find_cifar, find_idx, read_cifar, read_idx
 from score_diffusion.run.data.array_files import array_splits, is_array_folder, read_array_files
 from score_diffusion.run.data.arrays import standardize
@@ -106,10 +107,23 @@ def load_arrays(given: object, options: DataOptions) -> Dataset:
     return _dataset(array_splits(arrays_of(given, what), what, options), options, "own data", what, None)
 
 
+RESERVED = {"-1": "no class", "all": "all classes"}
+"""Names that a class cannot have, by what `--label` takes them for."""
+
+
+def _check_class_names(classes: Sequence[str], source: str) -> None:
+    for name, meaning in RESERVED.items():
+        if name in classes:
+            raise UserError(f"{source} has a class {name!r}, which means {meaning} to --label: rename it")
+
+
 def _dataset(
     splits: Splits, options: DataOptions, name: str, source: str, scaling: Scaling | None
 ) -> Dataset:
     """The data set of a source: held out, standardized, and in memory if it fits."""
+    _check_class_names(splits.classes, source)
+    if splits.levels is not None and options.standardize != "auto":
+        warn(f"data.standardize is for numbers, and {source} holds images: it changes nothing")
     splits, digest = hold_out(splits, options.seed, source)
     splits, vocabulary = encode_captions(splits, options.tokenizer, source)
     if splits.levels is None:

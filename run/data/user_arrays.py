@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_diffusion.run.data.checks import warn_of_unsigned_brightness
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.sde_lib import quantize
@@ -64,6 +65,7 @@ def to_stored(array: object, shape: tuple[int, ...], scaling: Scaling) -> Tensor
             raise UserError(
                 "brightness must be between -1 and 1: give the grey levels as whole numbers instead"
             )
+        warn_of_unsigned_brightness(samples.min(), scaling, "the samples")
         return quantize(torch.tensor(samples), scaling.levels).to(torch.uint8)
     if samples.min() < 0 or samples.max() >= scaling.levels:
         raise UserError(

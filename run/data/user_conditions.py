@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from score_diffusion.run.data.arrays import check_finite
 from score_diffusion.run.errors import UserError
 
 KINDS = ("vector", "tokens", "mask", "image")
@@ -70,10 +71,8 @@ def _numbers(name: str, array: np.ndarray, count: int, ndim: int, shape: str) ->
             f"{name} must be numbers of shape {shape} with N = {count}, the number of samples, got "
             f"{array.dtype} of shape {array.shape}"
         )
-    with np.errstate(over="ignore"):
-        values = np.array(array, np.float32, order="C")  # a copy: a mapped file cannot be written to
-    if not np.isfinite(values).all():
-        raise UserError(f"{name} holds NaN or infinite values: remove those samples")
+    check_finite(array, name)
+    values = np.array(array, np.float32, order="C")  # a copy: a mapped file cannot be written to
     return torch.from_numpy(values)
 
 

@@ -43,7 +43,9 @@ def chosen_conditions(
     """
     asks_for_classes = label not in (ALL, NONE)
     if asks_for_classes and "label" not in sizes:
-        raise UserError(f"sampling.label={label} needs a network with classes, and this one has none")
+        raise UserError(
+            f"sampling.label={label} needs a network with classes, and this one has none: set it to all"
+        )
     if asks_for_classes and not conditional:
         raise UserError(
             f"sampling.label={label} needs a model that was trained with class labels, and this one was "

@@ -80,6 +80,17 @@ def test_unlike_results_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_runs_of_different_data_are_refused_before_anything_is_drawn(
+    compare: Callable, trained: Path, tmp_path: Path, refused: Callable
+):
+    other = Path(shutil.copytree(trained, tmp_path / "other"))
+    record = json.loads((other / "data.json").read_text())
+    (other / "data.json").write_text(json.dumps({**record, "name": "letters"}))
+    message = refused(compare(trained, other, "--config.compare.nfe=4"))
+    assert "they were trained on different data" in message and "letters" in message
+    assert not list((trained / "samples").glob("*.npz"))
+
+
 def test_what_cannot_be_compared_is_refused_in_one_sentence(
     compare: Callable, trained: Path, tmp_path: Path, refused: Callable
 ):

@@ -87,6 +87,14 @@ def test_files_and_numbers(cli: Callable, tmp_path: Path, refused: Callable, cap
     assert "a path needs two ends" in refused(cli("interpolate", run, f"--input={tmp_path}/one.npy"))
 
 
+def test_a_single_held_out_sample_makes_no_pair(cli: Callable, tmp_path: Path, refused: Callable):
+    data, run = tmp_path / "two.npy", tmp_path / "run"
+    np.save(data, np.zeros((2, 4, 4), np.uint8) + np.arange(4, dtype=np.uint8))
+    small = ("--config.training.steps=1", "--config.training.held_out=0", "--config.training.batch_size=1")
+    assert cli("train", run, f"--config.data.path={data}", *small) == 0
+    assert "a pair takes two held-out samples, and there are 1" in refused(cli("interpolate", run))
+
+
 def test_ends_that_do_not_come_back_are_announced(
     cli: Callable, trained: Path, capsys, monkeypatch: pytest.MonkeyPatch
 ):

@@ -52,7 +52,7 @@ def test_image_files(tmp_path: Path):
     [
         ({"x": np.where(POINTS > 2, np.nan, POINTS)}, "NaN"),
         ({"x": np.full((4, 2), np.inf)}, "infinite"),
-        ({"x": np.full((4, 2), 1e300)}, "infinite"),
+        ({"x": np.full((4, 2), 1e300)}, r"numbers of up to 1e\+300, more than float32 can hold"),
         ({"x": POINTS[:, 0]}, "shape"),
         ({"x": IMAGES[0, 0]}, "shape"),
         ({"x": IMAGES.transpose(0, 2, 3, 1)[:, :, :, :, None]}, "shape"),

@@ -88,6 +88,14 @@ def test_arrays_of_grey_levels_and_of_numbers(suffix: str, tmp_path: Path):
         reader(17).truth(str(path), (1, 6, 8))
 
 
+def test_brightness_from_0_to_1_is_announced(tmp_path: Path, capsys):
+    numbers = RNG.uniform(0, 1, (4, 1, 6, 8))
+    for values, levels, warns in ((numbers, 17, True), (2 * numbers - 1, 17, False), (numbers, None, False)):
+        np.save(tmp_path / "x.npy", values)
+        reader(levels).truth(str(tmp_path / "x.npy"), (1, 6, 8))
+        assert ("give values from 0 to 1 as 2x - 1" in capsys.readouterr().err) == warns
+
+
 def test_arrays_of_other_layouts():
     x = RNG.normal(size=(2, 3, 4, 5))
     for given in (x, np.moveaxis(x, 1, -1)):

@@ -85,6 +85,20 @@ def test_keys_that_would_do_nothing_are_refused(tmp_path: Path):
             load_dataset(options)
 
 
+def test_standardizing_images_is_announced(tmp_path: Path, capsys):
+    np.save(tmp_path / "images.npy", np.arange(480, dtype=np.uint16).astype(np.uint8).reshape(10, 6, 8))
+    load(tmp_path / "images.npy", standardize="per_channel")
+    assert "data.standardize is for numbers, and" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "meaning"), [("-1", "no class"), ("all", "all classes")])
+def test_names_of_classes_that_label_takes_for_something_else(name: str, meaning: str, tmp_path: Path):
+    arrays = {"x_train": np.zeros((8, 4, 4), np.uint8), "y_train": np.array([name, "dog"] * 4)}
+    np.savez(tmp_path / "named.npz", **arrays)
+    with pytest.raises(UserError, match=f"has a class '{name}', which means {meaning} to --label: rename it"):
+        load(tmp_path / "named.npz")
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(
         UserError,

@@ -52,3 +52,8 @@ def test_numbers_are_standardized_and_come_back():
 def test_other_arrays_are_refused(array, shape, scaling, sentence):
     with pytest.raises(UserError, match=sentence):
         to_stored(array, shape, scaling)
+
+
+def test_brightness_from_0_to_1_is_announced(capsys):
+    to_stored(np.full((1, 1, 3, 4), 0.5), (1, 3, 4), LEVELS)
+    assert "give values from 0 to 1 as 2x - 1, or as whole numbers from 0 to 255" in capsys.readouterr().err

@@ -38,6 +38,11 @@ def test_settings_and_resuming(finished_run: Path, tiny: str, tmp_path: Path):
     assert config.training.schedule == "constant" and config.training.steps == 6
     with pytest.raises(UserError, match="holds a run with other settings"):
         train(tiny, tmp_path / "run", {"training.learning_rate": 1})
+    with pytest.raises(UserError) as refusal:
+        train("toy2d", tmp_path / "run", {"training.steps": 30})
+    message = str(refusal.value)
+    assert "data.name is 'digits' there and" in message and "more): give another" in message
+    assert "None there and None here" not in message and len(message) < 600
 
 
 def test_values_are_checked(tiny: str, tmp_path: Path):
