@@ -31,6 +31,7 @@ import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from benchmarks.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
 from score_diffusion import load_run, load_system
 from score_diffusion.run.console import silence
 from score_diffusion.run.data.captioned_digits import ATTRIBUTES, DIGIT_WORDS, HIGH, LOW, article
@@ -45,7 +46,6 @@ from score_diffusion.run.data.shapes import (
     random_scene,
 )
 from score_diffusion.run.data.toys import load_digits
-from score_diffusion.run.evaluation.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
 from score_diffusion.run.python.run import Run
 from score_diffusion.run.python.system import System
 from score_diffusion.run.systems.system import is_system

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from benchmarks.captions import PROPERTIES, agreement, print_heading, print_row, single_shapes
+from benchmarks.recognizers import ShapeRecognizer, scene_agreement
 from score_diffusion.run.builders.encoders import load_contrastive_encoders
 from score_diffusion.run.data.shapes import COLOURS, KINDS, SIZES, Scene, Shape, ShapeSource
 from score_diffusion.run.encoded_data.embeddings import ContrastiveEncoders
-from score_diffusion.run.evaluation.recognizers import ShapeRecognizer, scene_agreement
 from score_diffusion.run.python.system import System, load_system
 
 SIDE = 16

@@ -1,8 +1,7 @@
 """Configurations: found by name or path, changed key by key, checked, kept as JSON in the run directory.
 
-A configuration is a locked `ml_collections.ConfigDict` with the sections `data`, `sde`, `model`, `training`,
-`sampling`, `likelihood` and `restore`. keys/ declares its keys; those of `sde` and `model` follow from the
-constructors that these sections name.
+A configuration is a locked `ml_collections.ConfigDict` in sections. keys/ declares its keys; those of `sde`
+and `model` follow from the constructors that these sections name.
 """
 
 from __future__ import annotations

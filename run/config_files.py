@@ -17,8 +17,13 @@ SYSTEM = "get_stages"
 """The function that makes a file one of a system."""
 
 
+def experiment_files() -> list[Path]:
+    """The files of run/configs/ that define experiments, in alphabetical order."""
+    return sorted(path for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
+
+
 def _modules() -> dict[str, ModuleType]:
-    stems = sorted(path.stem for path in CONFIGS.glob("*.py") if path.stem not in ("__init__", "base"))
+    stems = [path.stem for path in experiment_files()]
     return {stem: importlib.import_module(f"score_diffusion.run.configs.{stem}") for stem in stems}
 
 

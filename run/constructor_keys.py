@@ -59,7 +59,7 @@ def declared_keys(config: ConfigDict) -> dict[str, Key]:
 
 @functools.cache
 def named_keys() -> dict[str, Key]:
-    """The keys of keys.py, those that name something with the names that there are."""
+    """The keys of keys/, those that name something with the names that there are."""
     return KEYS | {name: replace(KEYS[name], kind=Literal[tuple(table)]) for name, table in TABLES.items()}
 
 

@@ -63,7 +63,7 @@ def write_durable(path: Path, data: bytes) -> None:
     """Writes and flushes to the disk, so that a later rename cannot expose an empty file.
 
     Raises:
-        OSError: With the name of the file, which a full disk alone would not give.
+        OSError: With the name of the file, which the error of a full disk lacks.
     """
     try:
         with open(path, "wb") as file:

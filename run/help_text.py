@@ -6,25 +6,10 @@ Nothing here imports torch or an experiment: the experiments' files are read, no
 from __future__ import annotations
 
 import ast
-from pathlib import Path
 
-from score_diffusion.run.keys import KEYS
+from score_diffusion.run.config_files import SYSTEM, experiment_files
+from score_diffusion.run.keys import KEYS, MODES
 
-CONFIGS = Path(__file__).parent / "configs"
-NO_EXPERIMENTS = ("__init__", "base")
-MODES = {
-    "train": "trains, or resumes a training",
-    "sample": "draws samples",
-    "interpolate": "draws paths from one sample to another",
-    "restore": "fills in, enlarges, sharpens, ... what was measured",
-    "likelihood": "scores held-out data",
-    "evaluate": "measures samples against held-out data",
-    "compare": "compares runs, samplers and numbers of evaluations",
-    "data": "describes a data set",
-    "report": "makes a page of a run",
-    "demo": "opens a page to draw, fill in and score",
-    "convert": "reads and writes checkpoints of other libraries",
-}
 SECTIONS = {
     "data": "which data, and how they are prepared",
     "sde": "the SDE and its numbers",
@@ -87,15 +72,11 @@ def systems() -> dict[str, str]:
 
 
 def _files() -> dict[str, ast.Module]:
-    return {
-        path.stem: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted(CONFIGS.glob("*.py"))
-        if path.stem not in NO_EXPERIMENTS
-    }
+    return {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in experiment_files()}
 
 
 def _defines_system(tree: ast.Module) -> bool:
-    return any(isinstance(node, ast.FunctionDef) and node.name == "get_stages" for node in tree.body)
+    return any(isinstance(node, ast.FunctionDef) and node.name == SYSTEM for node in tree.body)
 
 
 def _first_sentence(text: str) -> str:

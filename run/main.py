@@ -29,7 +29,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if __name__ == "__main__":  # run as a script: import the packages beside this folder, not this folder's files
+if __name__ == "__main__":  # run as a script: import the packages next to this folder, not its files
     here = Path(__file__).resolve().parent
     sys.path[:] = [str(here.parent), *(path for path in sys.path if Path(path).resolve() != here)]
 
@@ -139,7 +139,10 @@ def _report_bug(error: Exception) -> None:
 def _run(line: CommandLine) -> int:
     values = line.flags
     if values.help:
-        print(help_text(str(__doc__), values.get_help()))
+        usage = str(__doc__)
+        if Path(sys.argv[0]).stem == "score-diffusion":  # as installed
+            usage = usage.replace("python run/main.py", "score-diffusion")
+        print(help_text(usage, values.get_help()))
         return 0
     if values.version:
         print(f"score-diffusion {__version__}")

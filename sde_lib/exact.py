@@ -188,7 +188,7 @@ class GaussianMixture:
 
     # Functions of (x, t), t of shape (B,), a time of its own for every sample.
 
-    def log_prob_t(self, sde: SDE) -> ScoreFunction:
+    def log_prob_t(self, sde: SDE) -> FunctionOfTime:
         """log p_t(x) in nats as a function of x (B, *shape) and t (B,), shape (B,)."""
         return FunctionOfTime(sde, lambda *at: self._components(*at)[0].logsumexp(1))
 
@@ -196,7 +196,7 @@ class GaussianMixture:
         """The score ∇ log p_t(x) as a function of x (B, *shape) and t (B,)."""
         return FunctionOfTime(sde, self._score)
 
-    def denoiser(self, sde: SDE) -> ScoreFunction:
+    def denoiser(self, sde: SDE) -> FunctionOfTime:
         """The posterior mean E[x_0 | x_t = x] as a function of x (B, *shape) and t (B,)."""
         return FunctionOfTime(sde, self._denoised)
 

@@ -82,7 +82,7 @@ ROOMS = {  # a folder of run/, or a file of it by its stem
         *("files", "inference", "reporting", "systems", "training", "web_page"),
     },
     "command_line": {"errors", "files", "keys"},
-    "help_text": {"keys"},
+    "help_text": {"config_files", "keys"},
     "follow_run": {"config", "errors", "files", "keys"},
     "fit_to_data": {"build", "builders", "config", "console", "data", "errors", "files", "follow_run"},
     "python": {

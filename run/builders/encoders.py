@@ -26,7 +26,7 @@ from score_diffusion.run.inference.trained_model import (
     load_chosen_weights,
     tensors_digest,
 )
-from score_diffusion.run.training.dequantization import VariationalDequantization
+from score_diffusion.run.training.dequantization import DequantizationBound
 from score_diffusion.run.training.objectives import (
     CaptionContrastive,
     ClassContrastive,
@@ -123,7 +123,7 @@ def _contrastive(config: ConfigDict, dataset: Dataset, clean: bool) -> Objective
         return ClassContrastive(captions_of(dataset.classes or tuple(map(str, range(classes)))), clean)
 
 
-def _dequantization(config: ConfigDict, dataset: Dataset) -> VariationalDequantization:
+def _dequantization(config: ConfigDict, dataset: Dataset) -> DequantizationBound:
     """For the model of the run `training.run`, with its averaged weights."""
     section = config.training
     if not section.run:
@@ -145,7 +145,7 @@ def _dequantization(config: ConfigDict, dataset: Dataset) -> VariationalDequanti
     load_chosen_weights(model, run, WeightsChoice(), TrackedAverages((saved.training.ema_decay,)))
     in_chain = saved.training.times in ("discrete", "importance")
     first = float(noisy_times(model.sde)[0]) if in_chain else saved.training.first_time
-    return VariationalDequantization(model, dataset.levels, first, saved.training.conditional)
+    return DequantizationBound(model, dataset.levels, first, saved.training.conditional)
 
 
 def _classes(config: ConfigDict, dataset: Dataset) -> int:

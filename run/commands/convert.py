@@ -51,7 +51,7 @@ from score_diffusion.run.checkpoints.formats import (
     score_sde_pytorch,
 )
 from score_diffusion.run.checkpoints.formats.description import Description, Weights
-from score_diffusion.run.config import apply_overrides, save_config
+from score_diffusion.run.config import Overrides, apply_overrides, save_config
 from score_diffusion.run.configs.base import unet_defaults
 from score_diffusion.run.console import print_result
 from score_diffusion.run.constructor_keys import complete
@@ -70,7 +70,6 @@ from score_diffusion.sde_lib import ScoreModel
 GREY_LEVELS, COLOURS = 256, 3
 IMAGE_SIZE = 32  # of CIFAR-10, where nothing says another
 TRIED_SIDE = 128  # pixels of a side at which a network is tried, at most twice this; a power of 2
-Overrides = Sequence[tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -149,9 +148,7 @@ READERS: dict[str, Reader] = {
     "score_sde_pytorch:ddpm": Reader(_score_sde(groups_are_known=True), implied=_ddpm_groups),
     "score_sde_pytorch:ncsnpp": Reader(_score_sde(groups_are_known=True)),
     "ncsnv2": Reader(lambda net, path: ncsnv2.read(cast(NCSNv2, net), path), ncsnv2.describe),
-    "diffusers": Reader(
-        lambda net, path: _read_diffusers(net, path), lambda path, size: _describe_diffusers(path)
-    ),
+    "diffusers": Reader(_read_diffusers, lambda path, size: _describe_diffusers(path)),
     "guided_diffusion": Reader(_guided(legacy=False), implied=_large_variance, notes=_guided_notes),
     "guided_diffusion_legacy": Reader(_guided(legacy=True), implied=_large_variance, notes=_guided_notes),
     "improved_diffusion": Reader(_guided(legacy=True), implied=_rescaled_timesteps, notes=_guided_notes),

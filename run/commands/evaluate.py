@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,19 @@ from score_diffusion.run.builders.data import load_shown_data
 from score_diffusion.run.builders.evaluation import build_evaluator, find_or_draw, result_record
 from score_diffusion.run.builders.guidance import load_guided
 from score_diffusion.run.builders.inference import output_folder
-from score_diffusion.run.console import print_result, progress_bar
+from score_diffusion.run.console import print_result, progress_bar, warn
 from score_diffusion.run.data.dataset import Dataset
 from score_diffusion.run.data.info import read_data_info
+from score_diffusion.run.data.sample_conditions import class_name
 from score_diffusion.run.distributed import processes
 from score_diffusion.run.encoded_data.latent_space import LatentSpace
+from score_diffusion.run.evaluation.class_scores import differing_class
 from score_diffusion.run.evaluation.evaluator import Copies, Evaluator
+from score_diffusion.run.evaluation.feature_set import FeatureSet
 from score_diffusion.run.evaluation.resampling import Estimate
 from score_diffusion.run.evaluation.results import figures_record, in_words, name_in_words
 from score_diffusion.run.files import write_numbered_json
+from score_diffusion.run.inference.image_quality import psnr
 from score_diffusion.run.inference.sample_files import SampleFile
 from score_diffusion.run.inference.trained_model import TrainedModel
 
@@ -67,12 +72,11 @@ def _evaluate_autoencoder(config: ConfigDict, workdir: Path, output: Path, devic
             parts.append(space.decode(space.encode(dataset.scaling.stored_to_model(batch))).cpu())
             bar.update(len(batch))
     decoded = torch.cat(parts)
-    squares = (decoded - dataset.scaling.stored_to_user(stored)).double().square().flatten(1).mean(1)
-    psnr = 10 * (4 / squares.clamp_min(1e-12)).log10()  # pixels reach from -1 to 1
+    ratios = psnr(decoded.numpy(), dataset.scaling.stored_to_user(stored).numpy(), value_range=2)
     figures = evaluator.measure(evaluator.features_of(decoded.numpy()), "reconstructions")
     real = evaluator.measure(evaluator.real(len(decoded)), "real data")
     real = {name: figure for name, figure in real.items() if name in figures}
-    found = Estimate(psnr.mean().item(), psnr.std().item() / len(psnr) ** 0.5)
+    found = Estimate(ratios.mean().item(), ratios.std(ddof=1).item() / len(ratios) ** 0.5)
     record = {
         "psnr": found.value,
         "psnr_standard_error": found.standard_error,
@@ -109,6 +113,7 @@ def compare_with_data(
     """
     features = evaluator.features_of(file.samples, file.labels)
     figures, real = evaluator.measure(features), evaluator.real(len(file.samples))
+    warn_of_other_classes(features, real, dataset.classes)
     of_real = evaluator.measure(real, "real data")
     real_figures = {name: figure for name, figure in of_real.items() if name in figures}
     copies = evaluator.check_for_copies(file.samples)
@@ -131,6 +136,19 @@ def compare_with_data(
         ("result", stem.with_suffix(".json")),
     ]
     print_result(f"Samples compared with {evaluator.reference_in_words}", rows)
+
+
+def warn_of_other_classes(samples: FeatureSet, real: FeatureSet, classes: Sequence[str]) -> None:
+    """Says that samples have their classes in other shares than real data, which distances measure, too."""
+    if samples.labels is None or real.labels is None:
+        return
+    differing = differing_class(samples.labels, real.labels)
+    if differing is not None:
+        k, share, wanted = differing
+        warn(
+            f"class {class_name(k, classes)} is {share:.0%} of the samples and {wanted:.0%} of the real data, "
+            "which distances include: --label A,A,B draws two of A for one of B"
+        )
 
 
 def _figure_rows(figures: Figures, real: Figures) -> list[tuple[str, object]]:

@@ -14,7 +14,7 @@ from score_diffusion.run.files import write_atomic
 from score_diffusion.run.key_types import Key
 from score_diffusion.run.keys import CONVERT_FROM, CONVERT_TO, KEYS, MODES
 
-USES = (*MODES[:-1], CONVERT_FROM, CONVERT_TO)
+USES = (*(mode for mode in MODES if mode != "convert"), CONVERT_FROM, CONVERT_TO)
 
 INTRODUCTION = """# Configuration keys
 

@@ -34,7 +34,7 @@ from score_diffusion.run.errors import UserError
 from score_diffusion.run.files import write_atomic, write_numbered_json
 from score_diffusion.run.image_grids import shortened
 from score_diffusion.run.inference.classification import (
-    Classification,
+    ClassifiedData,
     by_bayes,
     denoising_log_likelihoods,
     of_each_class,
@@ -71,7 +71,7 @@ class Scored:
     figures: Figures
     unconditional: Figures
     """The same under the null condition; empty for a model that does not know it, or no other."""
-    classification: Classification | None
+    classification: ClassifiedData | None
     weighted: dict[int, Scores]
     """The importance-weighted bounds of the ODE, by the number of draws."""
     other: OtherData | None
@@ -160,7 +160,7 @@ def _figures(section: ConfigDict, trained: TrainedModel, data: Tensor) -> Figure
 
 def _classify(
     section: ConfigDict, trained: TrainedModel, dataset: Dataset, data: Tensor
-) -> Classification | None:
+) -> ClassifiedData | None:
     """The model as a classifier of the data; None on all ranks except the first."""
     counts = torch.bincount(dataset.conditions["label"], minlength=len(dataset.classes))
     nats = data[0].numel() * math.log(2) if trained.data.levels else 1.0  # of one unit of the scores
@@ -183,7 +183,7 @@ def _classify(
     if log_likelihoods is None:
         return None
     labels = dataset.test_conditions["label"][: len(data)].numpy()
-    return Classification(by_bayes(log_likelihoods, counts), labels, evaluations)
+    return ClassifiedData(by_bayes(log_likelihoods, counts), labels, evaluations)
 
 
 def _report(scored: Scored, config: ConfigDict, dataset: Dataset, output: Path, seconds: float) -> None:

@@ -21,6 +21,24 @@ import numpy as np
 from scipy.special import xlogy
 
 MOST_FITTED = 2000  # samples that a classifier learns from at most
+MOST_DISTANCE = 0.1  # in total variation, of shares of classes that count as the same
+
+
+def differing_class(labels: np.ndarray, reference: np.ndarray) -> tuple[int, float, float] | None:
+    """The class whose share differs most, and its shares among samples and reference; None where all shares
+    together differ by no more than chance explains.
+
+    Args:
+        labels: Of samples, whole numbers (n,).
+        reference: Of reference samples, (m,).
+    """
+    count = 1 + int(max(labels.max(), reference.max()))
+    shares, wanted = (np.bincount(x[x >= 0], minlength=count) / len(x) for x in (labels, reference))
+    distance = np.abs(shares - wanted).sum() / 2
+    if distance < MOST_DISTANCE + 0.5 * np.sqrt(count / min(len(labels), len(reference))):
+        return None
+    k = int(np.abs(shares - wanted).argmax())
+    return k, float(shares[k]), float(wanted[k])
 
 
 def classifier_score(probabilities: np.ndarray) -> float:

@@ -30,7 +30,6 @@ Extracted = tuple[np.ndarray, np.ndarray | None]
 """Features (n, F), and of classifiers the probabilities of the classes (n, K)."""
 
 BATCH = 64  # images that a network works on at a time
-INCEPTION_FEATURES = 2048
 KEY = "evaluation.features"
 
 

@@ -34,7 +34,7 @@ from score_diffusion.sde_lib import SDE, SampleNoise, denoising_score_matching
 
 
 @dataclass(frozen=True)
-class Classification:
+class ClassifiedData:
     """What a diffusion classifier says of n samples of known class."""
 
     log_probabilities: np.ndarray

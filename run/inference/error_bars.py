@@ -25,7 +25,7 @@ def standard_errors(values: np.ndarray) -> dict[str, float]:
     """The parts of the standard error of the mean, by name. Their squares add up to that of the mean,
     unless an estimate below 0 was replaced by 0.
 
-    A level of a single value cannot be told from the one above, which then includes it.
+    A level of a single value adds nothing to the one above, which then includes it.
 
     Args:
         values: Shape (images, draws, probes).

@@ -6,10 +6,20 @@ from dataclasses import replace
 
 from score_diffusion.run.key_types import Key
 
-MODES = (
-    *("train", "sample", "interpolate", "restore", "likelihood", "evaluate", "compare", "data", "report"),
-    *("demo", "convert"),
-)
+MODES = {
+    "train": "trains, or resumes a training",
+    "sample": "draws samples",
+    "interpolate": "draws paths from one sample to another",
+    "restore": "fills in, enlarges, sharpens, ... what was measured",
+    "likelihood": "scores held-out data",
+    "evaluate": "measures samples against held-out data",
+    "compare": "compares runs, samplers and numbers of evaluations",
+    "data": "describes a data set",
+    "report": "makes a page of a run",
+    "demo": "opens a page to draw, fill in and score",
+    "convert": "reads and writes checkpoints of other libraries",
+}
+"""What each does, for `--help`."""
 CONVERT_FROM, CONVERT_TO = "convert --from", "convert --to"  # two modes as far as keys are concerned
 NEW_RUN = ("train", CONVERT_FROM)
 """The modes that make a run and write its configuration."""

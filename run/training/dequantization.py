@@ -38,7 +38,7 @@ def dequantized(model: NoisyDataModel, levels: Tensor, v: Tensor, n_levels: int)
     return dequantize(levels, n_levels, u), log_q
 
 
-class VariationalDequantization(Objective[NoisyDataModel]):
+class DequantizationBound(Objective[NoisyDataModel]):
     """An estimate of the bound on bits/dim, by the reverse SDE's bound on -log p(x), at one time per sample.
 
     It is differentiable in x. The uniform noise of the batch is what the dequantizer transforms, and the

@@ -5,7 +5,11 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from score_diffusion.run.evaluation.class_scores import classifier_score, transferred_accuracy
+from score_diffusion.run.evaluation.class_scores import (
+    classifier_score,
+    differing_class,
+    transferred_accuracy,
+)
 from tests.run.evaluation.gaussians import RNG
 
 
@@ -13,6 +17,13 @@ def test_the_classifier_score_is_the_number_of_classes_at_best():
     assert classifier_score(np.eye(4).repeat(5, axis=0)) == pytest.approx(4)
     assert classifier_score(np.full((20, 4), 0.25)) == pytest.approx(1)
     assert classifier_score(np.eye(4)[[0] * 20]) == pytest.approx(1)
+
+
+def test_classes_in_other_shares_than_those_of_the_data():
+    even, uneven = np.arange(200) % 2, (np.arange(200) % 10 == 0).astype(np.int64)
+    assert differing_class(even, uneven) == (0, 0.5, 0.9)
+    assert differing_class(even, 1 - even) is None and differing_class(uneven, uneven[:20]) is None
+    assert differing_class(even[:4], uneven[:5]) is None  # too few to know
 
 
 @pytest.mark.filterwarnings("ignore")  # of torchmetrics, that it will keep all features

@@ -10,7 +10,7 @@ from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.sample_conditions import SampleConditions
 from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.inference.classification import (
-    Classification,
+    ClassifiedData,
     by_bayes,
     denoising_log_likelihoods,
     of_each_class,
@@ -52,7 +52,7 @@ def model(sde: SDE) -> TrainedModel:
 def test_bayes_rule_counts_the_training_set():
     log_p = by_bayes(np.log([[0.2, 0.2], [0.8, 0.1]]) - 50, torch.tensor([1, 3]))
     np.testing.assert_allclose(np.exp(log_p), [[0.25, 0.75], [0.8 / 1.1, 0.3 / 1.1]])
-    found = Classification(log_p, np.array([1, 1]), 20)
+    found = ClassifiedData(log_p, np.array([1, 1]), 20)
     assert found.accuracy == 0.5 and found.standard_error == pytest.approx(np.sqrt(1 / 8))
     assert found.log_loss == pytest.approx(-(np.log(0.75) + np.log(0.3 / 1.1)) / 2)
 

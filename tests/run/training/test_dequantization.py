@@ -13,7 +13,7 @@ import torch
 from score_diffusion.models import Dequantizer
 from score_diffusion.run.main import main
 from score_diffusion.run.training.batches import Batch
-from score_diffusion.run.training.dequantization import VariationalDequantization
+from score_diffusion.run.training.dequantization import DequantizationBound
 from score_diffusion.sde_lib import (
     VPSDE,
     DrawnTimes,
@@ -53,7 +53,7 @@ def test_the_loss_is_the_bound_of_the_levels(shift: float):
     model = NoisyDataModel(Dequantizer(1, channels=2, depth=1), sde)
     with torch.no_grad():
         model.net.conv_out.bias[0] = shift
-    objective = VariationalDequantization(ExactScore(sde, law), LEVELS, EPS, conditional=False)
+    objective = DequantizationBound(ExactScore(sde, law), LEVELS, EPS, conditional=False)
     with torch.no_grad():  # times are stratified within a batch, so that batches are the independent repeats
         means = torch.stack([objective(model, batch_of(800, seed)).mean() for seed in range(8)])
     v = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
@@ -73,7 +73,7 @@ def test_training_finds_where_the_density_is():
     sde = VPSDE()
     torch.manual_seed(0)
     model = NoisyDataModel(Dequantizer(1, channels=4, depth=1), sde)
-    objective = VariationalDequantization(ExactScore(sde, law), LEVELS, EPS, conditional=False)
+    objective = DequantizationBound(ExactScore(sde, law), LEVELS, EPS, conditional=False)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.03)
     held_out = batch_of(4000, 99)
     with torch.no_grad():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
 from score_diffusion.run.data.shapes import Scene, Shape, ShapeSource
 from score_diffusion.run.data.toys import load_digits
-from score_diffusion.run.evaluation.recognizers import DigitRecognizer, ShapeRecognizer, scene_agreement
 
 RED, BLUE = Shape("large", "red", "circle"), Shape("small", "blue", "square")
 
