@@ -3,7 +3,7 @@
     python -m benchmarks.networks                # 32x32x3, 32 channels, batch 16: minutes on two CPU cores
     python -m benchmarks.networks --compile      # also with torch.compile
     python -m benchmarks.networks --cifar10      # DDPM++ at full size, batches of 128 and 512, for a GPU
-    python -m benchmarks.networks --rounds 1 --batch 2      # a quick look
+    python -m benchmarks.networks --rounds 1 --repeats 1 --batch 2      # a quick look
 
 All contestants take turns in one process; the table has medians. A step is a forward pass, mean squared
 error, backward pass, Adam and a moving average. Ours uses fused Adam and a foreach average. diffusers has two
@@ -41,7 +41,7 @@ from score_diffusion.run.checkpoints.formats import diffusers as diffusers_forma
 from score_diffusion.run.console import print_table
 
 SIZE, CHANNELS = 32, 3
-PER_TURN = 3  # steps and forward passes of a contestant in a row
+PEAK_RUNS, PEAK_SECONDS = 11, 2.0  # of an operation at most, whichever comes first
 SMALL = dict(channels=32, multipliers=(1, 2, 2), blocks_per_level=2, attention_levels=(1,), dropout=0.0)
 PEER = dict(
     sample_size=SIZE, in_channels=3, out_channels=3, block_out_channels=(32, 64, 64), layers_per_block=2,
@@ -105,14 +105,14 @@ class Contestant:
             with torch.no_grad():
                 torch._foreach_lerp_(self.averages, self.weights, 1e-3)
 
-    def take_turn(self) -> None:
-        """One step to warm the caches, then the measured steps and forward passes."""
+    def take_turn(self, repeats: int) -> None:
+        """One step to warm the caches, then the measured steps and forward passes, so many of each."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         self.step()
-        self.steps += [timed(self.step, self.device) for _ in range(PER_TURN)]
+        self.steps += [timed(self.step, self.device) for _ in range(repeats)]
         with torch.no_grad():
-            self.forwards += [timed(self.forward, self.device) for _ in range(PER_TURN)]
+            self.forwards += [timed(self.forward, self.device) for _ in range(repeats)]
         if self.device.type == "cuda":
             self.memory = torch.cuda.max_memory_allocated()
 
@@ -139,9 +139,15 @@ def peak(device: torch.device, dtype: torch.dtype) -> float:
             w = torch.randn(channels, channels, 3, 3, dtype=dtype)
             runs.append((lambda x=x, w=w: F.conv2d(x, w, padding=1), 2.0 * 16 * size**2 * 9 * channels**2))
     with torch.no_grad():
-        return max(
-            operations / statistics.median(timed(run, device) for _ in range(11)) for run, operations in runs
-        )
+        return max(operations / median_seconds(run, device) for run, operations in runs)
+
+
+def median_seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of some calls; fewer where they take long, as in half precision on a CPU without it."""
+    seconds: list[float] = []
+    while len(seconds) < PEAK_RUNS and sum(seconds) < PEAK_SECONDS:
+        seconds.append(timed(run, device))
+    return statistics.median(seconds)
 
 
 def same_network() -> tuple[UNet2DModel, UNet]:
@@ -237,6 +243,7 @@ def report(contestants: Iterable[Contestant], peaks: dict[bool, float], referenc
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=8, help="turns of each contestant")
+    parser.add_argument("--repeats", type=int, default=3, help="steps and forward passes of a turn")
     parser.add_argument("--batch", type=int, default=16, help="batch size of the small networks")
     parser.add_argument("--compile", action="store_true", help="add a compiled network; minutes longer")
     parser.add_argument("--cifar10", action="store_true", help="DDPM++ at full size, for a GPU")
@@ -255,15 +262,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for group in groups:
         contestants, seen = group(), {half: [] for half in dtypes}
-        for contestant in contestants:  # warm-up
-            contestant.take_turn()
-            contestant.forwards.clear()
-            contestant.steps.clear()
+        for contestant in contestants:
+            contestant.step()  # warm-up
         for _ in range(arguments.rounds):
             for half, dtype in dtypes.items():
                 seen[half].append(peak(device, dtype))
             for contestant in contestants:
-                contestant.take_turn()
+                contestant.take_turn(arguments.repeats)
         peaks = {half: statistics.median(values) for half, values in seen.items()}
         reference = statistics.median(contestants[0].steps) / contestants[0].batch
         rows += report(contestants, peaks, reference)

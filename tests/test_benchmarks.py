@@ -37,13 +37,13 @@ SMALLEST = {  # arguments, and a row that the table must have
     "guidance": ("--steps 2 --samples 2 --scales 1 --nfe 4 --workdir RUNS --picture PICTURE", "| clip | 1 |"),
     "likelihood": ("--coverage --law 2-D --sde vp --size 4 --repeats 3", "| 2-D | vp |"),
     "low_density": ("--steps 2 --picture PICTURE", "annealed Langevin, multiscale score"),
-    "networks": ("--rounds 1 --batch 1", "NCSN++, bf16"),
+    "networks": ("--rounds 1 --repeats 1 --batch 1", "NCSN++, bf16"),
     "overhead": ("--rounds 1", "| diffusers DDIM |"),
     "quality_vs_nfe": ("--problem ring --nfe 5 --fit --picture PICTURE", "| `eabm, fitted` |"),
     "unclip": ("--system RUNS --each 1 --nfe 2 --pairs 1 --points 2", "nearest of 48 captions"),
     "scaling": ("--parameters 56e6 --seconds_per_image 6e-4", "1,024"),
 }
-NO_SCRIPT = {"inverse_peers", "peers", "stochastic_peers", "zoo"}  # parts of other ones
+NO_SCRIPT = {"inverse_peers", "peers", "recognizers", "stochastic_peers", "zoo"}  # parts of other ones
 
 
 def test_all_are_listed():
