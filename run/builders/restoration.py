@@ -17,6 +17,7 @@ from score_diffusion.run.builders.data import load_run_data
 from score_diffusion.run.builders.inference import load_unconditioned, with_conditions_if
 from score_diffusion.run.data.info import DataInfo
 from score_diffusion.run.data.inputs import HELD_OUT, InputReader, Inputs
+from score_diffusion.run.data.scaling import Scaling
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.conditioning import ALL
 from score_diffusion.run.inference.measurements import Measurements, as_measured, measure
@@ -182,6 +183,11 @@ def build_measurements(config: ConfigDict, task: Task, data: DataInfo) -> Measur
         inputs = Inputs(samples, tuple(f"held-out {k}" for k in range(len(samples))), len(held_out))
     else:
         inputs = reader.truth(section.input, shape)
+    return measured_by(section, task, inputs, scaling)
+
+
+def measured_by(section: ConfigDict, task: Task, inputs: Inputs, scaling: Scaling) -> Measurements:
+    """What the task of a section `restore` measures of samples."""
     if task.is_guide:  # which has no noise, and is not what samples should be
         return as_measured(task, inputs, scaling)
     return measure(task, inputs, scaling, section.noise, section.seed)

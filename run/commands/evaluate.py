@@ -146,8 +146,8 @@ def warn_of_other_classes(samples: FeatureSet, real: FeatureSet, classes: Sequen
     if differing is not None:
         k, share, wanted = differing
         warn(
-            f"class {class_name(k, classes)} is {share:.0%} of the samples and {wanted:.0%} of the real data, "
-            "which distances include: --label A,A,B draws two of A for one of B"
+            f"class {class_name(k, classes)} is {share:.0%} of the samples and {wanted:.0%} of the real "
+            "data, which distances include: --label A,A,B draws two of A for one of B"
         )
 
 

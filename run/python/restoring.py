@@ -7,12 +7,12 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
-from score_diffusion.run.builders.restoration import build_task, refuse_latents, restore_with
+from score_diffusion.run.builders.restoration import build_task, measured_by, refuse_latents, restore_with
 from score_diffusion.run.data.inputs import Inputs
 from score_diffusion.run.data.user_arrays import measured_values, to_stored
 from score_diffusion.run.errors import UserError
 from score_diffusion.run.inference.judging import judge
-from score_diffusion.run.inference.measurements import Measurements, as_measured, measure
+from score_diffusion.run.inference.measurements import Measurements, as_measured
 from score_diffusion.run.inference.trained_model import TrainedModel
 from score_diffusion.run.python.results import Restorations
 from score_diffusion.run.tasks import Task, inpaint_known
@@ -58,9 +58,7 @@ def _measurements(
         values = measured_values(x, shape if of_samples else task.operator.output_shape, scaling)
         return as_measured(task, _named(values), scaling)
     truth = _named(scaling.stored_to_user(to_stored(x, shape, scaling)))
-    if task.is_guide:  # which has no noise, and is not what samples should be
-        return as_measured(task, truth, scaling)
-    return measure(task, truth, scaling, section.noise, section.seed)
+    return measured_by(section, task, truth, scaling)
 
 
 def _named(samples: Tensor) -> Inputs:

@@ -306,14 +306,14 @@ class Run:
 
         Args:
             x: Samples as for `log_likelihood`, which are measured first; or what was measured.
-            task: inpaint, denoise, superres, deblur, colorize, mri, ct or edit.
+            task: A name in `score_diffusion.run.tasks.TASKS`, such as inpaint, superres or jpeg.
             known: For inpaint, which pixels are known, booleans (H, W) or of a sample's shape; None for the
                 mask of `settings`.
             measured: Whether `x` are measurements: for inpaint samples with anything in the missing pixels,
                 for superres small images, ...; as pixels, or in floating point and channels first.
             noise: Standard deviation of the measurement's noise; images reach from -1 to 1, standardized
                 numbers have standard deviation 1.
-            method: A name in `score_diffusion.samplers.inverse.METHODS`, or "sdedit".
+            method: A name in `score_diffusion.run.tasks.RESTORERS`, or "model" for a model that enlarges.
             nfe: Network evaluations per sample at most.
             num_samples: Posterior samples of each measurement.
             label: The class of all samples; None for p(x) without a class.
