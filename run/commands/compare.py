@@ -99,7 +99,7 @@ def _refuse_other_data(runs: Sequence[Path], overrides: Overrides) -> None:
     infos = [read_data_info(run) for run in runs]
     shown = [info.decoded or info for info in infos]
     for run, info in zip(runs[1:], shown[1:], strict=True):
-        if any(getattr(info, key) != getattr(shown[0], key) for key in ("name", "shape", "levels", "digest")):
+        if not (info.fits(shown[0]) and (info.digest or info.name) == (shown[0].digest or shown[0].name)):
             raise UserError(
                 f"{runs[0]} and {run} cannot be compared, they were trained on different data "
                 f"({shown[0].name!r}, {shown[0]}; {info.name!r}, {info}): name data for both with "
