@@ -262,8 +262,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = []
     for group in groups:
         contestants, seen = group(), {half: [] for half in dtypes}
-        for contestant in contestants:
-            contestant.step()  # warm-up
+        for contestant in contestants:  # warm-up
+            contestant.take_turn(1)
+            contestant.forwards.clear()
+            contestant.steps.clear()
         for _ in range(arguments.rounds):
             for half, dtype in dtypes.items():
                 seen[half].append(peak(device, dtype))
