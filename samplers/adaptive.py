@@ -21,8 +21,8 @@ from torch import Tensor
 from score_diffusion.samplers.base import CountedScore, Sampler
 from score_diffusion.samplers.grids import Grid
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, expand
-from score_diffusion.sde_lib.ode_solver import SMALLEST_STEP, check_tolerances, flags_like, no_step_message
-from score_diffusion.sde_lib.per_sample import mean_square_each
+from score_diffusion.sde_lib.ode_solver import SMALLEST_STEP, check_tolerances, no_step_message
+from score_diffusion.sde_lib.per_sample import flags_like, root_mean_square_each
 
 
 class BrownianMemory:
@@ -127,7 +127,7 @@ class AdaptiveSDESampler(Sampler):
             euler = self._euler(x, x, t, step, gradient, w)
             other = self._euler(x, euler, end, step, score(euler, end, among=index), w)
             allowed = torch.clamp_min(self.rtol * torch.maximum(euler.abs(), previous.abs()), self.atol)
-            norm = mean_square_each((euler - other) / (2 * allowed)).sqrt()
+            norm = root_mean_square_each((euler - other) / (2 * allowed))
             if not norm.isfinite().all() or h.min() < SMALLEST_STEP * span:
                 raise InputError(
                     no_step_message(type(self).__name__, t[h.argmin()].item(), self.rtol, self.atol)

@@ -32,7 +32,8 @@ from score_diffusion.samplers.grids import early_grid
 from score_diffusion.samplers.linear import GridCoefficients
 from score_diffusion.sde_lib import SDE, InputError
 from score_diffusion.sde_lib.likelihood import DensityField, Solution, density_error_size
-from score_diffusion.sde_lib.ode_solver import check_tolerances, flags_like
+from score_diffusion.sde_lib.ode_solver import check_tolerances
+from score_diffusion.sde_lib.per_sample import flags_like
 
 GRID_STEPS = 1024  # of the grid along which step lengths are measured
 FIRST_STEP, SHORTEST_STEP = 1 / 256, 1e-9  # in units of the whole grid

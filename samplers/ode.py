@@ -26,7 +26,7 @@ from score_diffusion.samplers.grids import Grid
 from score_diffusion.samplers.options import Names
 from score_diffusion.sde_lib import SDE, InputError, SampleNoise, ScoreFunction, check_name, expand, in_dtype
 from score_diffusion.sde_lib.ode_solver import PAIRS, check_tolerances, solve_each
-from score_diffusion.sde_lib.per_sample import mean_square_each
+from score_diffusion.sde_lib.per_sample import root_mean_square_each
 from score_diffusion.sde_lib.score_wrapper import Condition
 
 EVALUATIONS_PER_STEP = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
@@ -145,7 +145,7 @@ def reconstruction_error(sampler: ODESampler | DDIMSampler, score: ScoreFunction
         x: Data, shape (B, *shape).
     """
     decoded = sampler(score, x.shape, x_T=sampler.encode(score, x)).samples
-    return mean_square_each(decoded - x).sqrt()
+    return root_mean_square_each(decoded - x)
 
 
 def interpolate(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:

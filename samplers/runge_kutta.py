@@ -38,13 +38,13 @@ from score_diffusion.samplers.linear import (
 )
 from score_diffusion.samplers.options import Names
 from score_diffusion.sde_lib import SDE, InputError, check_name
-from score_diffusion.sde_lib.ode_solver import Tableau
+from score_diffusion.sde_lib.ode_solver import PAIRS, Tableau
 
 # fmt: off
 TABLEAUS = {
     "euler":    Tableau((0.0,),     (),        (1.0,),     order=1),
     "midpoint": Tableau((0.0, 0.5), ((0.5,),), (0.0, 1.0), order=2),
-    "heun":     Tableau((0.0, 1.0), ((1.0,),), (0.5, 0.5), order=2),
+    "heun":     PAIRS["adaptive_heun"].tableau,
     "rk4":      Tableau((0.0, 0.5, 0.5, 1.0),
                         ((0.5,),
                          (0.0, 0.5),

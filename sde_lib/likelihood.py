@@ -34,12 +34,8 @@ from torch import Tensor
 
 from score_diffusion.sde_lib.divergence import check_probe, probes_of, score_and_divergence
 from score_diffusion.sde_lib.errors import InputError, check_name
-from score_diffusion.sde_lib.ode_solver import (
-    PAIRS,
-    check_tolerances,
-    root_mean_square_each,
-    solve_each,
-)
+from score_diffusion.sde_lib.ode_solver import PAIRS, check_tolerances, solve_each
+from score_diffusion.sde_lib.per_sample import root_mean_square_each
 from score_diffusion.sde_lib.random_streams import SampleNoise
 from score_diffusion.sde_lib.score_wrapper import in_dtype
 from score_diffusion.sde_lib.sde import SDE, ScoreFunction, expand

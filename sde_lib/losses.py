@@ -173,7 +173,6 @@ def denoising_score_matching(
         InputError: If the weighting is unknown, or t or noise do not fit the shape of x_0.
     """
     weighting = find_weighting(weighting)
-    x_t, (_, std) = sde.perturb(x_0, t, noise), sde.marginal_prob(x_0, t)
-    residual = expand(std, x_0) * score(x_t, t) + noise
+    residual = expand(sde.sigma(t), x_0) * score(sde.perturb(x_0, t, noise), t) + noise
     loss = residual.square().flatten(1).mean(1)
     return loss * weighting(sde, t).to(loss)

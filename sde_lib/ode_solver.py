@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from score_diffusion.sde_lib.errors import InputError, check_name
-from score_diffusion.sde_lib.per_sample import mean_square_each
+from score_diffusion.sde_lib.per_sample import flags_like, root_mean_square_each
 from score_diffusion.sde_lib.sde import expand
 
 SMALLEST_STEP = 1e-12  # as a fraction of the whole interval: a shorter step is lost in rounding
@@ -95,11 +95,6 @@ Size = Callable[[Tensor], Tensor]
 """The size, shape (n,), of errors in units of the tolerance, (n, *shape)."""
 
 
-def root_mean_square_each(x: Tensor) -> Tensor:
-    """The root-mean-square of each sample, float64, shape (B,)."""
-    return mean_square_each(x).sqrt()
-
-
 def solve_each(
     dynamics: Dynamics,
     x: Tensor,
@@ -150,8 +145,9 @@ def solve_each(
         u_new = torch.where(h >= 1 - u, 1.0, u + h)
         for i, passed in enumerate(grid[1:], start=1):
             reached = accepted & (u < passed) & (u_new >= passed)
-            step = ((passed - u) / h, h, x, x_new, k, k_new)
-            states[i, index[reached]] = _hermite(*(value[reached] for value in step))
+            if reached.any():
+                step = ((passed - u) / h, h, x, x_new, k, k_new)
+                states[i, index[reached]] = _hermite(*(value[reached] for value in step))
         h = _next_step_size(h, norm, pair.tableau.order)
         keep = flags_like(accepted, x)
         x, k, u = torch.where(keep, x_new, x), torch.where(keep, k_new, k), torch.where(accepted, u_new, u)
@@ -172,7 +168,7 @@ def check_tolerances(rtol: float, atol: float) -> None:
 
 
 def _check_steps(h: Tensor, t: Tensor, rtol: float, atol: float) -> None:
-    """Refuses to go on with steps h at times t that are too short, shape (n,)."""
+    """Refuses steps h at times t, each of shape (n,), that are lost in rounding."""
     if not h.isfinite().all() or h.min() < SMALLEST_STEP:
         raise InputError(no_step_message("the ODE solver", t[h.argmin()].item(), rtol, atol))
 
@@ -231,8 +227,3 @@ def _hermite(where: Tensor, h: Tensor, x: Tensor, x_new: Tensor, k: Tensor, k_ne
     difference = x_new - x
     bend = (1 - 2 * w) * difference + (w - 1) * wide * k + w * wide * k_new
     return torch.where(w == 1, x_new, (1 - w) * x + w * x_new + w * (w - 1) * bend)
-
-
-def flags_like(flags: Tensor, x: Tensor) -> Tensor:
-    """One flag per sample, shape (B,), with the rank of the samples x."""
-    return flags.reshape(-1, *(1,) * (x.ndim - 1))

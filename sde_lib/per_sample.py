@@ -1,4 +1,4 @@
-"""Sums over each sample of a batch that do not depend on the batch."""
+"""What is computed for each sample of a batch: sums that do not depend on the batch, flags."""
 
 from __future__ import annotations
 
@@ -19,3 +19,13 @@ def dot_each(a: Tensor, b: Tensor) -> Tensor:
 def mean_square_each(x: Tensor) -> Tensor:
     """The mean square of each sample, float64, shape (B,): bitwise the same in every batch."""
     return dot_each(x, x) / x[0].numel()
+
+
+def root_mean_square_each(x: Tensor) -> Tensor:
+    """The root-mean-square of each sample, float64, shape (B,)."""
+    return mean_square_each(x).sqrt()
+
+
+def flags_like(flags: Tensor, x: Tensor) -> Tensor:
+    """One flag per sample, shape (B,), with the rank of the samples x."""
+    return flags.reshape(-1, *(1,) * (x.ndim - 1))

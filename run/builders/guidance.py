@@ -16,6 +16,7 @@ from score_diffusion.models.conditions import condition_sizes
 from score_diffusion.run.build import refusing_arguments
 from score_diffusion.run.builders.encoders import CLEAN, load_encoder
 from score_diffusion.run.builders.inference import (
+    draws_from_texts,
     load_unconditioned,
     trains_conditions,
     with_conditions,
@@ -198,8 +199,7 @@ def _clip(trained: TrainedModel, config: ConfigDict, workdir: Path) -> TrainedMo
         raise UserError('sampling.guidance=clip needs a caption: --prompt "a handwritten seven"')
     if len(prompt.splitlines()) > 1:
         raise UserError(f"sampling.guidance=clip guides to one caption, got several: {prompt!r}")
-    reads_text = takes_text(condition_sizes(trained.score), trained.vocabulary)
-    if not (reads_text and trains_conditions(config, trained.data)):
+    if not draws_from_texts(trained, config):
         config = with_values(config, {"sampling.prompt": ""})  # which only guides then
     trained = with_conditions(trained, config, workdir)
     model, info, by = _load_encoder("clip", trained, config)

@@ -118,22 +118,22 @@ def with_conditions(trained: TrainedModel, config: ConfigDict, workdir: Path) ->
             "sampling.label=-1 draws without a condition, for which this model was not trained "
             "(training.condition_dropout=0): name classes, or leave it out"
         )
-    conditional, reads_text = trains_conditions(config, info), takes_text(sizes, trained.vocabulary)
     for key in ("prompt", "prompts"):
-        if section[key] and not (reads_text and conditional):
+        if section[key] and not draws_from_texts(trained, config):
             raise UserError(
                 f"sampling.{key}={section[key]} needs a model that was trained with captions, and this one "
                 "was not: train one, for example by --config text_shapes"
             )
 
     def read_given() -> dict[str, Tensor]:
-        if reads_text:
+        if takes_text(sizes, trained.vocabulary):
             text = _prompts(section, trained.vocabulary, workdir)
             return {"text": text} | (_embedded(text, config, info) if ENCODER in info.encoders else {})
         path = expanded(section.conditions) if section.conditions else workdir / CONDITIONS_FILE
         return read_conditions(path, info.shape)
 
     of_data = {kind: size for kind, size in sizes.items() if kind not in (LOW_RESOLUTION, LEVEL)}
+    conditional = trains_conditions(config, info)
     conditions = chosen_conditions(section.label, of_data, info, conditional, read_given, trained.vocabulary)
     if LOW_RESOLUTION in sizes:
         conditions = _with_small_images(conditions, config, info, workdir)
@@ -208,6 +208,12 @@ def _prompts(section: ConfigDict, vocabulary: Vocabulary | None, workdir: Path) 
 def _embedded(text: Tensor, config: ConfigDict, info: DataInfo) -> dict[str, Tensor]:
     """The embeddings of texts that a prior is conditioned on besides."""
     return {"vector": load_contrastive_encoders(config.data.encoder, info).encode_text(text)}
+
+
+def draws_from_texts(trained: TrainedModel, config: ConfigDict) -> bool:
+    """Whether the model of a run was trained with texts, so that it draws what a prompt asks for."""
+    reads_text = takes_text(condition_sizes(trained.score), trained.vocabulary)
+    return reads_text and trains_conditions(config, trained.data)
 
 
 def trains_conditions(config: ConfigDict, info: DataInfo) -> bool:

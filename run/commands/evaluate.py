@@ -113,7 +113,7 @@ def compare_with_data(
     """
     features = evaluator.features_of(file.samples, file.labels)
     figures, real = evaluator.measure(features), evaluator.real(len(file.samples))
-    warn_of_other_classes(features, real, dataset.classes)
+    _warn_of_other_classes(features, real, dataset.classes)
     of_real = evaluator.measure(real, "real data")
     real_figures = {name: figure for name, figure in of_real.items() if name in figures}
     copies = evaluator.check_for_copies(file.samples)
@@ -138,7 +138,7 @@ def compare_with_data(
     print_result(f"Samples compared with {evaluator.reference_in_words}", rows)
 
 
-def warn_of_other_classes(samples: FeatureSet, real: FeatureSet, classes: Sequence[str]) -> None:
+def _warn_of_other_classes(samples: FeatureSet, real: FeatureSet, classes: Sequence[str]) -> None:
     """Says that samples have their classes in other shares than real data, which distances measure, too."""
     if samples.labels is None or real.labels is None:
         return

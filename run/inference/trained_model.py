@@ -7,7 +7,8 @@ The run directory holds
     conditions.npz                             held-out conditions of the user's own, to draw samples under
     checkpoints/, snapshots/                   see checkpoint.py and post_hoc_averages.py
     skipped/                                   a batch of training that diverged, see interruptions.py
-    log.jsonl, log.csv, tensorboard/, loss_curve.png    the course of training
+    log.jsonl, log.csv, tensorboard/           the course of training
+    loss_curve.png                             its picture
     progress.json, wandb.json                  how far it is, and where else it is logged
     report.html                                the page of the run
     captions.txt                               held-out captions, to draw samples under

@@ -313,7 +313,7 @@ class Run:
                 for superres small images, ...; as pixels, or in floating point and channels first.
             noise: Standard deviation of the measurement's noise; images reach from -1 to 1, standardized
                 numbers have standard deviation 1.
-            method: A name in `score_diffusion.run.tasks.RESTORERS`, or "model" for a model that enlarges.
+            method: A name in `score_diffusion.run.tasks.RESTORERS`.
             nfe: Network evaluations per sample at most.
             num_samples: Posterior samples of each measurement.
             label: The class of all samples; None for p(x) without a class.

@@ -24,6 +24,7 @@ from score_diffusion.models.conditions import drop_conditions
 from score_diffusion.run.data.vocabulary import Vocabulary
 from score_diffusion.run.training.low_resolution import LowResolution
 from score_diffusion.sde_lib import DrawnTimes, TrainingTimes, generator_for
+from score_diffusion.sde_lib.per_sample import flags_like
 
 T = TypeVar("T", bound="Sliceable")
 
@@ -267,4 +268,4 @@ class BatchSource:
 
 def _mirror(images: Tensor, mirrored: Tensor) -> Tensor:
     """Images (B, ...) with those of `mirrored`, bool (B,), mirrored left to right."""
-    return torch.where(mirrored.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
+    return torch.where(flags_like(mirrored, images), images.flip(-1), images)

@@ -50,7 +50,7 @@ from score_diffusion.sde_lib import (
     map_condition,
     score_change,
 )
-from score_diffusion.sde_lib.per_sample import dot_each, mean_square_each
+from score_diffusion.sde_lib.per_sample import dot_each, root_mean_square_each
 from score_diffusion.sde_lib.score_wrapper import Condition, Evaluation, evaluations
 
 
@@ -143,7 +143,7 @@ class ClassifierFreeGuidance(ScoreWrapper):
 def _std_each(x: Tensor) -> Tensor:
     """The standard deviation over the elements of each sample, shape (B,), float64."""
     mean = dot_each(x, torch.ones_like(x)) / x[0].numel()
-    return mean_square_each(x.double() - expand(mean, x.double())).sqrt()
+    return root_mean_square_each(x.double() - expand(mean, x.double()))
 
 
 def _negative_for(cond: Condition, negative: Condition, x: Tensor) -> Condition:
